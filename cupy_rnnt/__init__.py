@@ -1,0 +1,18 @@
+"""The RNN-transducer loss and its gradients, exactly, in a small, fixed workspace.
+
+Importing this package imports NumPy and SciPy, and no framework.
+"""
+
+from .joint import joint_rnnt_loss, joint_rnnt_loss_and_grad
+from .loss import rnnt_loss, rnnt_loss_and_grad
+from .results import Info, JointGradients
+
+__all__ = [
+    "Info",
+    "JointGradients",
+    "joint_rnnt_loss",
+    "joint_rnnt_loss_and_grad",
+    "rnnt_loss",
+    "rnnt_loss_and_grad",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,90 @@
+"""The ragged batch: validated lengths and labels, and the packed order of its cells."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checks
+
+
+class Cells(NamedTuple):
+    """Some cells of a batch, one entry each: the coordinates every operation works from."""
+
+    sample: np.ndarray
+    frame: np.ndarray
+    position: np.ndarray
+    label: np.ndarray  # the label that leaves the cell; 0 where none is left
+    has_label: np.ndarray
+
+
+class Batch:
+    """Lengths, labels and cell offsets of a batch, valid by construction.
+
+    Cells are numbered in packed order: sample by sample, then frame by frame, then position by
+    position, so cell ``(b, t, u)`` is ``offsets[b] + t * columns[b] + u``.
+
+    Parameters
+    ----------
+    targets : array_like, shape (B, U), any integer type
+    logit_lengths, target_lengths : array_like, shape (B,), any integer type
+    shape : (B, T, U + 1)
+        Extents of the padded lattice; no length may exceed them.
+    vocabulary : int
+        Number of entries V, the blank included.
+    blank : int
+        Index in ``[-V, V)``.
+
+    Attributes
+    ----------
+    frames, columns : numpy.ndarray, shape (B,), int64
+        ``logit_lengths`` and ``target_lengths + 1``.
+    labels : numpy.ndarray, shape (B, U + 1), intp
+        The targets with 0 wherever there is no label, padding included.
+    offsets : numpy.ndarray, shape (B + 1,), int64
+    blank : int
+        Index in ``[0, V)``.
+    """
+
+    def __init__(
+        self,
+        targets: Any,
+        logit_lengths: Any,
+        target_lengths: Any,
+        shape: tuple[int, int, int],
+        vocabulary: int,
+        blank: int,
+    ) -> None:
+        size, frames, columns = shape
+        self.blank = checks.blank(blank, vocabulary)
+        targets = checks.integers("targets", targets, (size, columns - 1))
+        self.frames = checks.lengths("logit_lengths", logit_lengths, size, 1, frames)
+        label_counts = checks.lengths("target_lengths", target_lengths, size, 0, columns - 1)
+        self.columns = label_counts + 1
+        valid = np.arange(columns - 1) < label_counts[:, None]
+        checks.labels(targets, valid, vocabulary, self.blank)
+        self.labels = np.zeros((size, columns), np.intp)
+        np.copyto(self.labels[:, :-1], targets, where=valid, casting="unsafe")
+        checks.cell_count(self.frames, self.columns)
+        self.offsets = np.concatenate(([0], np.cumsum(self.frames * self.columns)))
+
+    @property
+    def size(self) -> int:
+        return len(self.frames)
+
+    @property
+    def cell_count(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Peak bytes that building this object takes, temporaries included."""
+        return 3 * self.labels.nbytes + 160 * self.size
+
+    def cells(self, packed: np.ndarray) -> Cells:
+        """Coordinates of cells given by their ascending packed indices."""
+        sample = np.searchsorted(self.offsets, packed, side="right") - 1
+        columns = self.columns[sample]
+        frame, position = np.divmod(packed - self.offsets[sample], columns)
+        return Cells(sample, frame, position, self.labels[sample, position], position < columns - 1)

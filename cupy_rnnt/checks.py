@@ -1,0 +1,177 @@
+"""What arguments must be, and what an error says when they are not.
+
+Every check names the argument, the index, the value it found and what would be right, and runs
+before any output is touched.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .defaults import FLOATING_DTYPES
+
+_CELL_LIMIT = 2**62
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, (list, tuple)):
+        return np.asarray(value)
+    kind = type(value)
+    raise TypeError(
+        f"{name} is a {kind.__module__}.{kind.__qualname__}, but a numpy.ndarray or a list is needed"
+    )
+
+
+def _shape_text(shape: Sequence[int | str]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def floats(name: str, value: Any, axes: Sequence[str], dtype: np.dtype | None = None) -> np.ndarray:
+    """An array of a supported floating dtype (of `dtype`, if given) with the axes named."""
+    array = _array(name, value)
+    if array.ndim != len(axes):
+        raise ValueError(
+            f"{name} has {array.ndim} dimensions {_shape_text(array.shape)}, "
+            f"but {_shape_text(axes)} is needed"
+        )
+    if array.dtype.name not in FLOATING_DTYPES:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, but one of {', '.join(FLOATING_DTYPES)} is needed"
+        )
+    if not array.dtype.isnative:
+        raise TypeError(f"{name} has dtype {array.dtype.str}, but native byte order is needed")
+    if dtype is not None and array.dtype != dtype:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, but {dtype} is needed, as of the first argument"
+        )
+    for axis, extent in zip(axes, array.shape, strict=True):
+        if extent == 0:
+            raise ValueError(f"{name} has shape {_shape_text(array.shape)}: axis {axis} is empty")
+    return array
+
+
+def shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+    if array.shape != expected:
+        raise ValueError(
+            f"{name} has shape {_shape_text(array.shape)}, "
+            f"but {_shape_text(expected)} is needed to match the other arguments"
+        )
+
+
+def integers(name: str, value: Any, expected: tuple[int, ...]) -> np.ndarray:
+    """An array of an integer dtype and of the expected shape; the dtype is kept."""
+    array = _array(name, value)
+    if array.size == 0 and array.dtype == np.float64 and not isinstance(value, np.ndarray):
+        array = array.astype(np.int64)  # what NumPy makes of an empty list
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}, but an integer dtype is needed")
+    shape(name, array, expected)
+    return array
+
+
+def lengths(name: str, value: Any, size: int, low: int, high: int) -> np.ndarray:
+    """Lengths within ``[low, high]``, as int64."""
+    array = integers(name, value, (size,))
+    wrong = (array < low) | (array > high)
+    if wrong.any():
+        b = int(np.argmax(wrong))
+        raise ValueError(f"{name}[{b}] is {array[b]}, but it must be between {low} and {high}")
+    return array.astype(np.int64)
+
+
+def labels(targets: np.ndarray, valid: np.ndarray, vocabulary: int, blank: int) -> None:
+    """Valid labels lie in ``[0, V)`` and are not the blank."""
+    outside = valid & ((targets < 0) | (targets >= vocabulary))
+    if outside.any():
+        b, u = np.unravel_index(np.argmax(outside), targets.shape)
+        raise ValueError(
+            f"targets[{b}, {u}] is {targets[b, u]}, but the vocabulary has {vocabulary} entries"
+        )
+    is_blank = valid & (targets == blank)
+    if is_blank.any():
+        b, u = np.unravel_index(np.argmax(is_blank), targets.shape)
+        raise ValueError(
+            f"targets[{b}, {u}] is {targets[b, u]}, which is the blank; a label must differ from it"
+        )
+
+
+def cell_count(frames: np.ndarray, columns: np.ndarray) -> None:
+    """The number of cells, and with it every offset, fits 64 bits."""
+    count = sum(map(operator.mul, frames.tolist(), columns.tolist()))
+    if count > _CELL_LIMIT:
+        raise ValueError(f"the batch has {count} cells, but at most 2**62 can be numbered")
+
+
+def blank(value: Any, vocabulary: int) -> int:
+    index = _integer("blank", value)
+    if not -vocabulary <= index < vocabulary:
+        raise ValueError(
+            f"blank is {index}, but it must be between {-vocabulary} and {vocabulary - 1}"
+        )
+    return index % vocabulary
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, but an integer is needed") from None
+
+
+def workspace(value: Any, default: int) -> int:
+    return default if value is None else _integer("max_workspace_bytes", value)
+
+
+def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
+    """A finite number with ``low <= value < below``."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}, but a number is needed") from None
+    if not low <= result < below or math.isinf(result):
+        limits = [f"at least {low:g}"] if low > -math.inf else []
+        limits += [f"below {below:g}"] if below < math.inf else []
+        raise ValueError(f"{name} is {value!r}, but it must be {' and '.join(['finite', *limits])}")
+    return result
+
+
+def writeable(name: str, value: Any) -> None:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, but an array is needed to overwrite it"
+        )
+    if not value.flags.writeable:
+        raise ValueError(f"{name} is read-only, but a writeable array is needed to overwrite it")
+
+
+def callback(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} is {value!r}, but a callable or None is needed")
+    return value
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r}, but one of {', '.join(choices)} is needed")
+    return value
+
+
+def cost_weights(value: Any, size: int) -> np.ndarray:
+    """Upstream gradients of the costs, shape (B,), finite, as float64."""
+    array = _array("cost_weights", value)
+    shape("cost_weights", array, (size,))
+    if array.dtype.kind not in "iuf" and array.dtype.name not in FLOATING_DTYPES:
+        raise TypeError(f"cost_weights has dtype {array.dtype}, but a real dtype is needed")
+    weights = array.astype(np.float64)
+    wrong = ~np.isfinite(weights)
+    if wrong.any():
+        b = int(np.argmax(wrong))
+        raise ValueError(f"cost_weights[{b}] is {array[b]}, but it must be finite")
+    return weights

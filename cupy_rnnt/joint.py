@@ -1,0 +1,432 @@
+"""The loss of a joint network, computed without ever holding its logits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checks, defaults
+from .batch import Batch, Cells
+from .engine import Kept, Options, Progress, forward, forward_backward
+from .ops import operations_for
+from .ops.activations import ACTIVATIONS
+from .results import REDUCTIONS, JointGradients, reduced, weights_of
+from .schedule import ROW_BYTES, SOFTMAX_ELEMENTS, Group
+
+_SLAB_ELEMENTS = 2**18  # of a weight gradient: what is added to it at once stays in the cache
+
+
+class _Scratch(NamedTuple):
+    """Buffers of one worker; the last two serve the gradient only."""
+
+    logits: Any
+    block: Any  # a few rows of logits
+    pre: Any
+    hidden: Any
+    d_hidden: Any
+    slab: Any  # some rows of a weight gradient
+
+    def rows(self, count: int) -> _Scratch:
+        """The same for a tile of fewer cells."""
+        logits, block, pre, hidden, d_hidden, slab = self
+        return _Scratch(logits[:count], block, pre[:count], hidden[:count], d_hidden[:count], slab)
+
+
+class JointSource:
+    """Logits ``act(encoder_out[b, t] + predictor_out[b, u]) @ weight.T + bias``, tile by tile.
+
+    See :class:`cupy_rnnt.engine.Source`. `gradient` says whether :meth:`gradients` will be asked
+    for.
+    """
+
+    def __init__(
+        self, batch: Batch, arguments: JointGradients, activation: str, gradient: bool
+    ) -> None:
+        self.ops = operations_for(arguments.encoder_out)
+        self.dtype = defaults.compute_dtype(arguments.encoder_out.dtype)
+        self.width, self.hidden_size = arguments.weight.shape
+        self.stored_row_bytes = self.width * self.dtype.itemsize
+        self._batch, self._arguments = batch, arguments
+        self._activation, self._gradient = activation, gradient
+        weight, bias = arguments.weight, arguments.bias
+        dense = weight.flags.c_contiguous or weight.flags.f_contiguous
+        self._weight = weight.astype(self.dtype, order="K" if dense else "C", copy=not dense)
+        self._bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
+
+    def _shapes(self, rows: int) -> _Scratch:
+        tile = rows, self.hidden_size
+        block = min(rows, max(1, SOFTMAX_ELEMENTS // self.width))
+        slab = min(self.width, max(1, _SLAB_ELEMENTS // self.hidden_size))
+        return _Scratch(
+            logits=(rows, self.width),
+            block=(block, self.width),
+            pre=tile,
+            hidden=tile,
+            d_hidden=tile if self._gradient else (0,),
+            slab=(slab, self.hidden_size) if self._gradient else (0,),
+        )
+
+    def scratch(self, rows: int) -> _Scratch:
+        return _Scratch(*(self.ops.empty(shape, self.dtype) for shape in self._shapes(rows)))
+
+    def tile_bytes(self, rows: int) -> int:
+        elements = sum(map(math.prod, self._shapes(rows)))
+        temporaries = 2 * rows * self.hidden_size
+        return (elements + temporaries) * self.dtype.itemsize + ROW_BYTES * rows
+
+    def fixed_bytes(self, workers: int) -> int:
+        weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize
+        copies = int(not np.shares_memory(self._weight, self._arguments.weight))
+        if self._gradient:
+            copies += workers
+        return (copies + 1) * weight_bytes
+
+    def group_bytes(self, frames: int, columns: int, workers: int) -> int:
+        rows = workers * (frames + columns) if self._gradient else 0
+        return rows * self.hidden_size * self.dtype.itemsize
+
+    def log_probs(
+        self, cells: Cells, scratch: _Scratch, stored: Any | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        scratch = scratch.rows(len(cells.sample))
+        logits = scratch.logits if stored is None else stored
+        self._hidden(cells, scratch)
+        self.ops.matmul(scratch.hidden, self._weight.T, logits)
+        return self.ops.row_log_probs(
+            logits, self._bias, self._batch.blank, cells.label, scratch.block
+        )
+
+    def _hidden(self, cells: Cells, scratch: _Scratch) -> None:
+        encoder_out, predictor_out = self._arguments[:2]
+        self.ops.hidden(
+            encoder_out, predictor_out, cells, self._activation, scratch.pre, scratch.hidden
+        )
+
+    def begin_gradient(self, workers: int) -> None:
+        zeros = self.ops.zeros
+        self._workers = workers
+        self.gradients = JointGradients(
+            *(None if a is None else zeros(a.shape, a.dtype) for a in self._arguments)
+        )
+        # Every worker sums over its own tiles; the order of these sums never depends on timing.
+        self._d_weight = zeros((workers, self.width, self.hidden_size), self.dtype)
+        self._d_bias = zeros((workers, self.width), self.dtype)
+
+    def begin_group(self, group: Group, kept: np.ndarray) -> None:
+        samples = slice(group.start, group.stop)
+        frames, columns = self._batch.frames[samples], self._batch.columns[samples]
+        self._group_start = group.start
+        self._first_frame = np.cumsum(frames) - frames
+        self._first_column = np.cumsum(columns) - columns
+        sums = self._workers, int(frames.sum()), self.hidden_size
+        self._d_encoder = self.ops.zeros(sums, self.dtype)
+        sums = self._workers, int(columns.sum()), self.hidden_size
+        self._d_predictor = self.ops.zeros(sums, self.dtype)
+
+    def add_gradient(
+        self,
+        worker: int,
+        cells: Cells,
+        kept: Kept,
+        stored: tuple[Any, np.ndarray] | None,
+        clamp: float,
+        weights: np.ndarray | None,
+        scratch: _Scratch,
+    ) -> None:
+        ops, blank = self.ops, self._batch.blank
+        scratch = scratch.rows(len(cells.sample))
+        logits, block, pre, hidden, d_hidden, slab = scratch
+        self._hidden(cells, scratch)
+        if stored is None:
+            ops.matmul(hidden, self._weight.T, logits)
+        else:
+            ops.gather(stored[0], (stored[1],), logits)
+        occupancies = kept.blank_occupancy, kept.label_occupancy
+        ops.logits_grad(
+            logits, self._bias, kept.lse, *occupancies, blank, cells.label, clamp, weights, block
+        )
+        ops.add_weight_grad(logits, hidden, self._d_weight[worker], slab)
+        ops.add_column_sum(logits, self._d_bias[worker])
+        ops.matmul(logits, self._weight, d_hidden)
+        ops.hidden_grad(d_hidden, hidden, pre, self._activation)
+        sample = cells.sample - self._group_start
+        frames = self._first_frame[sample] + cells.frame
+        columns = self._first_column[sample] + cells.position
+        ops.add_rows(d_hidden, frames, self._d_encoder[worker], pre)
+        ops.add_rows(d_hidden, columns, self._d_predictor[worker], pre)
+
+    def end_group(self, group: Group) -> None:
+        d_encoder, d_predictor = self._d_encoder.sum(axis=0), self._d_predictor.sum(axis=0)
+        for i, b in enumerate(range(group.start, group.stop)):
+            frames, first = self._batch.frames[b], self._first_frame[i]
+            self.gradients.encoder_out[b, :frames] = d_encoder[first : first + frames]
+            columns, first = self._batch.columns[b], self._first_column[i]
+            self.gradients.predictor_out[b, :columns] = d_predictor[first : first + columns]
+
+    def end_gradient(self) -> None:
+        self.gradients.weight[...] = self._d_weight.sum(axis=0)
+        if self.gradients.bias is not None:
+            self.gradients.bias[...] = self._d_bias.sum(axis=0)
+
+
+class JointCall(NamedTuple):
+    """The validated arguments of one call."""
+
+    batch: Batch
+    options: Options
+    arguments: JointGradients
+    activation: str
+    reduction: str
+
+    def source(self, gradient: bool) -> JointSource:
+        return JointSource(self.batch, self.arguments, self.activation, gradient)
+
+
+def checked(
+    encoder_out: Any,
+    predictor_out: Any,
+    weight: Any,
+    bias: Any,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: Any,
+    reduction: Any,
+    activation: Any,
+    **options: Any,
+) -> JointCall:
+    """Validate the arguments of a joint loss; `options` are those of :meth:`Options.checked`."""
+    reduction = checks.choice("reduction", reduction, REDUCTIONS)
+    activation = checks.choice("activation", activation, tuple(ACTIVATIONS))
+    encoder_out = checks.floats("encoder_out", encoder_out, ("B", "T", "H"))
+    dtype = encoder_out.dtype
+    size, frames, hidden_size = encoder_out.shape
+    predictor_out = checks.floats("predictor_out", predictor_out, ("B", "U + 1", "H"), dtype)
+    columns = predictor_out.shape[1]
+    checks.shape("predictor_out", predictor_out, (size, columns, hidden_size))
+    weight = checks.floats("weight", weight, ("V", "H"), dtype)
+    vocabulary = len(weight)
+    checks.shape("weight", weight, (vocabulary, hidden_size))
+    if bias is not None:
+        bias = checks.floats("bias", bias, ("V",), dtype)
+        checks.shape("bias", bias, (vocabulary,))
+    lattice = size, frames, columns
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, vocabulary, blank)
+    arguments = JointGradients(encoder_out, predictor_out, weight, bias)
+    return JointCall(batch, Options.checked(dtype, **options), arguments, activation, reduction)
+
+
+def joint_rnnt_loss(
+    encoder_out: Any,
+    predictor_out: Any,
+    weight: Any,
+    bias: Any,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: int = -1,
+    clamp: float = -1.0,
+    reduction: str = "mean",
+    *,
+    activation: str = "tanh",
+    fastemit_lambda: float = 0.0,
+    zero_infinity: bool = False,
+    tolerance: float | None = None,
+    max_workspace_bytes: int | None = None,
+    progress: Progress | None = None,
+    return_info: bool = False,
+) -> Any:
+    """RNN-transducer loss of a joint network, from its inputs and its output layer.
+
+    The joint network is ``hidden = activation(encoder_out[b, t] + predictor_out[b, u])``,
+    ``logits = hidden @ weight.T + bias``. The (B, T, U + 1, V) logits are computed a tile at a
+    time and never held.
+
+    Parameters
+    ----------
+    encoder_out : numpy.ndarray, shape (B, T, H)
+        Encoder outputs, projected to the hidden size of the joint network; float16, bfloat16,
+        float32 or float64. Arithmetic is float32, or float64 for float64.
+    predictor_out : numpy.ndarray, shape (B, U + 1, H)
+        Predictor outputs, likewise, of the same dtype.
+    weight : numpy.ndarray, shape (V, H)
+        Output layer, as in ``torch.nn.Linear``.
+    bias : numpy.ndarray, shape (V,), or None
+    targets : array_like, shape (B, U)
+        Labels, of any integer type; entries from ``target_lengths[b]`` on are ignored.
+    logit_lengths : array_like, shape (B,)
+        Frames of each sample, 1 to T.
+    target_lengths : array_like, shape (B,)
+        Labels of each sample, 0 to U.
+    blank : int
+        Index of the blank in ``[-V, V)``.
+    clamp : float
+        Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
+    reduction : {"none", "mean", "sum"}
+        Costs of the samples, their mean over the batch, or their sum.
+    activation : {"tanh", "relu", "sigmoid", "gelu", "silu", "identity"}
+        `gelu` is the tanh form.
+    fastemit_lambda : float
+        Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
+    zero_infinity : bool
+        Give a sample whose cost is not finite cost 0, as ``torch.nn.CTCLoss`` does.
+    tolerance : float, optional
+        Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
+    max_workspace_bytes : int, optional
+        Bytes that may be allocated beyond arguments and results, 256 MiB by default. What a BLAS
+        library holds for its own use is not counted.
+    progress : callable, optional
+        Called now and then from the calling thread as ``progress(cells_done, cells)``.
+    return_info : bool
+        Whether to return an :class:`Info` as well.
+
+    Returns
+    -------
+    loss : numpy scalar, or numpy.ndarray of shape (B,) if `reduction` is ``"none"``
+        In nats; float32, or float64 for float64 inputs. A sample whose labels have probability 0
+        costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
+    info : Info
+        Only if `return_info` is true.
+
+    Raises
+    ------
+    ValueError
+        If a shape, a length, a label or an option is out of range, or the workspace too small for
+        the smallest tile.
+    TypeError
+        If a dtype is not supported or the dtypes of the floating arguments differ.
+
+    References
+    ----------
+    Graves, "Sequence Transduction with Recurrent Neural Networks", arXiv 1211.3711.
+
+    Braun, McDermott and Hsiao, "Neural Transducer Training: Reduced Memory Consumption with
+    Sample-wise Computation", arXiv 2211.16270.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_rnnt
+    >>> rng = np.random.default_rng(0)
+    >>> encoder_out = rng.standard_normal((2, 6, 5), dtype=np.float32)
+    >>> predictor_out = rng.standard_normal((2, 4, 5), dtype=np.float32)
+    >>> weight = rng.standard_normal((7, 5), dtype=np.float32)
+    >>> loss = cupy_rnnt.joint_rnnt_loss(encoder_out, predictor_out, weight, None,
+    ...                                  [[1, 2, 3], [4, 5, 0]], [6, 5], [3, 2])
+    >>> loss.shape, loss.dtype
+    ((), dtype('float32'))
+    """
+    call = checked(
+        encoder_out,
+        predictor_out,
+        weight,
+        bias,
+        targets,
+        logit_lengths,
+        target_lengths,
+        blank,
+        reduction,
+        activation,
+        clamp=clamp,
+        fastemit_lambda=fastemit_lambda,
+        zero_infinity=zero_infinity,
+        tolerance=tolerance,
+        max_workspace_bytes=max_workspace_bytes,
+        progress=progress,
+    )
+    source = call.source(gradient=False)
+    result = forward(source, call.batch, call.options, keep=False)
+    loss = reduced(result.costs, call.reduction, source.dtype)
+    return (loss, result.info(call.batch)) if return_info else loss
+
+
+def joint_rnnt_loss_and_grad(
+    encoder_out: Any,
+    predictor_out: Any,
+    weight: Any,
+    bias: Any,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: int = -1,
+    clamp: float = -1.0,
+    reduction: str = "mean",
+    *,
+    activation: str = "tanh",
+    cost_weights: Any = None,
+    fastemit_lambda: float = 0.0,
+    zero_infinity: bool = False,
+    tolerance: float | None = None,
+    max_workspace_bytes: int | None = None,
+    progress: Progress | None = None,
+    return_info: bool = False,
+) -> Any:
+    """Loss of a joint network, and its gradients with respect to all four inputs.
+
+    Parameters are those of :func:`joint_rnnt_loss`, and these.
+
+    Parameters
+    ----------
+    clamp : float
+        If positive, each element of d cost / d logits is bounded to ``[-clamp, clamp]``, before
+        cost weights are applied.
+    cost_weights : array_like, shape (B,), optional
+        Upstream gradients of the costs: the result is then the gradient of
+        ``sum(cost_weights * costs)``, whatever the reduction. By default it is that of the reduced
+        loss, or of the sum of the costs if `reduction` is ``"none"``.
+    fastemit_lambda : float
+        FastEmit regularisation (arXiv 2010.11148): occupancies of labels count ``1 + lambda``
+        times in the gradient. The loss stays ``-log P``.
+    tolerance : float, optional
+        Cells that hold least may be left out of the gradient, up to this share of the occupancy of
+        their sample. The default is the unit round-off of the results, 2**-24 (2**-53 for
+        float64), which makes this the full gradient to working precision; 0 keeps every cell.
+
+    Returns
+    -------
+    loss : as of :func:`joint_rnnt_loss`
+    gradients : JointGradients
+        Of `encoder_out`, `predictor_out`, `weight` and `bias`, each in the shape and dtype of its
+        argument; 0 at padding. A sample whose cost is not finite contributes nothing.
+    info : Info
+        Only if `return_info` is true.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`joint_rnnt_loss` does.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_rnnt
+    >>> rng = np.random.default_rng(0)
+    >>> inputs = [rng.standard_normal(shape) for shape in [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]]
+    >>> loss, gradients = cupy_rnnt.joint_rnnt_loss_and_grad(
+    ...     *inputs, [[1, 2, 3], [4, 5, 0]], [6, 5], [3, 2])
+    >>> [gradient.shape for gradient in gradients]
+    [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]
+    """
+    call = checked(
+        encoder_out,
+        predictor_out,
+        weight,
+        bias,
+        targets,
+        logit_lengths,
+        target_lengths,
+        blank,
+        reduction,
+        activation,
+        clamp=clamp,
+        fastemit_lambda=fastemit_lambda,
+        zero_infinity=zero_infinity,
+        tolerance=tolerance,
+        max_workspace_bytes=max_workspace_bytes,
+        progress=progress,
+    )
+    weights = weights_of(call.reduction, cost_weights, call.batch.size)
+    source = call.source(gradient=True)
+    result = forward_backward(source, call.batch, call.options, weights)
+    results = reduced(result.costs, call.reduction, source.dtype), source.gradients
+    return (*results, result.info(call.batch)) if return_info else results

@@ -1,0 +1,371 @@
+"""The loss of given logits."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checks, defaults
+from .batch import Batch, Cells
+from .engine import Kept, Options, Progress, forward, forward_backward
+from .ops import operations_for
+from .results import REDUCTIONS, reduced, weights_of
+from .schedule import ROW_BYTES, SOFTMAX_ELEMENTS, Group
+
+
+class _Scratch(NamedTuple):
+    """Buffers of one worker."""
+
+    logits: Any
+    block: Any  # a few rows of logits
+
+
+class LogitsSource:
+    """Given logits, or (``fused_log_softmax=False``) log-probabilities.
+
+    See :class:`cupy_rnnt.engine.Source`. The gradient goes to `grad`, which may be the array of
+    the logits itself.
+    """
+
+    stored_row_bytes = 0
+
+    def __init__(
+        self, batch: Batch, logits: Any, fused_log_softmax: bool, grad: Any | None = None
+    ) -> None:
+        self.ops = operations_for(logits)
+        self.dtype = defaults.compute_dtype(logits.dtype)
+        self.width = logits.shape[-1]
+        self.grad = grad
+        self._batch, self._logits, self._fused = batch, logits, fused_log_softmax
+        self._rows = None  # the logits by rows, where a tile can be had without a copy
+        if logits.flags.c_contiguous and logits.dtype == self.dtype:
+            self._rows = logits.reshape(-1, self.width)
+        self.looks_normalised = fused_log_softmax and self.width > 1
+        self._normalised_within = float(np.sqrt(np.finfo(self.dtype).eps))
+
+    def scratch(self, rows: int) -> _Scratch:
+        block = min(rows, max(1, SOFTMAX_ELEMENTS // self.width))
+        shapes = (rows, self.width), (block, self.width)
+        return _Scratch(*(self.ops.empty(shape, self.dtype) for shape in shapes))
+
+    def tile_bytes(self, rows: int) -> int:
+        block = min(rows, max(1, SOFTMAX_ELEMENTS // self.width))
+        return (2 * rows + block) * self.width * self.dtype.itemsize + ROW_BYTES * rows
+
+    def fixed_bytes(self, workers: int) -> int:
+        return 0
+
+    def group_bytes(self, frames: int, columns: int, workers: int) -> int:
+        return 0
+
+    def _tile(self, cells: Cells, scratch: _Scratch) -> Any:
+        index = cells.sample, cells.frame, cells.position
+        tile = scratch.logits[: len(cells.sample)]
+        self.ops.gather(self._logits, index, tile)
+        return tile
+
+    def log_probs(
+        self, cells: Cells, scratch: _Scratch, stored: Any | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        tile = None
+        if self._rows is not None:
+            first, last = (
+                np.ravel_multi_index(
+                    (cells.sample[i], cells.frame[i], cells.position[i]), self._logits.shape[:-1]
+                )
+                for i in (0, -1)
+            )
+            if last - first == len(cells.sample) - 1:
+                tile = self._rows[first : last + 1]
+        if tile is None:
+            tile = self._tile(cells, scratch)
+        blank, labels = self._batch.blank, cells.label
+        if not self._fused:
+            return self.ops.pick_log_probs(tile, blank, labels)
+        results = self.ops.row_log_probs(tile, None, blank, labels, scratch.block)
+        if self.looks_normalised and not (abs(results[0]) < self._normalised_within).all():
+            self.looks_normalised = False
+        return results
+
+    def begin_gradient(self, workers: int) -> None:
+        pass
+
+    def begin_group(self, group: Group, kept: np.ndarray) -> None:
+        """Clear the rows that get no gradient, where the gradient overwrites the logits."""
+        if self.grad is not self._logits:
+            return
+        batch = self._batch
+        for b in range(group.start, group.stop):
+            frames, columns = batch.frames[b], batch.columns[b]
+            self.grad[b, frames:] = 0
+            self.grad[b, :, columns:] = 0
+            dropped = np.ones(frames * columns, bool)
+            mine = slice(*np.searchsorted(kept, batch.offsets[b : b + 2]))
+            dropped[kept[mine] - batch.offsets[b]] = False
+            for frame, row in enumerate(dropped.reshape(frames, columns)):
+                self.grad[b, frame, :columns][row] = 0
+
+    def add_gradient(
+        self,
+        worker: int,
+        cells: Cells,
+        kept: Kept,
+        stored: tuple[Any, np.ndarray] | None,
+        clamp: float,
+        weights: np.ndarray | None,
+        scratch: _Scratch,
+    ) -> None:
+        tile = self._tile(cells, scratch)
+        blank, labels = self._batch.blank, cells.label
+        occupancies = kept.blank_occupancy, kept.label_occupancy
+        if self._fused:
+            self.ops.logits_grad(
+                tile, None, kept.lse, *occupancies, blank, labels, clamp, weights, scratch.block
+            )
+        else:
+            self.ops.log_probs_grad(tile, *occupancies, blank, labels, clamp, weights)
+        self.ops.scatter(tile, (cells.sample, cells.frame, cells.position), self.grad)
+
+    def end_group(self, group: Group) -> None:
+        pass
+
+    def end_gradient(self) -> None:
+        pass
+
+
+class LogitsCall(NamedTuple):
+    """The validated arguments of one call."""
+
+    batch: Batch
+    options: Options
+    logits: Any
+    reduction: str
+
+
+def checked(
+    logits: Any,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: Any,
+    reduction: Any,
+    **options: Any,
+) -> LogitsCall:
+    """Validate the arguments of a loss; `options` are those of :meth:`Options.checked`."""
+    reduction = checks.choice("reduction", reduction, REDUCTIONS)
+    logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"))
+    batch = Batch(targets, logit_lengths, target_lengths, logits.shape[:3], logits.shape[3], blank)
+    return LogitsCall(batch, Options.checked(logits.dtype, **options), logits, reduction)
+
+
+def warn_if_normalised(source: LogitsSource) -> None:
+    if source.looks_normalised:
+        warnings.warn(
+            "the softmax of every row of logits sums to 1 before it is taken: these look like "
+            "log-probabilities, for which fused_log_softmax=False saves the work",
+            stacklevel=3,
+        )
+
+
+def rnnt_loss(
+    logits: Any,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: int = -1,
+    clamp: float = -1.0,
+    reduction: str = "mean",
+    fused_log_softmax: bool = True,
+    *,
+    fastemit_lambda: float = 0.0,
+    zero_infinity: bool = False,
+    tolerance: float | None = None,
+    max_workspace_bytes: int | None = None,
+    progress: Progress | None = None,
+    return_info: bool = False,
+) -> Any:
+    """RNN-transducer loss of given logits.
+
+    Arguments, their order and their defaults are those of ``torchaudio.functional.rnnt_loss``. If
+    the logits come from a joint network, :func:`cupy_rnnt.joint_rnnt_loss` gets by without them.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray, shape (B, T, U + 1, V)
+        Joint outputs before softmax; float16, bfloat16, float32 or float64. Arithmetic is float32,
+        or float64 for float64.
+    targets : array_like, shape (B, U)
+        Labels, of any integer type; entries from ``target_lengths[b]`` on are ignored.
+    logit_lengths : array_like, shape (B,)
+        Frames of each sample, 1 to T.
+    target_lengths : array_like, shape (B,)
+        Labels of each sample, 0 to U.
+    blank : int
+        Index of the blank in ``[-V, V)``.
+    clamp : float
+        Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
+    reduction : {"none", "mean", "sum"}
+        Costs of the samples, their mean over the batch, or their sum.
+    fused_log_softmax : bool
+        Whether to take the log-softmax of `logits`; if not, they are log-probabilities already.
+    fastemit_lambda : float
+        Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
+    zero_infinity : bool
+        Give a sample whose cost is not finite cost 0, as ``torch.nn.CTCLoss`` does.
+    tolerance : float, optional
+        Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
+    max_workspace_bytes : int, optional
+        Bytes that may be allocated beyond arguments and results, 256 MiB by default.
+    progress : callable, optional
+        Called now and then from the calling thread as ``progress(cells_done, cells)``.
+    return_info : bool
+        Whether to return an :class:`Info` as well.
+
+    Returns
+    -------
+    loss : numpy scalar, or numpy.ndarray of shape (B,) if `reduction` is ``"none"``
+        In nats; float32, or float64 for float64 logits. A sample whose labels have probability 0
+        costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
+    info : Info
+        Only if `return_info` is true.
+
+    Raises
+    ------
+    ValueError
+        If a shape, a length, a label or an option is out of range, or the workspace too small for
+        the smallest tile.
+    TypeError
+        If a dtype is not supported.
+
+    Warns
+    -----
+    UserWarning
+        If every row of the logits is normalised already.
+
+    References
+    ----------
+    Graves, "Sequence Transduction with Recurrent Neural Networks", arXiv 1211.3711.
+
+    Examples
+    --------
+    Two frames, one label, and three equally likely entries of the vocabulary: two alignments, each
+    of three transitions.
+
+    >>> import numpy as np, cupy_rnnt
+    >>> logits = np.zeros((1, 2, 2, 3))
+    >>> loss = cupy_rnnt.rnnt_loss(logits, [[1]], [2], [1], blank=0)
+    >>> bool(np.isclose(loss, -np.log(2 / 27)))
+    True
+    """
+    call = checked(
+        logits,
+        targets,
+        logit_lengths,
+        target_lengths,
+        blank,
+        reduction,
+        clamp=clamp,
+        fastemit_lambda=fastemit_lambda,
+        zero_infinity=zero_infinity,
+        tolerance=tolerance,
+        max_workspace_bytes=max_workspace_bytes,
+        progress=progress,
+    )
+    source = LogitsSource(call.batch, call.logits, fused_log_softmax)
+    result = forward(source, call.batch, call.options, keep=False)
+    warn_if_normalised(source)
+    loss = reduced(result.costs, call.reduction, source.dtype)
+    return (loss, result.info(call.batch)) if return_info else loss
+
+
+def rnnt_loss_and_grad(
+    logits: Any,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: int = -1,
+    clamp: float = -1.0,
+    reduction: str = "mean",
+    fused_log_softmax: bool = True,
+    *,
+    overwrite_logits: bool = False,
+    cost_weights: Any = None,
+    fastemit_lambda: float = 0.0,
+    zero_infinity: bool = False,
+    tolerance: float | None = None,
+    max_workspace_bytes: int | None = None,
+    progress: Progress | None = None,
+    return_info: bool = False,
+) -> Any:
+    """Loss of given logits, and its gradient with respect to them.
+
+    Parameters are those of :func:`rnnt_loss`, and these.
+
+    Parameters
+    ----------
+    clamp : float
+        If positive, each element of d cost / d logits is bounded to ``[-clamp, clamp]``, before
+        cost weights are applied.
+    overwrite_logits : bool
+        Whether the gradient takes the place of the logits, which then must be a writeable
+        numpy.ndarray. No second array of their size is allocated.
+    cost_weights : array_like, shape (B,), optional
+        Upstream gradients of the costs: the result is then the gradient of
+        ``sum(cost_weights * costs)``, whatever the reduction. By default it is that of the reduced
+        loss, or of the sum of the costs if `reduction` is ``"none"``.
+    fastemit_lambda : float
+        FastEmit regularisation (arXiv 2010.11148): occupancies of labels count ``1 + lambda``
+        times in the gradient. The loss stays ``-log P``.
+    tolerance : float, optional
+        Cells that hold least may get a gradient of 0, up to this share of the occupancy of their
+        sample. The default is the unit round-off of the results, 2**-24 (2**-53 for float64), which
+        makes this the full gradient to working precision; 0 keeps every cell.
+
+    Returns
+    -------
+    loss : as of :func:`rnnt_loss`
+    grad_logits : numpy.ndarray, shape (B, T, U + 1, V)
+        In the dtype of the logits; 0 at padding and for a sample whose cost is not finite.
+    info : Info
+        Only if `return_info` is true.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`rnnt_loss` does, before anything is overwritten.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_rnnt
+    >>> logits = np.zeros((1, 2, 2, 3))
+    >>> loss, grad = cupy_rnnt.rnnt_loss_and_grad(logits, [[1]], [2], [1], blank=0)
+    >>> np.round(grad[0, 0, 0] * 6, 12)  # both transitions are equally likely
+    array([-1., -1.,  2.])
+    """
+    call = checked(
+        logits,
+        targets,
+        logit_lengths,
+        target_lengths,
+        blank,
+        reduction,
+        clamp=clamp,
+        fastemit_lambda=fastemit_lambda,
+        zero_infinity=zero_infinity,
+        tolerance=tolerance,
+        max_workspace_bytes=max_workspace_bytes,
+        progress=progress,
+    )
+    weights = weights_of(call.reduction, cost_weights, call.batch.size)
+    if overwrite_logits:
+        checks.writeable("logits", logits)
+        grad = logits
+    else:
+        grad = operations_for(call.logits).zeros(call.logits.shape, call.logits.dtype)
+    source = LogitsSource(call.batch, call.logits, fused_log_softmax, grad)
+    result = forward_backward(source, call.batch, call.options, weights)
+    warn_if_normalised(source)
+    results = reduced(result.costs, call.reduction, source.dtype), grad
+    return (*results, result.info(call.batch)) if return_info else results

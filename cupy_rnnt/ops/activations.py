@@ -1,0 +1,93 @@
+"""Activations of the joint network on NumPy arrays, and what multiplies a gradient going back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit
+
+_GELU_SCALE = math.sqrt(2.0 / math.pi)
+_GELU_CUBIC = 0.044715
+
+
+class Activation(NamedTuple):
+    """`apply(pre, out)` writes the activation of `pre`; `derivative(pre, hidden)` overwrites `pre`
+    by the derivative there, given the activation's value `hidden`."""
+
+    apply: Callable[[np.ndarray, np.ndarray], object]
+    derivative: Callable[[np.ndarray, np.ndarray], object]
+
+
+def _copy(pre: np.ndarray, out: np.ndarray) -> None:
+    if out is not pre:
+        np.copyto(out, pre)
+
+
+def _tanh_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+    np.multiply(hidden, hidden, out=pre)
+    np.subtract(1, pre, out=pre)
+
+
+def _sigmoid_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+    np.subtract(1, hidden, out=pre)
+    np.multiply(pre, hidden, out=pre)
+
+
+def _gelu_gate(pre: np.ndarray) -> np.ndarray:
+    """tanh(sqrt(2/pi) (x + 0.044715 x^3))"""
+    gate = pre * pre
+    gate *= _GELU_CUBIC
+    gate += 1
+    gate *= pre
+    gate *= _GELU_SCALE
+    return np.tanh(gate, out=gate)
+
+
+def _gelu(pre: np.ndarray, out: np.ndarray) -> None:
+    gate = _gelu_gate(pre)
+    gate += 1
+    gate *= 0.5
+    np.multiply(pre, gate, out=out)
+
+
+def _gelu_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+    gate = _gelu_gate(pre)
+    slope = pre * pre
+    slope *= 3 * _GELU_CUBIC
+    slope += 1
+    slope *= pre
+    slope *= _GELU_SCALE
+    np.multiply(gate, gate, out=pre)
+    np.subtract(1, pre, out=pre)
+    pre *= slope
+    pre += gate
+    pre += 1
+    pre *= 0.5
+
+
+def _silu(pre: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(pre, expit(pre), out=out)
+
+
+def _silu_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+    """s (1 + x (1 - s)) = s + h (1 - s)"""
+    gate = expit(pre)
+    np.subtract(1, gate, out=pre)
+    pre *= hidden
+    pre += gate
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": Activation(lambda pre, out: np.tanh(pre, out=out), _tanh_derivative),
+    "relu": Activation(
+        lambda pre, out: np.maximum(pre, 0, out=out),
+        lambda pre, hidden: np.greater(pre, 0, out=pre),
+    ),
+    "sigmoid": Activation(lambda pre, out: expit(pre, out=out), _sigmoid_derivative),
+    "gelu": Activation(_gelu, _gelu_derivative),
+    "silu": Activation(_silu, _silu_derivative),
+    "identity": Activation(_copy, lambda pre, hidden: pre.fill(1)),
+}

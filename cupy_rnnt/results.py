@@ -1,0 +1,71 @@
+"""What the public functions return beside the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checks
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class JointGradients(NamedTuple):
+    """Gradients of the reduced loss with respect to the inputs of the joint network.
+
+    Each has the shape and dtype of the argument it is named after; `bias` is None if there was none.
+    """
+
+    encoder_out: Any
+    predictor_out: Any
+    weight: Any
+    bias: Any
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a call computed, as returned by ``return_info=True``.
+
+    Attributes
+    ----------
+    cells : int
+        Valid lattice cells of the batch, ``sum(logit_lengths * (target_lengths + 1))``.
+    computed : int
+        Cells whose softmax was computed.
+    kept : int
+        Cells whose gradient was computed; 0 if no gradient was asked for.
+    certificate : numpy.ndarray, shape (B,), float64
+        Proven bound of ``P(all paths) / P(paths through computed cells) - 1`` of each sample;
+        0 where every cell was computed.
+    rounds : int
+        Rounds of selection; 1 where every cell is computed at once.
+    workspace_bytes : int
+        Planned peak of what is allocated beyond the arguments and the results. Never above
+        `max_workspace_bytes`.
+    """
+
+    cells: int
+    computed: int
+    kept: int
+    certificate: np.ndarray
+    rounds: int
+    workspace_bytes: int
+
+
+def reduced(costs: np.ndarray, reduction: str, dtype: np.dtype) -> Any:
+    """The costs, their mean over the batch or their sum, in `dtype`."""
+    if reduction == "mean":
+        return dtype.type(costs.mean())
+    if reduction == "sum":
+        return dtype.type(costs.sum())
+    return costs.astype(dtype)
+
+
+def weights_of(reduction: str, cost_weights: Any, size: int) -> np.ndarray:
+    """Given weights of the costs, or else the derivative of the reduced loss with respect to each
+    (of their sum for ``"none"``); float64, (B,)."""
+    if cost_weights is not None:
+        return checks.cost_weights(cost_weights, size)
+    return np.full(size, 1.0 / size if reduction == "mean" else 1.0)

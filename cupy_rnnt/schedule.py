@@ -1,0 +1,199 @@
+"""Groups of samples and tiles of cells from a budget of bytes.
+
+A *group* is a run of consecutive samples whose lattices are solved together. A *tile* is a run of
+a group's list of cells, as many rows in every tile; small samples share one, a large sample spans
+many. What is left of the budget holds logits of the first pass for the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from .batch import Batch
+
+# A tile of 2 MiB in float32, and at least 512 rows: a GEMM of 512 rows is within a tenth of full
+# speed, and a tile stays in the outer cache of one core.
+_TILE_ELEMENTS = 2**19
+_FULL_ROWS = 512
+_MOST_ROWS = 2**13
+_SMALL_ROWS = 64  # below this a GEMM loses more than a second worker gains
+SOFTMAX_ELEMENTS = 2**16
+"""Logits that are worked on at once, so that the passes over them find them in the inner caches."""
+ROW_BYTES = 512
+"""For indices, occupancies and other vectors with an entry a row of a tile."""
+_GROUP_CELLS = 2**16  # enough to keep every worker busy and to make diagonals long
+_CELL_BYTES = 2 * 8 + 2 * 8 + 4 * 8  # lse and place; choosing kept cells; a kept cell
+_SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
+_BOOKKEEPING_BYTES = 2**20  # thread pool, closures, chunks of occupancies
+
+
+class Needs(Protocol):
+    """What the source of the logits allocates, in bytes."""
+
+    width: int
+    stored_row_bytes: int
+    """A row of logits kept from pass 1 to pass 2; 0 if the source has no use for it."""
+
+    def fixed_bytes(self, workers: int) -> int: ...
+
+    def tile_bytes(self, rows: int) -> int: ...
+
+    def group_bytes(self, frames: int, columns: int, workers: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples ``start`` to ``stop - 1``; ``stored`` cells of their list keep their logits."""
+
+    start: int
+    stop: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is computed.
+
+    Attributes
+    ----------
+    workers : int
+        Tiles computed at once.
+    rows : int
+        Cells a tile.
+    groups : list of Group
+    stored : int
+        Rows of logits kept at most.
+    workspace_bytes : int
+        Planned peak of what is allocated beyond the arguments and the results.
+    """
+
+    workers: int
+    rows: int
+    groups: list[Group]
+    stored: int
+    workspace_bytes: int
+
+
+def tiles(count: int, rows: int, workers: int, first: int = 0) -> list[tuple[int, int]]:
+    """Cut ``count`` entries from `first` on into equal tiles of at most `rows`, as many for every
+    worker if they are large enough to be worth it."""
+    pieces = -(-count // rows)
+    even = -(-pieces // workers) * workers
+    if even * _SMALL_ROWS <= count:
+        pieces = even
+    edges = [first + count * i // pieces for i in range(pieces + 1)] if pieces else [first]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+class _Extent(NamedTuple):
+    """The size of a group: what its lattice, its lists and its sums take up."""
+
+    diagonals: int
+    width: int
+    cells: int
+    frames: int
+    columns: int
+
+    def joined(self, other: _Extent) -> _Extent:
+        sums = (x + y for x, y in zip(self[1:], other[1:], strict=True))
+        return _Extent(max(self.diagonals, other.diagonals), *sums)
+
+
+def plan(
+    batch: Batch,
+    needs: Needs,
+    budget: int,
+    threads: int,
+    lattice_nbytes: Callable[[int, int, bool], int],
+    gradient: bool,
+    store: bool,
+) -> Plan:
+    """Choose workers, tiles and groups so that the planned peak stays within the budget.
+
+    Parameters
+    ----------
+    gradient : bool
+        Whether occupancies are wanted, not the costs alone.
+    store : bool
+        Whether logits may be kept from pass 1 to pass 2, which saves their second computation.
+
+    Raises
+    ------
+    ValueError
+        If not even one worker with tiles of one row fits.
+    """
+    extents = [
+        _Extent(t + s - 1, min(t, s) + 1, t * s, t, s)
+        for t, s in zip(batch.frames.tolist(), batch.columns.tolist(), strict=True)
+    ]
+
+    def group_bytes(extent: _Extent, workers: int) -> int:
+        return (
+            lattice_nbytes(extent.diagonals, extent.width, gradient)
+            + _CELL_BYTES * extent.cells
+            + needs.group_bytes(extent.frames, extent.columns, workers)
+        )
+
+    def base_bytes(workers: int, rows: int) -> int:
+        shared = _BOOKKEEPING_BYTES + batch.nbytes + _SAMPLE_BYTES * batch.size
+        return shared + needs.fixed_bytes(workers) + workers * needs.tile_bytes(rows)
+
+    def least_bytes(workers: int, rows: int) -> int:
+        return base_bytes(workers, rows) + max(group_bytes(e, workers) for e in extents)
+
+    workers, rows = _workers_and_rows(batch, needs.width, budget, threads, least_bytes)
+    room = budget - base_bytes(workers, rows)
+    row_bytes = needs.stored_row_bytes if store else 0
+    groups: list[tuple[int, _Extent]] = []  # the sample behind the last one, and the size
+    held = None
+    for b, extent in enumerate(extents):
+        joined = held.joined(extent) if held else extent
+        if held and (
+            group_bytes(joined, workers) + row_bytes * joined.cells > room
+            or held.cells >= _GROUP_CELLS * workers
+        ):
+            groups.append((b, held))
+            joined = extent
+        held = joined
+    assert held is not None
+    groups.append((batch.size, held))
+    largest = max(group_bytes(extent, workers) for _, extent in groups)
+    stored = 0
+    if row_bytes:
+        stored = min((room - largest) // row_bytes, max(extent.cells for _, extent in groups))
+    starts = [0, *(stop for stop, _ in groups)]
+    return Plan(
+        workers=workers,
+        rows=rows,
+        groups=[
+            Group(start, stop, min(extent.cells, stored))
+            for start, (stop, extent) in zip(starts, groups, strict=False)
+        ],
+        stored=stored,
+        workspace_bytes=budget - room + largest + stored * row_bytes,
+    )
+
+
+def _workers_and_rows(
+    batch: Batch, width: int, budget: int, threads: int, least_bytes: Callable[[int, int], int]
+) -> tuple[int, int]:
+    """As many workers as fit with tiles worth having, then as large tiles as fit."""
+    full = min(max(_TILE_ELEMENTS // width, _FULL_ROWS), _MOST_ROWS, batch.cell_count)
+    most = max(1, min(threads, batch.cell_count // _SMALL_ROWS))
+    small = min(_SMALL_ROWS, full)
+    for workers in range(most, 0, -1):
+        if least_bytes(workers, small) <= budget:
+            break
+    else:
+        small = 1
+    rows = full
+    while rows > small and least_bytes(workers, rows) > budget:
+        rows = max(rows // 2, small)
+    needed = least_bytes(workers, rows)
+    if needed > budget:
+        raise ValueError(
+            f"max_workspace_bytes is {budget}, but this batch needs at least {needed} bytes"
+        )
+    return workers, rows
