@@ -1,10 +1,447 @@
-import numpy as np
+"""The command line: the main job on real lengths, memory plans, versions.
+
+python -m cupy_rnnt             loss and gradients of a LibriSpeech batch, checked
+python -m cupy_rnnt estimate    what a batch would take, without running it
+python -m cupy_rnnt info        versions, devices, threads
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from . import __version__, defaults, engine, joint, reference
+from .ops import cpu
+from .results import JointGradients
+
+_UTTERANCES = 256
+_BLANK = 0
+_CHECKED_SAMPLES = 3
+_CHECKED_PRODUCTS = 5e9  # cells times V times H: a few seconds of the reference
+_PACKAGES = ["numpy", "scipy", "threadpoolctl", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax"]
+_THREAD_VARIABLES = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
+_RUN = """\
+Compute the RNN-transducer loss of a joint network and all its gradients, and check some of them.
+
+Lengths are real: encoder frames (25 a second) and labels (500 BPE units) of utterances of
+LibriSpeech train-clean-100, from the public project csukuangfj/transducer-loss-benchmarking
+(Apache-2.0). Values are random, as of a network that has learned nothing yet."""
+_COMMANDS = """\
+other commands (with --help for their options):
+  estimate    print the memory that a batch of any size takes, without running it
+  info        print versions, devices and threads"""
+_ESTIMATE = """\
+Print the memory that loss and gradients of a joint network take, without computing or allocating
+them. There are as many workers as a call would have on this machine."""
+_COUNTS = {  # least value, help
+    "batch": (1, "samples B"),
+    "frames": (1, "frames T of each sample"),
+    "labels": (0, "labels U of each sample"),
+    "vocab": (2, "entries V of the vocabulary, the blank included"),
+    "hidden": (1, "hidden size H of the joint network"),
+    "seed": (0, "of the random values"),
+}
 
 
-def librispeech_lengths(size):
+def librispeech_lengths(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and labels of the first `size` of the 256 LibriSpeech utterances in the package."""
     with files("cupy_rnnt").joinpath("data/librispeech_shapes.csv").open() as text:
-        frames, labels = np.loadtxt(
-            text, dtype=np.int64, delimiter=",", skiprows=1, max_rows=size
-        ).T
-    return frames, labels
+        table = np.loadtxt(text, np.int64, delimiter=",", skiprows=1, max_rows=size, ndmin=2)
+    return table[:, 0], table[:, 1]
+
+
+class _Inputs(NamedTuple):
+    """Arguments of ``joint_rnnt_loss``, in order, up to ``blank``."""
+
+    encoder_out: np.ndarray
+    predictor_out: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    targets: np.ndarray
+    logit_lengths: np.ndarray
+    target_lengths: np.ndarray
+    blank: int = _BLANK
+
+    @property
+    def cells(self) -> np.ndarray:
+        return self.logit_lengths * (self.target_lengths + 1)
+
+    def part(self, samples: np.ndarray) -> _Inputs:
+        ragged = self._asdict()
+        del ragged["weight"], ragged["bias"], ragged["blank"]
+        return self._replace(**{name: array[samples] for name, array in ragged.items()})
+
+
+def _fresh(args: argparse.Namespace) -> _Inputs:
+    """A freshly initialised joint network on the first LibriSpeech lengths."""
+    rng = np.random.default_rng(args.seed)
+    frames, labels = librispeech_lengths(args.batch)
+
+    def normal(scale: float, *shape: int) -> np.ndarray:
+        values = rng.standard_normal(shape, np.float32)
+        values *= np.float32(scale)
+        return values.astype(_dtype(args.dtype), copy=False)
+
+    return _Inputs(
+        normal(1.0, args.batch, frames.max(), args.hidden),
+        normal(1.0, args.batch, labels.max() + 1, args.hidden),
+        normal(0.1, args.vocab, args.hidden),
+        normal(0.1, args.vocab),
+        rng.integers(_BLANK + 1, args.vocab, (args.batch, labels.max())),
+        frames,
+        labels,
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.batch > _UTTERANCES:
+        raise ValueError(f"--batch is {args.batch}, but there are {_UTTERANCES} utterances")
+    inputs = _fresh(args)
+    frames, labels = inputs.logit_lengths, inputs.target_lengths
+    padded = args.batch * frames.max() * (labels.max() + 1)
+    print(
+        f"cupy_rnnt {__version__} on the CPU ({_cpu_name()}, {_counted(cpu.threads(), 'thread')})"
+    )
+    _heading(
+        "Batch with lengths of LibriSpeech train-clean-100 (25 frames a second, 500 BPE units)"
+    )
+    _row("samples B", f"{args.batch}")
+    _row("frames T", f"{frames.min()} to {frames.max()}")
+    _row("labels U", f"{labels.min()} to {labels.max()}")
+    _row("vocabulary V, hidden H", f"{args.vocab}, {args.hidden}")
+    _row("values", f"{args.dtype}, random, seed {args.seed}")
+    _row("lattice cells", f"{inputs.cells.sum():,} ({padded:,} with padding)")
+
+    start = time.perf_counter()
+    with _progress() as progress:
+        costs, gradients, info = joint.joint_rnnt_loss_and_grad(
+            *inputs,
+            reduction="none",
+            max_workspace_bytes=args.max_workspace_bytes,
+            progress=progress,
+            return_info=True,
+        )
+    seconds = time.perf_counter() - start
+
+    _heading("Loss and gradients of encoder_out, predictor_out, weight and bias")
+    low, middle, high = np.min(costs), np.median(costs), np.max(costs)
+    dropped = defaults.tolerance(inputs.weight.dtype)
+    _row("cost per sample", f"{low:,.1f} / {middle:,.1f} / {high:,.1f} nats (min / median / max)")
+    _row("time", f"{seconds:.2f} s, {info.cells / seconds:,.0f} cells a second")
+    _row(
+        "cells kept", f"{info.kept:,} of {info.cells:,} ({info.kept / info.cells:.1%}); the others"
+    )
+    _row("", f"hold less than {dropped:.0e} of the posterior mass of their sample")
+    _print_memory(inputs, info.workspace_bytes, args.max_workspace_bytes)
+    return _check(inputs, costs, gradients)
+
+
+def _print_memory(inputs: _Inputs, workspace: int, budget: int) -> None:
+    """The workspace beside what it takes the place of."""
+    size, frames, columns = *inputs.encoder_out.shape[:2], inputs.predictor_out.shape[1]
+    logits = size * frames * columns * len(inputs.weight) * inputs.weight.itemsize
+    _row("workspace", f"{_nbytes(workspace)} planned, {_nbytes(budget)} allowed")
+    _row("batched computation", f"{_nbytes(logits)} of logits + {_nbytes(logits)} of gradient")
+    _row("", f"= {_nbytes(2 * logits)}, {_digits(2 * logits / workspace)} times the workspace")
+
+
+def _check(inputs: _Inputs, costs: np.ndarray, gradients: JointGradients) -> int:
+    """Compare the shortest samples with the reference; return the exit status."""
+    samples = np.argsort(inputs.cells, kind="stable")[:_CHECKED_SAMPLES]
+    few = np.cumsum(inputs.cells[samples]) * inputs.weight.size <= _CHECKED_PRODUCTS
+    samples = samples[: max(1, np.count_nonzero(few))]
+    _heading(
+        f"Check of the {_counted(len(samples), 'shortest sample')} against cupy_rnnt.reference"
+    )
+    part = inputs.part(samples)
+    expected_costs, expected = reference.joint_rnnt_loss_and_grad(*part, reduction="none")
+    of_cost, of_gradient = _tolerances(part, float(np.max(expected_costs)))
+    compared = [("cost", costs, expected_costs, of_cost)]
+    for name in ("encoder_out", "predictor_out"):
+        pair = getattr(gradients, name), getattr(expected, name)
+        compared.append((f"gradient of {name}", *pair, of_gradient))
+    failed = []
+    for name, result, wanted, tolerance in compared:
+        error = _relative_error(result[samples], wanted)
+        passed = error <= tolerance  # not so for NaN
+        verdict = "ok" if passed else "FAILED"
+        _row(name, f"{error:.1e} relative error, {tolerance:.1e} allowed: {verdict}")
+        failed += [] if passed else [name]
+    return _complain(f"the check of {', '.join(failed)} failed", 1) if failed else 0
+
+
+def _relative_error(values: np.ndarray, expected: Any) -> float:
+    """The largest of the samples, in the Euclidean norm."""
+    rows = np.reshape(expected, (len(values), -1))
+    difference = values.astype(np.float64).reshape(rows.shape) - rows
+    return float(np.max(np.linalg.norm(difference, axis=1) / np.linalg.norm(rows, axis=1)))
+
+
+def _tolerances(inputs: _Inputs, cost: float) -> tuple[float, float]:
+    """What the relative errors of costs and of gradients may be.
+
+    Rounding moves a logit, a dot product of H terms, by about ``sqrt(H)`` unit round-offs, and the
+    float64 lattice rounds numbers as large as the cost. The cost is the sum of its transitions, so
+    that relative errors do not grow. An occupancy is the exponential of such a sum: independent
+    errors along a path of T + U transitions add up to ``sqrt(T + U)`` times one. Gradients are
+    rounded once more, to their dtype. The factor 4 covers what "about" leaves open.
+    """
+    dtype = inputs.weight.dtype
+    steps = math.sqrt(np.max(inputs.logit_lengths + inputs.target_lengths))
+    logit = math.sqrt(inputs.weight.shape[1]) * defaults.tolerance(dtype)
+    lattice = defaults.tolerance(np.dtype(np.float64))
+    stored = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype.name, 0.0)
+    return 4 * (logit + steps * lattice), 4 * steps * (logit + cost * lattice) + stored
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    size, frames, labels, hidden = args.batch, args.frames, args.labels, args.hidden
+    dtype = _dtype(args.dtype)
+    # A plan needs no values: these arrays have one element each, or are never written to.
+    inputs = _Inputs(
+        np.broadcast_to(np.zeros((), dtype), (size, frames, hidden)),
+        np.broadcast_to(np.zeros((), dtype), (size, labels + 1, hidden)),
+        np.zeros((args.vocab, hidden), dtype),
+        np.zeros(args.vocab, dtype),
+        np.broadcast_to(np.int64(_BLANK + 1), (size, labels)),
+        np.full(size, frames),
+        np.full(size, labels),
+    )
+    call = joint.checked(
+        *inputs,
+        "mean",
+        "tanh",
+        clamp=-1.0,
+        fastemit_lambda=0.0,
+        zero_infinity=False,
+        tolerance=None,
+        max_workspace_bytes=args.max_workspace_bytes,
+        progress=None,
+    )
+    source = call.source(gradient=True)
+    plan = engine.make_plan(source, call.batch, call.options, gradient=True, store=True)
+    largest = max(group.stop - group.start for group in plan.groups)
+    print("Memory of joint_rnnt_loss_and_grad, planned and not allocated")
+    _row("batch", f"B = {size}, T = {frames}, U = {labels}, V = {args.vocab}, H = {hidden}")
+    _row("dtype", args.dtype)
+    _row("lattice cells", f"{call.batch.cell_count:,}")
+    _row("inputs", _nbytes(sum(array.nbytes for array in inputs[:-1])))
+    _row("gradients", _nbytes(sum(array.nbytes for array in inputs[:4])))
+    _print_memory(inputs, plan.workspace_bytes, args.max_workspace_bytes)
+    _heading("What fills the workspace")
+    _row("workers", f"{plan.workers}")
+    _row("tile", f"{_counted(plan.rows, 'row')}, one tile a worker")
+    _row("groups of samples", f"{len(plan.groups):,}, of at most {_counted(largest, 'sample')}")
+    _row("rows of logits stored", f"{plan.stored:,}")
+    return 0
+
+
+def _info(_: argparse.Namespace) -> int:
+    print(f"cupy_rnnt {__version__}")
+    _row("Python", f"{platform.python_version()} ({platform.python_implementation()})")
+    for name in _PACKAGES:
+        _row(name, _version(name))
+    _heading("Device")
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every platform
+    usable = len(affinity(0)) if affinity else os.cpu_count()
+    _row("platform", platform.platform())
+    _row("cpu", f"{_cpu_name()}, {os.cpu_count()} cores, {usable} for this process")
+    _heading("Threads and memory")
+    _row("workers of a call", f"at most {cpu.threads()}")
+    for library in ThreadpoolController().info():
+        count = _counted(library["num_threads"], "thread")
+        _row(library["user_api"], f"{library['internal_api']} {library['version']}, {count}")
+    for name in _THREAD_VARIABLES:
+        _row(name, os.environ.get(name, "not set"))
+    _row("max_workspace_bytes", f"{_nbytes(defaults.MAX_WORKSPACE_BYTES)} by default")
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)  # without importing it
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _dtype(name: str) -> np.dtype:
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ValueError("--dtype bfloat16 needs the package ml_dtypes") from None
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+@contextmanager
+def _progress() -> Iterator[engine.Progress | None]:
+    """A bar on stderr, if that is a terminal, which goes when the work is done."""
+    if not sys.stderr.isatty():
+        yield None
+    elif find_spec("tqdm") is None:
+        try:
+            yield lambda done, total: _write(f"\r{done / total:4.0%} {'#' * (40 * done // total)}")
+        finally:
+            _write(f"\r{'':45}\r")
+    else:
+        from tqdm import tqdm
+
+        with tqdm(unit=" cells", unit_scale=True, leave=False) as bar:
+
+            def update(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield update
+
+
+def _write(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
+
+
+def _heading(text: str) -> None:
+    print(f"\n{text}")
+
+
+def _row(name: str, text: str) -> None:
+    print(f"  {name:<26}{text}", flush=True)
+
+
+def _complain(message: str, status: int) -> int:
+    _write(f"cupy_rnnt: error: {' '.join(message.split())}\n")
+    return status
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def _digits(value: float) -> str:
+    """At least three."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+def _nbytes(count: int) -> str:
+    """In binary units, as in ``256 MiB``."""
+    value, units = float(count), ["TiB", "GiB", "MiB", "KiB", "bytes"]
+    while value >= 999.5 and len(units) > 1:
+        value /= 1024
+        units.pop()
+    return f"{_digits(value)} {units[-1]}"
+
+
+def _parse_nbytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+)(?:(\.\d+)? ?([kmg])ib)?", text, re.ASCII | re.IGNORECASE)
+    if not found:
+        example = "such as 50000000, 64MiB or 1.5GiB"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes {example}")
+    whole, fraction, unit = found.groups()
+    scale = 1024 ** (1 + "kmg".index(unit.lower())) if unit else 1
+    return int(whole) * scale + int(float(fraction or 0) * scale)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    most = 2**31 - 1
+
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,10}", text) or not least <= int(text) <= most:
+            limits = f"between {least} and {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
+        return int(text)
+
+    return parse
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors :func:`main` reports as it does those of the library."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser(
+    command: str,
+    run: Callable[[argparse.Namespace], int],
+    description: str,
+    epilog: str | None = None,
+    **counts: int,
+) -> _Parser:
+    """The parser of one command; `counts` are its options of this kind and their defaults."""
+    parser = _Parser(
+        prog=f"python -m cupy_rnnt {command}".rstrip(),
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    for name, default in counts.items():
+        least, text = _COUNTS[name]
+        text, kind = f"{text} (default: {default})", _at_least(least)
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=text)
+    if counts:
+        text = "of inputs and gradients (default: float32)"
+        kinds = defaults.FLOATING_DTYPES
+        parser.add_argument("--dtype", choices=kinds, default="float32", help=text)
+        parser.add_argument(
+            "--max-workspace-bytes",
+            type=_parse_nbytes,
+            default=defaults.MAX_WORKSPACE_BYTES,
+            metavar="BYTES",
+            help="for example 50000000, 64MiB or 1.5GiB (default: 256MiB)",
+        )
+    return parser
+
+
+def _parsers() -> dict[str, _Parser]:
+    """By command; the main job has no name."""
+    run = _parser("", _run, _RUN, _COMMANDS, batch=16, vocab=500, hidden=512, seed=0)
+    devices = ["auto", "cpu"]
+    run.add_argument("--device", choices=devices, default="auto", help="(default: auto)")
+    run.add_argument("--version", action="version", version=f"cupy_rnnt {__version__}")
+    sizes = {"batch": 1024, "frames": 1000, "labels": 200, "vocab": 4096, "hidden": 640}
+    estimate = _parser("estimate", _estimate, _ESTIMATE, **sizes)
+    info = _parser("info", _info, "Print versions, devices and threads.")
+    return {"": run, "estimate": estimate, "info": info}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parsers = _parsers()
+    command = words.pop(0) if words and words[0] in parsers else ""
+    try:
+        args = parsers[command].parse_args(words)
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, TypeError, MemoryError) as error:
+        return _complain(str(error) or "out of memory", 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

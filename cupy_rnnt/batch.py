@@ -40,7 +40,7 @@ class Batch:
     ----------
     frames, columns : numpy.ndarray, shape (B,), int64
         ``logit_lengths`` and ``target_lengths + 1``.
-    labels : numpy.ndarray, shape (B, U + 1), intp
+    labels : numpy.ndarray, shape (B, max(columns)), intp
         The targets with 0 wherever there is no label, padding included.
     offsets : numpy.ndarray, shape (B + 1,), int64
     blank : int
@@ -62,12 +62,14 @@ class Batch:
         self.frames = checks.lengths("logit_lengths", logit_lengths, size, 1, frames)
         label_counts = checks.lengths("target_lengths", target_lengths, size, 0, columns - 1)
         self.columns = label_counts + 1
-        valid = np.arange(columns - 1) < label_counts[:, None]
-        checks.labels(targets, valid, vocabulary, self.blank)
-        self.labels = np.zeros((size, columns), np.intp)
-        np.copyto(self.labels[:, :-1], targets, where=valid, casting="unsafe")
         checks.cell_count(self.frames, self.columns)
         self.offsets = np.concatenate(([0], np.cumsum(self.frames * self.columns)))
+        longest = int(label_counts.max())
+        targets = targets[:, :longest]
+        valid = np.arange(longest) < label_counts[:, None]
+        checks.labels(targets, valid, vocabulary, self.blank)
+        self.labels = np.zeros((size, longest + 1), np.intp)
+        np.copyto(self.labels[:, :-1], targets, where=valid, casting="unsafe")
 
     @property
     def size(self) -> int:
@@ -81,6 +83,10 @@ class Batch:
     def nbytes(self) -> int:
         """Peak bytes that building this object takes, temporaries included."""
         return 3 * self.labels.nbytes + 160 * self.size
+
+    def run(self, start: int, stop: int) -> range:
+        """Packed indices of all cells of samples ``start`` to ``stop - 1``."""
+        return range(int(self.offsets[start]), int(self.offsets[stop]))
 
     def cells(self, packed: np.ndarray) -> Cells:
         """Coordinates of cells given by their ascending packed indices."""

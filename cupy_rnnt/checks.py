@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,17 @@ _CELL_LIMIT = 2**62
 
 
 def _array(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         return value
     if isinstance(value, (list, tuple)):
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"{name} cannot be made an array: {error}") from None
     kind = type(value)
     raise TypeError(
-        f"{name} is a {kind.__module__}.{kind.__qualname__}, but a numpy.ndarray or a list is needed"
+        f"{name} is a {kind.__module__}.{kind.__qualname__}, "
+        "but a numpy.ndarray or a list is needed"
     )
 
 
@@ -131,10 +136,12 @@ def workspace(value: Any, default: int) -> int:
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
     """A finite number with ``low <= value < below``."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}, but a number is needed")
     try:
         result = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}, but a number is needed") from None
+    except OverflowError:  # an int beyond any float
+        result = math.inf
     if not low <= result < below or math.isinf(result):
         limits = [f"at least {low:g}"] if low > -math.inf else []
         limits += [f"below {below:g}"] if below < math.inf else []

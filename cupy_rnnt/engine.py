@@ -24,9 +24,9 @@ import numpy as np
 
 from . import checks, defaults
 from .batch import Batch, Cells
-from .ops import Lattice, Operations, Workers
+from .ops import Lattice, Operations, Tile, Workers
 from .results import Info
-from .schedule import Group, Needs, Plan, plan, tiles
+from .schedule import Group, Needs, Plan, Tiles, plan
 
 _KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
 
@@ -145,7 +145,7 @@ class Result:
 
 def forward(source: Source, batch: Batch, options: Options, keep: bool) -> Result:
     """Costs alone, or (`keep`) also the kept cells for :func:`backward`."""
-    with _running(source, batch, options, _plan(source, batch, options, keep, False)) as run:
+    with _running(source, batch, options, make_plan(source, batch, options, keep, False)) as run:
         for group in run.plan.groups:
             kept = run.first_pass(group, keep)
             if kept is not None:
@@ -166,7 +166,7 @@ def backward(
 
 def forward_backward(source: Source, batch: Batch, options: Options, weights: np.ndarray) -> Result:
     """Both passes, group by group; logits of pass 1 serve pass 2 as far as the workspace goes."""
-    chosen = _plan(source, batch, options, True, True)
+    chosen = make_plan(source, batch, options, True, True)
     source.begin_gradient(chosen.workers)
     with _running(source, batch, options, chosen) as run:
         for group in run.plan.groups:
@@ -177,7 +177,7 @@ def forward_backward(source: Source, batch: Batch, options: Options, weights: np
     return run.result
 
 
-def _plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
+def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
     ops, budget = source.ops, options.max_workspace_bytes
     return plan(batch, source, budget, ops.threads(), ops.lattice_nbytes, gradient, store)
 
@@ -185,10 +185,7 @@ def _plan(source: Source, batch: Batch, options: Options, gradient: bool, store:
 @contextmanager
 def _running(source: Source, batch: Batch, options: Options, plan: Plan) -> Iterator[_Run]:
     with source.ops.workers(plan.workers) as workers:
-        run = _Run(source, batch, options, plan, workers)
-        yield run
-    if options.zero_infinity:
-        run.result.costs[~np.isfinite(run.result.costs)] = 0.0
+        yield _Run(source, batch, options, plan, workers)
 
 
 class _Run:
@@ -212,27 +209,30 @@ class _Run:
         """Costs of a group and, if asked for, the cells that matter to a gradient."""
         source, batch = self.source, self.batch
         samples = slice(group.start, group.stop)
-        offset = int(batch.offsets[group.start])
-        count = int(batch.offsets[group.stop]) - offset
+        computed = batch.run(group.start, group.stop)
         lattice = source.ops.lattice(batch.frames[samples], batch.columns[samples], keep)
-        lse = np.empty(count)
-        places = np.empty(count, np.int64)
+        lse = np.empty(len(computed))
+        places = np.empty(len(computed), np.int64)
 
-        def tile(worker: int, part: tuple[int, int]) -> None:
+        def tile(worker: int, part: Tile) -> None:
             start, stop = part
-            cells = batch.cells(np.arange(offset + start, offset + stop))
+            cells = batch.cells(np.arange(computed[start], computed[stop - 1] + 1))
             stored = self.stored[start:stop] if stop <= group.stored else None
             lse[start:stop], blank, label = source.log_probs(cells, self.scratch[worker], stored)
             cells = cells._replace(sample=cells.sample - group.start)
             places[start:stop] = lattice.write(cells, blank, label)
             if worker == 0:
-                self._report(offset + stop)
+                self._report(computed[stop - 1] + 1)
 
-        self.workers.run(tile, self._tiles(count, group.stored))
-        costs = self.result.costs[samples] = lattice.solve()
+        self._run_tiles(tile, len(computed), group.stored)
+        costs = lattice.solve()
+        finite = np.isfinite(costs)
+        lost = 0.0 if self.options.zero_infinity else costs
+        self.result.costs[samples] = np.where(finite, costs, lost)
+        self._report(computed.stop)
         if not keep:
             return None
-        kept = self._keep(group, lattice, lse, places, np.isfinite(costs))
+        kept = self._keep(group, lattice, lse, places, finite)
         self.result.kept_count += len(kept.packed)
         return kept
 
@@ -244,10 +244,10 @@ class _Run:
         places: np.ndarray,
         finite: np.ndarray,
     ) -> Kept:
-        """The cells of at least average ``tolerance`` occupancy.
+        """The cells that hold at least ``tolerance`` times the mean occupancy of their sample.
 
-        A path has T + U transitions, so those of a sample's T * S cells that are left out hold at
-        most `tolerance` of its occupancy in all. A sample without a finite cost keeps none.
+        A path has T + U transitions, so the mean is (T + U) / (T S), and the cells left out hold at
+        most `tolerance` of the sample's occupancy in all. Where the cost is not finite, none is kept.
         """
         batch, offset = self.batch, self.batch.offsets[group.start]
         kept = []
@@ -264,6 +264,9 @@ class _Run:
         for start in range(0, len(packed), _KEEP_CHUNK):
             part = slice(start, start + _KEEP_CHUNK)
             occupancies[:, part] = lattice.occupancies(places[packed[part] - offset])
+        # One denormal number in a row would slow its products as much as many.
+        limits = np.finfo(self.source.dtype)
+        occupancies[occupancies < limits.tiny / limits.eps] = 0
         occupancies[1] *= 1 + self.options.fastemit_lambda
         return Kept(packed, lse, *occupancies)
 
@@ -274,7 +277,7 @@ class _Run:
         stored = int(np.searchsorted(kept.packed, offset + group.stored))
         source.begin_group(group, kept.packed)
 
-        def tile(worker: int, part: tuple[int, int]) -> None:
+        def tile(worker: int, part: Tile) -> None:
             start, stop = part
             mine = kept.part(start, stop)
             cells = batch.cells(mine.packed)
@@ -289,13 +292,16 @@ class _Run:
                 self.scratch[worker],
             )
 
-        self.workers.run(tile, self._tiles(len(kept.packed), stored), fixed=True)
+        self._run_tiles(tile, len(kept.packed), stored, fixed=True)
         source.end_group(group)
 
-    def _tiles(self, count: int, stored: int) -> list[tuple[int, int]]:
-        """Tiles of entries whose logits are stored, then of the others."""
+    def _run_tiles(
+        self, tile: Callable[[int, Tile], None], count: int, stored: int, fixed: bool = False
+    ) -> None:
+        """Run tiles of the entries whose logits are stored, then of the others."""
         rows, workers = self.plan.rows, self.plan.workers
-        return tiles(stored, rows, workers) + tiles(count - stored, rows, workers, stored)
+        self.workers.run(tile, Tiles(stored, rows, workers), fixed)
+        self.workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed)
 
     def _report(self, done: int) -> None:
         if self.options.progress is not None:

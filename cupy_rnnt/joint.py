@@ -45,7 +45,9 @@ class JointSource:
         self, batch: Batch, arguments: JointGradients, activation: str, gradient: bool
     ) -> None:
         self.ops = operations_for(arguments.encoder_out)
-        self.dtype = defaults.compute_dtype(arguments.encoder_out.dtype)
+        self.dtype: np.dtype = defaults.compute_dtype(arguments.encoder_out.dtype)
+        self.width: int
+        self.hidden_size: int
         self.width, self.hidden_size = arguments.weight.shape
         self.stored_row_bytes = self.width * self.dtype.itemsize
         self._batch, self._arguments = batch, arguments
@@ -78,10 +80,10 @@ class JointSource:
 
     def fixed_bytes(self, workers: int) -> int:
         weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize
-        copies = int(not np.shares_memory(self._weight, self._arguments.weight))
+        copies = int(self._weight is not self._arguments.weight)
         if self._gradient:
             copies += workers
-        return (copies + 1) * weight_bytes
+        return copies * weight_bytes + self.width * self.dtype.itemsize
 
     def group_bytes(self, frames: int, columns: int, workers: int) -> int:
         rows = workers * (frames + columns) if self._gradient else 0
@@ -158,7 +160,7 @@ class JointSource:
         ops.add_rows(d_hidden, columns, self._d_predictor[worker], pre)
 
     def end_group(self, group: Group) -> None:
-        d_encoder, d_predictor = self._d_encoder.sum(axis=0), self._d_predictor.sum(axis=0)
+        d_encoder, d_predictor = _total(self._d_encoder), _total(self._d_predictor)
         for i, b in enumerate(range(group.start, group.stop)):
             frames, first = self._batch.frames[b], self._first_frame[i]
             self.gradients.encoder_out[b, :frames] = d_encoder[first : first + frames]
@@ -166,9 +168,17 @@ class JointSource:
             self.gradients.predictor_out[b, :columns] = d_predictor[first : first + columns]
 
     def end_gradient(self) -> None:
-        self.gradients.weight[...] = self._d_weight.sum(axis=0)
+        self.gradients.weight[...] = _total(self._d_weight)
         if self.gradients.bias is not None:
-            self.gradients.bias[...] = self._d_bias.sum(axis=0)
+            self.gradients.bias[...] = _total(self._d_bias)
+
+
+def _total(parts: Any) -> Any:
+    """The sum over the workers, in the place of the first one's part."""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 class JointCall(NamedTuple):

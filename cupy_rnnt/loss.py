@@ -35,8 +35,8 @@ class LogitsSource:
         self, batch: Batch, logits: Any, fused_log_softmax: bool, grad: Any | None = None
     ) -> None:
         self.ops = operations_for(logits)
-        self.dtype = defaults.compute_dtype(logits.dtype)
-        self.width = logits.shape[-1]
+        self.dtype: np.dtype = defaults.compute_dtype(logits.dtype)
+        self.width: int = logits.shape[-1]
         self.grad = grad
         self._batch, self._logits, self._fused = batch, logits, fused_log_softmax
         self._rows = None  # the logits by rows, where a tile can be had without a copy

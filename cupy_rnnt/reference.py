@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, log_softmax  # type: ignore[import-untyped]
+from scipy.special import expit, log_softmax
 
 from .results import JointGradients
 

@@ -15,7 +15,8 @@ REDUCTIONS = ("none", "mean", "sum")
 class JointGradients(NamedTuple):
     """Gradients of the reduced loss with respect to the inputs of the joint network.
 
-    Each has the shape and dtype of the argument it is named after; `bias` is None if there was none.
+    Each has the shape and dtype of the argument it is named after; `bias` is None where there was
+    none.
     """
 
     encoder_out: Any

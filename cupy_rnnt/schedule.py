@@ -7,9 +7,9 @@ many. What is left of the budget holds logits of the first pass for the second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .batch import Batch
 
@@ -76,15 +76,28 @@ class Plan:
     workspace_bytes: int
 
 
-def tiles(count: int, rows: int, workers: int, first: int = 0) -> list[tuple[int, int]]:
-    """Cut ``count`` entries from `first` on into equal tiles of at most `rows`, as many for every
-    worker if they are large enough to be worth it."""
-    pieces = -(-count // rows)
-    even = -(-pieces // workers) * workers
-    if even * _SMALL_ROWS <= count:
-        pieces = even
-    edges = [first + count * i // pieces for i in range(pieces + 1)] if pieces else [first]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+class Tiles(Sequence[tuple[int, int]]):
+    """``count`` entries from `first` on in equal tiles ``(start, stop)`` of at most `rows`.
+
+    There are as many for every worker, if they are large enough for that.
+    """
+
+    def __init__(self, count: int, rows: int, workers: int, first: int = 0) -> None:
+        self._first, self._count = first, count
+        pieces = -(-count // rows)
+        even = -(-pieces // workers) * workers
+        self._pieces = even if even * _SMALL_ROWS <= count else pieces
+
+    def __len__(self) -> int:
+        return self._pieces
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < self._pieces:
+            raise IndexError(i)
+        return self._edge(i), self._edge(i + 1)
+
+    def _edge(self, i: int) -> int:
+        return self._first + self._count * i // self._pieces
 
 
 class _Extent(NamedTuple):

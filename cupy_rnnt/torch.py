@@ -87,6 +87,9 @@ class _LogitsCosts(torch.autograd.Function):
         return _tensor(grad), None, None, None
 
 
+_SAVED = JointGradients(None, None, None, None)  # PyTorch keeps the tensors meanwhile
+
+
 class _JointCosts(torch.autograd.Function):
     """Costs (B,) of a joint network; `holder` receives the engine's result."""
 
@@ -103,7 +106,7 @@ class _JointCosts(torch.autograd.Function):
         source = call.source(gradient=True)
         result = engine.forward(source, call.batch, call.options, keep=True)
         ctx.save_for_backward(encoder_out, predictor_out, weight, bias)
-        ctx.call, ctx.result = call._replace(arguments=None), result
+        ctx.call, ctx.result = call._replace(arguments=_SAVED), result
         holder.append(result)
         return _costs(result, source.dtype)
 
@@ -190,7 +193,9 @@ max_workspace_bytes
     )
     holder: list[engine.Result] = []
     if _needs_grad(logits):
-        costs = _LogitsCosts.apply(logits, call, fused_log_softmax, holder)
+        costs = _LogitsCosts.apply(  # type: ignore[no-untyped-call]
+            logits, call, fused_log_softmax, holder
+        )
     else:
         source = loss.LogitsSource(call.batch, call.logits, fused_log_softmax)
         holder.append(engine.forward(source, call.batch, call.options, keep=False))
@@ -266,8 +271,12 @@ max_workspace_bytes
     torch.Size([7, 5])
     """
     inputs = JointGradients(encoder_out, predictor_out, weight, bias)
+    arrays = JointGradients(*map(_numpy, JointGradients._fields, inputs))
     call = joint.checked(
-        *map(_numpy, JointGradients._fields, inputs),
+        arrays.encoder_out,
+        arrays.predictor_out,
+        arrays.weight,
+        arrays.bias,
         _numpy("targets", targets),
         _numpy("logit_lengths", logit_lengths),
         _numpy("target_lengths", target_lengths),
@@ -283,7 +292,9 @@ max_workspace_bytes
     )
     holder: list[engine.Result] = []
     if _needs_grad(*inputs):
-        costs = _JointCosts.apply(*inputs, call, holder)
+        costs = _JointCosts.apply(  # type: ignore[no-untyped-call]
+            *inputs, call, holder
+        )
     else:
         source = call.source(gradient=False)
         holder.append(engine.forward(source, call.batch, call.options, keep=False))

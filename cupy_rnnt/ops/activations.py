@@ -38,12 +38,13 @@ def _sigmoid_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
 
 def _gelu_gate(pre: np.ndarray) -> np.ndarray:
     """tanh(sqrt(2/pi) (x + 0.044715 x^3))"""
-    gate = pre * pre
+    gate: np.ndarray = pre * pre
     gate *= _GELU_CUBIC
     gate += 1
     gate *= pre
     gate *= _GELU_SCALE
-    return np.tanh(gate, out=gate)
+    np.tanh(gate, out=gate)
+    return gate
 
 
 def _gelu(pre: np.ndarray, out: np.ndarray) -> None:

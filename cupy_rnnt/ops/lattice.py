@@ -71,7 +71,7 @@ class Lattice:
             self._poisoned[cells.sample[bad]] = True
             blank = np.where(bad, -np.inf, blank)
             label = np.where(bad, -np.inf, label)
-        where = self._first[cells.sample]
+        where: np.ndarray = self._first[cells.sample]
         where += cells.frame * self._frame_stride[cells.sample]
         where += cells.position * self._column_stride[cells.sample]
         where += self._flipped[cells.sample] * self._stay.size  # its blank is a step
@@ -89,7 +89,7 @@ class Lattice:
             last_alpha, alpha = self._forward()
             blank_of_last = self._last + self._flipped * self._stay.size
             log_prob = last_alpha + self._both.reshape(-1)[blank_of_last]
-            costs = np.where(self._poisoned, np.nan, -log_prob)
+            costs: np.ndarray = np.where(self._poisoned, np.nan, -log_prob)
             if self._gradient:
                 # Subtracting +inf makes every occupancy of the sample exp(-inf) = 0.
                 self._backward(alpha, np.where(np.isfinite(costs), log_prob, np.inf))

@@ -79,7 +79,8 @@ class ThreadWorkers:
         failed = threading.Event()
 
         def work(worker: int) -> None:
-            mine: Iterable[Tile] = tiles[worker :: self._count] if fixed else shared
+            own = (tiles[i] for i in range(worker, len(tiles), self._count))
+            mine: Iterable[Tile] = own if fixed else shared
             try:
                 with np.errstate(all="ignore"):
                     for tile in mine:

@@ -1,0 +1,81 @@
+"""Random ragged batches. They are the arguments of a loss, in order: ``rnnt_loss(*case)``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class LogitsCase(NamedTuple):
+    logits: np.ndarray
+    targets: np.ndarray
+    logit_lengths: np.ndarray
+    target_lengths: np.ndarray
+    blank: int
+
+    @property
+    def length(self) -> int:
+        """Transitions on a path of the longest sample."""
+        return int((self.logit_lengths + self.target_lengths).max())
+
+
+class JointCase(NamedTuple):
+    encoder_out: np.ndarray
+    predictor_out: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray | None
+    targets: np.ndarray
+    logit_lengths: np.ndarray
+    target_lengths: np.ndarray
+    blank: int
+
+    length = LogitsCase.length
+
+
+def random_lengths(rng, size, frames, labels):
+    """Lengths of `size` samples below the padded extents. The first samples are the corner cases:
+    the longest, no label, one frame (and, if it may be, fewer frames than labels)."""
+    most_frames, most_labels = max(frames - 1, 1), max(labels - 1, 0)
+    logit_lengths = np.array([most_frames, most_frames, 1, *rng.integers(1, most_frames + 1, size)])
+    target_lengths = np.array(
+        [most_labels, 0, most_labels, *rng.integers(0, most_labels + 1, size)]
+    )
+    return logit_lengths[:size], target_lengths[:size]
+
+
+def random_targets(rng, size, labels, vocabulary, blank):
+    """Labels that are not the blank; there is none to choose from if V = 1."""
+    symbols = np.delete(np.arange(vocabulary), blank)
+    return rng.choice(symbols, (size, labels)) if len(symbols) else np.zeros((size, labels), int)
+
+
+def random_logits_case(
+    rng, size=4, frames=7, labels=5, vocabulary=9, *, dtype=np.float64, blank=-1, scale=2.0
+) -> LogitsCase:
+    logits = rng.normal(scale=scale, size=(size, frames, labels + 1, vocabulary)).astype(dtype)
+    targets = random_targets(rng, size, labels, vocabulary, blank)
+    return LogitsCase(logits, targets, *random_lengths(rng, size, frames, labels), blank)
+
+
+def random_joint_case(
+    rng,
+    size=4,
+    frames=7,
+    labels=5,
+    vocabulary=9,
+    hidden=11,
+    *,
+    dtype=np.float64,
+    blank=-1,
+    bias=True,
+    scale=2.0,
+) -> JointCase:
+    shapes = (size, frames, hidden), (size, labels + 1, hidden), (vocabulary, hidden), (vocabulary,)
+    inputs = [rng.normal(size=shape) for shape in shapes]
+    inputs[2] *= scale / np.sqrt(hidden)
+    inputs = [array.astype(dtype) for array in inputs]
+    if not bias:
+        inputs[3] = None
+    targets = random_targets(rng, size, labels, vocabulary, blank)
+    return JointCase(*inputs, targets, *random_lengths(rng, size, frames, labels), blank)

@@ -1,0 +1,101 @@
+"""The NumPy lattice against the textbook's loops."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cupy_rnnt import reference
+from cupy_rnnt.batch import Batch
+from cupy_rnnt.ops.lattice import Lattice
+
+
+def solved(frames, columns, log_probs, gradient=True):
+    """A group of samples with given (blank, label) log-probs, and where its cells are."""
+    frames, columns = np.asarray(frames), np.asarray(columns)
+    size, most = len(frames), columns.max()
+    batch = Batch(
+        np.ones((size, most - 1), int), frames, columns - 1, (size, frames.max(), most), 2, 0
+    )
+    lattice = Lattice(frames, columns, gradient)
+    cells = batch.cells(np.arange(batch.cell_count))
+    blank = np.concatenate([b.ravel() for b, _ in log_probs])
+    label = np.concatenate(
+        [np.pad(c, ((0, 0), (0, 1)), constant_values=9).ravel() for _, c in log_probs]
+    )
+    places = lattice.write(cells, blank, label)
+    return batch, lattice.solve(), lattice, places
+
+
+def random_log_probs(rng, frames, columns):
+    for t, s in zip(frames, columns, strict=True):
+        both = np.log(rng.dirichlet([1, 1, 1], (t, s)))
+        yield both[..., 0], both[:, :-1, 1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_group_equals_textbook(shapes, seed):
+    frames, columns = zip(*shapes, strict=True)
+    log_probs = list(random_log_probs(np.random.default_rng(seed), frames, columns))
+    batch, costs, lattice, places = solved(frames, columns, log_probs)
+    blank, label = lattice.occupancies(places)
+    _, costs_alone, *_ = solved(frames, columns, log_probs, gradient=False)
+    np.testing.assert_array_equal(costs, costs_alone)
+    for b, (t, s) in enumerate(shapes):
+        mine = slice(*batch.offsets[b : b + 2])
+        expected_blank, expected_label, log_prob = reference.occupancies(*log_probs[b])
+        np.testing.assert_allclose(costs[b], -log_prob, rtol=1e-13, atol=1e-14)
+        of_blank, of_label = blank[mine].reshape(t, s), label[mine].reshape(t, s)
+        np.testing.assert_allclose(of_blank, expected_blank, rtol=1e-11, atol=1e-300)
+        np.testing.assert_allclose(of_label[:, :-1], expected_label, rtol=1e-11, atol=1e-300)
+        np.testing.assert_allclose(of_blank.sum(axis=1), 1, rtol=1e-12)
+        np.testing.assert_allclose(of_label[:, :-1].sum(axis=0), 1, rtol=1e-12)
+        assert not of_label[:, -1].any()
+
+
+def test_wide_groups_take_the_vector_logaddexp():
+    """Long diagonals go another way through the recursion than short ones, with -inf in both."""
+    rng = np.random.default_rng(0)
+    frames, columns = [40] * 12, [35] * 12
+    log_probs = list(random_log_probs(rng, frames, columns))
+    for blank, label in log_probs:
+        blank[rng.random(blank.shape) < 0.2] = -np.inf
+        label[rng.random(label.shape) < 0.2] = -np.inf
+    _, costs, lattice, places = solved(frames, columns, log_probs)
+    together = lattice.occupancies(places)
+    assert np.isfinite(costs).any()
+    for b in range(12):
+        expected_blank, expected_label, log_prob = reference.occupancies(*log_probs[b])
+        np.testing.assert_allclose(costs[b], -log_prob, rtol=1e-13)
+        mine = slice(b * 40 * 35, (b + 1) * 40 * 35)
+        if np.isfinite(log_prob):
+            np.testing.assert_allclose(
+                together[0][mine].reshape(40, 35), expected_blank, atol=1e-12
+            )
+            np.testing.assert_allclose(
+                together[1][mine].reshape(40, 35)[:, :-1], expected_label, atol=1e-12
+            )
+        else:
+            assert not together[0][mine].any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (3, 2), (1, 4)])
+def test_a_bad_sample_keeps_to_itself(bad, place):
+    frames, columns = [5, 4, 6], [5, 5, 3]
+    log_probs = list(random_log_probs(np.random.default_rng(1), frames, columns))
+    _, expected, healthy, places = solved(frames, columns, log_probs)
+    before = np.stack(healthy.occupancies(places))
+    log_probs[1][0][place] = bad
+    batch, costs, lattice, places = solved(frames, columns, log_probs)
+    after = np.stack(lattice.occupancies(places))
+    mine = slice(*batch.offsets[1:3])
+    assert np.isnan(costs[1])
+    np.testing.assert_array_equal(np.delete(costs, 1), np.delete(expected, 1))
+    assert not after[:, mine].any()
+    after[:, mine] = before[:, mine]
+    np.testing.assert_array_equal(after, before)

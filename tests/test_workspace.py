@@ -1,0 +1,131 @@
+"""The budget is a promise: what is allocated beyond arguments and results stays below it."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+import cupy_rnnt
+from cupy_rnnt.schedule import Tiles
+
+from .helpers import random_joint_case, random_logits_case
+from .test_engine import least_budget
+from .tolerances import assert_costs_close, assert_gradients_close
+
+MiB = 2**20
+
+
+def peak_beyond_results(function, *args, **kwargs):
+    """Bytes that a call had allocated at its peak, less those of the arrays it returned."""
+    function(*args, **kwargs)  # caches, imports
+    tracemalloc.start()
+    try:
+        result = function(*args, **kwargs, return_info=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    *arrays, info = result
+    flat = [a for r in arrays for a in (r if isinstance(r, tuple) else (r,))]
+    return peak - sum(a.nbytes for a in flat if isinstance(a, np.ndarray)), info
+
+
+SHAPES = {
+    "one long sample": (1, 160, 40, 70, 40),
+    "many short samples": (60, 12, 5, 30, 20),
+    "large vocabulary": (2, 20, 8, 9000, 16),
+    "large hidden size": (2, 30, 8, 30, 2000),
+    "more labels than frames": (3, 9, 200, 50, 24),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("spare", [0, MiB, 100 * MiB])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_joint_stays_within_its_budget(shape, spare, threads):
+    case = random_joint_case(np.random.default_rng(0), *shape, dtype=np.float32)
+    for function in (cupy_rnnt.joint_rnnt_loss, cupy_rnnt.joint_rnnt_loss_and_grad):
+        budget = least_budget(function, *case) + spare
+        with threadpool_limits(threads):
+            peak, info = peak_beyond_results(function, *case, max_workspace_bytes=budget)
+        assert peak <= info.workspace_bytes <= budget
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_types_and_strides_stay_within_theirs(dtype, activation):
+    case = random_joint_case(np.random.default_rng(0), 2, 60, 20, 300, 100, dtype=dtype)
+    case = case._replace(
+        encoder_out=np.asfortranarray(case.encoder_out), weight=np.repeat(case.weight, 2, 1)[:, ::2]
+    )
+    function = cupy_rnnt.joint_rnnt_loss_and_grad
+    budget = least_budget(function, *case, activation=activation) + 4 * MiB
+    peak, info = peak_beyond_results(
+        function, *case, activation=activation, max_workspace_bytes=budget
+    )
+    assert peak <= info.workspace_bytes <= budget
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_logits_stay_within_their_budget(dtype, overwrite):
+    case = random_logits_case(np.random.default_rng(0), 3, 60, 25, 500, dtype=dtype)
+    function = cupy_rnnt.rnnt_loss_and_grad
+    budget = least_budget(function, *case) + MiB
+    peak, info = peak_beyond_results(
+        function, *case, max_workspace_bytes=budget, overwrite_logits=overwrite
+    )
+    if overwrite:  # the result is the argument: there is no second array of its size
+        peak += case.logits.nbytes
+    assert peak <= info.workspace_bytes <= budget
+    assert budget < case.logits.nbytes * 4 / case.logits.itemsize
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.integers(1, 6),
+    frames=st.integers(1, 40),
+    labels=st.integers(0, 40),
+    vocabulary=st.integers(2, 400),
+    hidden=st.integers(1, 300),
+    spare=st.sampled_from([0, 10**4, 10**6]),
+    seed=st.integers(0, 100),
+)
+def test_any_shape_stays_within_its_budget(size, frames, labels, vocabulary, hidden, spare, seed):
+    case = random_joint_case(
+        np.random.default_rng(seed), size, frames, labels, vocabulary, hidden, dtype=np.float32
+    )
+    function = cupy_rnnt.joint_rnnt_loss_and_grad
+    budget = least_budget(function, *case) + spare
+    peak, info = peak_beyond_results(function, *case, max_workspace_bytes=budget)
+    assert peak <= info.workspace_bytes <= budget
+
+
+def test_a_sample_larger_than_the_budget_is_more_tiles():
+    case = random_joint_case(np.random.default_rng(0), 1, 200, 60, 2000, 8, dtype=np.float32)
+    logits_bytes = 4 * 200 * 60 * 2000
+    loss, gradients = cupy_rnnt.joint_rnnt_loss_and_grad(*case)
+    small, others = cupy_rnnt.joint_rnnt_loss_and_grad(
+        *case, max_workspace_bytes=logits_bytes // 12
+    )
+    assert_costs_close(small, loss, np.float32, case.length)
+    assert_gradients_close(others, gradients, np.float32, case.length)
+
+
+@given(
+    count=st.integers(0, 10**4),
+    rows=st.integers(1, 600),
+    workers=st.integers(1, 9),
+    first=st.integers(0, 10**12),
+)
+def test_tiles_cover_their_cells_once_and_evenly(count, rows, workers, first):
+    parts = list(Tiles(count, rows, workers, first))
+    assert [i for part in parts[1:] for i in part[:1]] == [part[1] for part in parts[:-1]]
+    assert sum(stop - start for start, stop in parts) == count
+    assert all(0 < stop - start <= rows for start, stop in parts)
+    if parts:
+        assert (parts[0][0], parts[-1][1]) == (first, first + count)
+        sizes = [stop - start for start, stop in parts]
+        assert max(sizes) - min(sizes) <= 1
