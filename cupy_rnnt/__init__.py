@@ -3,6 +3,7 @@
 Importing this package imports NumPy and SciPy, and no framework.
 """
 
+from . import reference
 from .joint import joint_rnnt_loss, joint_rnnt_loss_and_grad
 from .loss import rnnt_loss, rnnt_loss_and_grad
 from .results import Info, JointGradients
@@ -12,6 +13,7 @@ __all__ = [
     "JointGradients",
     "joint_rnnt_loss",
     "joint_rnnt_loss_and_grad",
+    "reference",
     "rnnt_loss",
     "rnnt_loss_and_grad",
 ]

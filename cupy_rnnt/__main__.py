@@ -27,7 +27,7 @@ from threadpoolctl import ThreadpoolController
 
 from . import __version__, defaults, engine, joint, reference
 from .ops import cpu
-from .results import JointGradients
+from .results import Info, JointGradients
 
 _UTTERANCES = 256
 _BLANK = 0
@@ -79,7 +79,9 @@ class _Inputs(NamedTuple):
 
     @property
     def cells(self) -> np.ndarray:
-        return self.logit_lengths * (self.target_lengths + 1)
+        """Of each sample."""
+        count: np.ndarray = self.logit_lengths * (self.target_lengths + 1)
+        return count
 
     def part(self, samples: np.ndarray) -> _Inputs:
         ragged = self._asdict()
@@ -112,21 +114,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.batch > _UTTERANCES:
         raise ValueError(f"--batch is {args.batch}, but there are {_UTTERANCES} utterances")
     inputs = _fresh(args)
-    frames, labels = inputs.logit_lengths, inputs.target_lengths
-    padded = args.batch * frames.max() * (labels.max() + 1)
-    print(
-        f"cupy_rnnt {__version__} on the CPU ({_cpu_name()}, {_counted(cpu.threads(), 'thread')})"
-    )
-    _heading(
-        "Batch with lengths of LibriSpeech train-clean-100 (25 frames a second, 500 BPE units)"
-    )
-    _row("samples B", f"{args.batch}")
-    _row("frames T", f"{frames.min()} to {frames.max()}")
-    _row("labels U", f"{labels.min()} to {labels.max()}")
-    _row("vocabulary V, hidden H", f"{args.vocab}, {args.hidden}")
-    _row("values", f"{args.dtype}, random, seed {args.seed}")
-    _row("lattice cells", f"{inputs.cells.sum():,} ({padded:,} with padding)")
-
+    _print_batch(inputs, args)
     start = time.perf_counter()
     with _progress() as progress:
         costs, gradients, info = joint.joint_rnnt_loss_and_grad(
@@ -138,17 +126,33 @@ def _run(args: argparse.Namespace) -> int:
         )
     seconds = time.perf_counter() - start
 
-    _heading("Loss and gradients of encoder_out, predictor_out, weight and bias")
-    low, middle, high = np.min(costs), np.median(costs), np.max(costs)
-    dropped = defaults.tolerance(inputs.weight.dtype)
-    _row("cost per sample", f"{low:,.1f} / {middle:,.1f} / {high:,.1f} nats (min / median / max)")
-    _row("time", f"{seconds:.2f} s, {info.cells / seconds:,.0f} cells a second")
-    _row(
-        "cells kept", f"{info.kept:,} of {info.cells:,} ({info.kept / info.cells:.1%}); the others"
-    )
-    _row("", f"hold less than {dropped:.0e} of the posterior mass of their sample")
+    _print_results(inputs, costs, info, seconds)
     _print_memory(inputs, info.workspace_bytes, args.max_workspace_bytes)
     return _check(inputs, costs, gradients)
+
+
+def _print_batch(inputs: _Inputs, args: argparse.Namespace) -> None:
+    frames, labels = inputs.logit_lengths, inputs.target_lengths
+    padded = args.batch * frames.max() * (labels.max() + 1)
+    threads = _counted(cpu.threads(), "thread")
+    print(f"cupy_rnnt {__version__} on the CPU ({_cpu_name()}, {threads})")
+    _heading("Batch with the lengths of LibriSpeech utterances (25 frames a second, 500 BPE units)")
+    _row("samples B", f"{args.batch}")
+    _row("frames T", f"{frames.min()} to {frames.max()}")
+    _row("labels U", f"{labels.min()} to {labels.max()}")
+    _row("vocabulary V, hidden H", f"{args.vocab}, {args.hidden}")
+    _row("values", f"{args.dtype}, random, seed {args.seed}")
+    _row("lattice cells", f"{inputs.cells.sum():,} ({padded:,} with padding)")
+
+
+def _print_results(inputs: _Inputs, costs: np.ndarray, info: Info, seconds: float) -> None:
+    low, middle, high = np.min(costs), np.median(costs), np.max(costs)
+    dropped = defaults.tolerance(inputs.weight.dtype)
+    _heading("Loss and gradients of encoder_out, predictor_out, weight and bias")
+    _row("cost per sample", f"{low:,.1f} / {middle:,.1f} / {high:,.1f} nats (min / median / max)")
+    _row("time", f"{seconds:.2f} s, {info.cells / seconds:,.0f} cells a second")
+    _row("cells kept", f"{info.kept:,} for the gradients, {info.kept / info.cells:.1%} of all;")
+    _row("", f"the others hold {dropped:.0e} of the posterior mass at most")
 
 
 def _print_memory(inputs: _Inputs, workspace: int, budget: int) -> None:
@@ -165,9 +169,8 @@ def _check(inputs: _Inputs, costs: np.ndarray, gradients: JointGradients) -> int
     samples = np.argsort(inputs.cells, kind="stable")[:_CHECKED_SAMPLES]
     few = np.cumsum(inputs.cells[samples]) * inputs.weight.size <= _CHECKED_PRODUCTS
     samples = samples[: max(1, np.count_nonzero(few))]
-    _heading(
-        f"Check of the {_counted(len(samples), 'shortest sample')} against cupy_rnnt.reference"
-    )
+    checked = _counted(len(samples), "shortest sample")
+    _heading(f"Check of the {checked} against cupy_rnnt.reference, in float64")
     part = inputs.part(samples)
     expected_costs, expected = reference.joint_rnnt_loss_and_grad(*part, reduction="none")
     of_cost, of_gradient = _tolerances(part, float(np.max(expected_costs)))
@@ -265,7 +268,8 @@ def _info(_: argparse.Namespace) -> int:
     _row("workers of a call", f"at most {cpu.threads()}")
     for library in ThreadpoolController().info():
         count = _counted(library["num_threads"], "thread")
-        _row(library["user_api"], f"{library['internal_api']} {library['version']}, {count}")
+        name = f"{library['internal_api']} {library['version'] or ''}".rstrip()
+        _row(library["user_api"], f"{name}, {count}")
     for name in _THREAD_VARIABLES:
         _row(name, os.environ.get(name, "not set"))
     _row("max_workspace_bytes", f"{_nbytes(defaults.MAX_WORKSPACE_BYTES)} by default")
@@ -289,11 +293,9 @@ def _cpu_name() -> str:
 
 def _dtype(name: str) -> np.dtype:
     if name == "bfloat16":
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise ValueError("--dtype bfloat16 needs the package ml_dtypes") from None
-        return np.dtype(ml_dtypes.bfloat16)
+        if find_spec("ml_dtypes") is None:
+            raise ValueError("--dtype bfloat16 needs the package ml_dtypes")
+        import ml_dtypes  # noqa: F401, tells NumPy about it
     return np.dtype(name)
 
 
@@ -423,8 +425,16 @@ def _parsers() -> dict[str, _Parser]:
     devices = ["auto", "cpu"]
     run.add_argument("--device", choices=devices, default="auto", help="(default: auto)")
     run.add_argument("--version", action="version", version=f"cupy_rnnt {__version__}")
-    sizes = {"batch": 1024, "frames": 1000, "labels": 200, "vocab": 4096, "hidden": 640}
-    estimate = _parser("estimate", _estimate, _ESTIMATE, **sizes)
+    estimate = _parser(
+        "estimate",
+        _estimate,
+        _ESTIMATE,
+        batch=1024,
+        frames=1000,
+        labels=200,
+        vocab=4096,
+        hidden=640,
+    )
     info = _parser("info", _info, "Print versions, devices and threads.")
     return {"": run, "estimate": estimate, "info": info}
 

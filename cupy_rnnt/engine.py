@@ -145,7 +145,8 @@ class Result:
 
 def forward(source: Source, batch: Batch, options: Options, keep: bool) -> Result:
     """Costs alone, or (`keep`) also the kept cells for :func:`backward`."""
-    with _running(source, batch, options, make_plan(source, batch, options, keep, False)) as run:
+    chosen = make_plan(source, batch, options, gradient=keep, store=False)
+    with _running(source, batch, options, chosen, passes=1) as run:
         for group in run.plan.groups:
             kept = run.first_pass(group, keep)
             if kept is not None:
@@ -158,7 +159,7 @@ def backward(
 ) -> None:
     """Pass 2 over the cells that :func:`forward` kept, with cost weights known only now."""
     source.begin_gradient(result.plan.workers)
-    with _running(source, batch, options, result.plan) as run:
+    with _running(source, batch, options, result.plan, passes=1) as run:
         for group, kept in zip(run.plan.groups, result.kept, strict=True):
             run.second_pass(group, kept, weights)
     source.end_gradient()
@@ -166,9 +167,9 @@ def backward(
 
 def forward_backward(source: Source, batch: Batch, options: Options, weights: np.ndarray) -> Result:
     """Both passes, group by group; logits of pass 1 serve pass 2 as far as the workspace goes."""
-    chosen = make_plan(source, batch, options, True, True)
+    chosen = make_plan(source, batch, options, gradient=True, store=True)
     source.begin_gradient(chosen.workers)
-    with _running(source, batch, options, chosen) as run:
+    with _running(source, batch, options, chosen, passes=2) as run:
         for group in run.plan.groups:
             kept = run.first_pass(group, keep=True)
             assert kept is not None
@@ -183,9 +184,13 @@ def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, st
 
 
 @contextmanager
-def _running(source: Source, batch: Batch, options: Options, plan: Plan) -> Iterator[_Run]:
+def _running(
+    source: Source, batch: Batch, options: Options, plan: Plan, passes: int
+) -> Iterator[_Run]:
     with source.ops.workers(plan.workers) as workers:
-        yield _Run(source, batch, options, plan, workers)
+        yield _Run(source, batch, options, plan, workers, passes)
+    if options.progress is not None:
+        options.progress(batch.cell_count, batch.cell_count)
 
 
 class _Run:
@@ -198,9 +203,10 @@ class _Run:
         options: Options,
         plan: Plan,
         workers: Workers,
+        passes: int,
     ) -> None:
         self.source, self.batch, self.options = source, batch, options
-        self.plan, self.workers = plan, workers
+        self.plan, self.workers, self.passes = plan, workers, passes
         self.scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
         self.stored = source.ops.empty((plan.stored, source.width), source.dtype)
         self.result = Result(plan, np.empty(batch.size))
@@ -222,14 +228,13 @@ class _Run:
             cells = cells._replace(sample=cells.sample - group.start)
             places[start:stop] = lattice.write(cells, blank, label)
             if worker == 0:
-                self._report(computed[stop - 1] + 1)
+                self._report(computed, stop / len(computed), passes_before=0)
 
         self._run_tiles(tile, len(computed), group.stored)
         costs = lattice.solve()
         finite = np.isfinite(costs)
         lost = 0.0 if self.options.zero_infinity else costs
         self.result.costs[samples] = np.where(finite, costs, lost)
-        self._report(computed.stop)
         if not keep:
             return None
         kept = self._keep(group, lattice, lse, places, finite)
@@ -273,8 +278,8 @@ class _Run:
     def second_pass(self, group: Group, kept: Kept, weights: np.ndarray) -> None:
         """Gradient of the kept cells of a group."""
         source, batch = self.source, self.batch
-        offset = int(batch.offsets[group.start])
-        stored = int(np.searchsorted(kept.packed, offset + group.stored))
+        computed = batch.run(group.start, group.stop)
+        stored = int(np.searchsorted(kept.packed, computed.start + group.stored))
         source.begin_group(group, kept.packed)
 
         def tile(worker: int, part: Tile) -> None:
@@ -286,11 +291,13 @@ class _Run:
                 worker,
                 cells,
                 mine,
-                (self.stored, mine.packed - offset) if stop <= stored else None,
+                (self.stored, mine.packed - computed.start) if stop <= stored else None,
                 self.options.clamp,
                 None if (cell_weights == 1).all() else cell_weights,
                 self.scratch[worker],
             )
+            if worker == 0:
+                self._report(computed, stop / len(kept.packed), self.passes - 1)
 
         self._run_tiles(tile, len(kept.packed), stored, fixed=True)
         source.end_group(group)
@@ -303,6 +310,8 @@ class _Run:
         self.workers.run(tile, Tiles(stored, rows, workers), fixed)
         self.workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed)
 
-    def _report(self, done: int) -> None:
+    def _report(self, cells: range, share: float, passes_before: int) -> None:
+        """Tell the caller that a share of a pass over some cells is done."""
         if self.options.progress is not None:
+            done = cells.start + int(len(cells) * (passes_before + share) / self.passes)
             self.options.progress(done, self.batch.cell_count)

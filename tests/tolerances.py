@@ -12,9 +12,10 @@ the logits that cancel in it.
 *Gradients.* An occupancy is the exponential of a difference of such sums, so its relative error is
 their absolute error, ``c u sqrt(n)``. To this the float64 lattice, and that of the reference, adds
 its own: n roundings of numbers that grow to the size of the cost, itself of order n, make
-``c 2**-53 n**1.5``, which matters to float64 only. Sums over cells (gradients of a joint network)
-average errors and cancel values, so the bound is relative to the largest entry of the array and not
-entry by entry. Cells that occupancy filtering leaves out hold at most u of the occupancy, which is
+``c 2**-53 n**1.5``, which matters to float64 only. Sums over cells (gradients
+of a joint network) average such errors and cancel values, so the bound is relative to the largest
+entry of the array and not entry by entry; and every entry is made of differences of probabilities,
+so it is relative to 1 where the largest entry is smaller. Cells that occupancy filtering leaves out hold at most u of the occupancy, which is
 within the same bound.
 
 *Narrow types.* Both sides start from the same rounded inputs, and arithmetic is float32, so costs,
@@ -52,7 +53,7 @@ def cost_tolerance(dtype, length: int) -> float:
 
 
 def gradient_tolerance(dtype, length: int) -> float:
-    """Error of any entry of a gradient relative to the largest entry."""
+    """Error of any entry of a gradient relative to the largest entry, or to 1 if that is larger."""
     storage = unit_roundoff(dtype) if unit_roundoff(dtype) > _arithmetic(dtype) else 0.0
     lattice = LATTICE * unit_roundoff(np.float64) * length**1.5
     return GRADIENT * _arithmetic(dtype) * float(np.sqrt(length)) + lattice + storage
@@ -67,7 +68,7 @@ def assert_costs_close(actual, desired, dtype, length: int) -> None:
 
 def assert_gradient_close(actual, desired, dtype, length: int, name: str = "") -> None:
     actual, desired = np.asarray(actual, np.float64), np.asarray(desired, np.float64)
-    tolerance = gradient_tolerance(dtype, length) * np.abs(desired).max(initial=0.0)
+    tolerance = gradient_tolerance(dtype, length) * np.abs(desired).max(initial=1.0)
     np.testing.assert_allclose(actual, desired, rtol=0, atol=tolerance, err_msg=name)
 
 

@@ -1,0 +1,192 @@
+"""What every benchmark needs: machine in words, paired timings, peak memory, JSON, PNG, table."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+HERE = Path(__file__).parent
+MIB = 2**20
+TUNING_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+FLOOR_ROWS = 2048
+
+Samples = dict[str, list[float]]
+
+
+def arguments(description: str, repeats: int = 5) -> argparse.Namespace:
+    """The options that all benchmarks share; complains of variables that would tune the BLAS."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="small sizes: does the script run?")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=repeats)
+    for variable in TUNING_VARIABLES:
+        if variable in os.environ:
+            print(f"note: {variable} is set; unset it for results worth keeping", file=sys.stderr)
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """Whatever a reader needs to judge a timing."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"]
+    blas = ("internal_api", "version", "architecture", "threading_layer")
+    return {
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in ("numpy", "scipy", "torch")},
+        "blas": [
+            {key: library[key] for key in blas if key in library}
+            for library in ThreadpoolController().select(user_api="blas").info()
+        ],
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("OPENBLAS_", "OMP_", "MKL_"))
+        },
+        "date": datetime.date.today().isoformat(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+    }
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in a fresh process: no other contestant's memory, threads or floating-point mode."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def use_threads(count: int) -> None:
+    """As many threads for every BLAS, thereby for cupy_rnnt, and for PyTorch if it is loaded."""
+    threadpool_limits(count)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)
+
+
+def interleaved(
+    cases: dict[str, Callable[[], object]],
+    repeats: int,
+    setup: Callable[[], object] = lambda: None,
+) -> Samples:
+    """Seconds of each case, all cases in turn in every repeat, so that they share bad moments.
+
+    One round goes before the first that counts. `setup` runs before each case, untimed.
+    """
+    samples: Samples = {name: [] for name in cases}
+    for repeat in range(repeats + 1):
+        for name, case in cases.items():
+            setup()
+            start = time.perf_counter()
+            case()
+            seconds = time.perf_counter() - start
+            if repeat:
+                samples[name].append(seconds)
+    return samples
+
+
+def ratio(samples: Samples, name: str, base: str = "floor") -> float:
+    """Median over the repeats of the time of `name` over that of `base` just before or after."""
+    pairs = zip(samples[name], samples[base], strict=True)
+    return statistics.median(mine / other for mine, other in pairs)
+
+
+def medians(samples: Samples) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def three_gemms(cells: int, hidden: int, vocabulary: int) -> Callable[[], None]:
+    """The floor: the bare float32 products of logits, d hidden and d weight, a chunk at a time."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    rows = min(FLOOR_ROWS, cells)
+    h, z, weight = normal(rows, hidden), normal(rows, vocabulary), normal(vocabulary, hidden)
+    logits, d_hidden, d_weight = np.empty_like(z), np.empty_like(h), np.empty_like(weight)
+
+    def run() -> None:
+        for start in range(0, cells, rows):
+            n = min(rows, cells - start)
+            np.matmul(h[:n], weight.T, out=logits[:n])
+            np.matmul(z[:n], weight, out=d_hidden[:n])
+            np.matmul(z[:n].T, h[:n], out=d_weight)
+
+    return run
+
+
+def _resident(key: str) -> int:
+    """`VmRSS` or `VmHWM` (its peak) of this process in bytes, as Linux counts them."""
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+def peak_resident(function: Callable[[], Any]) -> tuple[int, Any]:
+    """Bytes by which the resident memory peaked above its start, and what `function` returned.
+
+    The peak of ``getrusage`` can start at that of a parent process; this one is reset first.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
+    start = _resident("VmRSS")
+    result = function()
+    return _resident("VmHWM") - start, result
+
+
+def peak_traced(function: Callable[[], Any]) -> int:
+    """Bytes by which what NumPy and Python allocate peaked above the start and the results."""
+    tracemalloc.start()
+    start = tracemalloc.get_traced_memory()[0]
+    result = function()
+    peak = tracemalloc.get_traced_memory()[1] - start
+    tracemalloc.stop()
+    return peak - result_bytes(result)
+
+
+def result_bytes(result: Any) -> int:
+    """Bytes of the arrays in a result, at any depth of tuples."""
+    if isinstance(result, tuple):
+        return sum(map(result_bytes, result))
+    return result.nbytes if isinstance(result, np.ndarray) else 0
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a simple table of reStructuredText."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    print("\n".join(["", rule, lines[0], rule, *lines[1:], rule, ""]))
+
+
+def in_words(threads: int) -> str:
+    return f"{threads} thread" + "s" * (threads > 1)
+
+
+def save(name: str, options: argparse.Namespace, rows: Any, chart: Figure) -> None:
+    """Write ``results/NAME.json`` and ``results/NAME.png``, ``NAME_quick`` of a quick run."""
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    name += "_quick" if options.quick else ""
+    content = {"machine": machine(), "options": vars(options), "rows": rows}
+    (results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    chart.savefig(results / f"{name}.png", dpi=150)

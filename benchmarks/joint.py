@@ -1,0 +1,202 @@
+"""How long do the loss and gradients of a joint network take, beside the GEMMs they consist of?
+
+The floor is what autograd cannot do without: three bare GEMMs over the valid cells. Against it run
+cupy_rnnt, and PyTorch with the padded logits in memory, each in a process of its own and in turn
+with its own floor. Memory is the peak above the inputs, gradients included.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import common
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from workloads import WORKLOADS, Joint, fresh, trained
+
+QUICK = {
+    "quick fresh": lambda: fresh([60, 50], [10, 12], 300, 128),
+    "quick trained": lambda: trained(["0"], 300, 256),
+}
+PEER_BYTES = 14e9
+PEER_COPIES = 6  # of the padded logits, with a margin
+PEER_REPEATS = 3
+MEMORY = ("padded_logits_bytes", "planned_bytes", "traced_bytes")
+PEERS = {"pytorch": False, "pytorch flushing": True}  # whether denormals are flushed to zero
+
+Row = dict[str, Any]
+
+
+def build(workload: str) -> Joint:
+    return (WORKLOADS | QUICK)[workload]()
+
+
+def ours(workload: str, threads: int, repeats: int) -> Row:
+    import cupy_rnnt
+
+    common.use_threads(threads)
+    joint = build(workload)
+    vocabulary, hidden = joint.weight.shape
+    shape = (*joint.encoder_out.shape[:2], joint.predictor_out.shape[1])
+    both = partial(cupy_rnnt.joint_rnnt_loss_and_grad, *joint)
+    cupy_rnnt.joint_rnnt_loss_and_grad(*fresh([60], [9], 50, 40))  # buffers of the BLAS
+    resident, (*_, info) = common.peak_resident(partial(both, return_info=True))
+    traced = common.peak_traced(both)
+    cases = {
+        "floor": common.three_gemms(joint.cells, hidden, vocabulary),
+        "gradients": both,
+        "loss": partial(cupy_rnnt.joint_rnnt_loss, *joint),
+    }
+    samples = common.interleaved(cases, repeats)
+    computed, kept = info.computed / info.cells, info.kept / info.cells
+    return {
+        "workload": workload,
+        "threads": threads,
+        "cells": info.cells,
+        "vocabulary": vocabulary,
+        "hidden": hidden,
+        "computed": computed,
+        "kept": kept,
+        "ideal_storing": (computed + 2 * kept) / 3,
+        "ideal_recomputing": (computed + 3 * kept) / 3,
+        "padded_logits_bytes": 4 * math.prod(shape) * vocabulary,
+        "planned_bytes": info.workspace_bytes,
+        "traced_bytes": traced,
+        "resident_bytes": resident,
+        "gradients_per_floor": common.ratio(samples, "gradients"),
+        "loss_per_floor": common.ratio(samples, "loss"),
+        "medians": common.medians(samples),
+        "samples": samples,
+    }
+
+
+def cut(joint: Joint) -> Joint:
+    """As many samples as PyTorch has memory for."""
+    _, frames, hidden = joint.encoder_out.shape
+    columns, vocabulary = joint.predictor_out.shape[1], len(joint.weight)
+    sample_bytes = 4 * frames * columns * (PEER_COPIES * vocabulary + 3 * hidden)
+    size = max(1, min(len(joint.targets), int(PEER_BYTES / sample_bytes)))
+    enc, pred, weight, bias, *lattice, blank = joint
+    return Joint(enc[:size], pred[:size], weight, bias, *(a[:size] for a in lattice), blank)
+
+
+def peer(workload: str, threads: int, repeats: int, flush: bool) -> Row:
+    import peers
+    import torch
+
+    torch.set_flush_denormal(flush)
+    common.use_threads(threads)
+    whole = build(workload)
+    joint = cut(whole)
+
+    def step(joint: Joint) -> None:
+        *arrays, blank = joint
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        for parameter in tensors[:4]:
+            parameter.requires_grad_()
+        peers.loss_of_joint(*tensors, blank=blank).backward()
+
+    step(fresh([60], [9], 50, 40))
+    resident, _ = common.peak_resident(partial(step, joint))
+    vocabulary, hidden = joint.weight.shape
+    cases = {
+        "floor": common.three_gemms(joint.cells, hidden, vocabulary),
+        "gradients": partial(step, joint),
+    }
+    samples = common.interleaved(cases, repeats)
+    return {
+        "batch": len(joint.targets),
+        "was_cut": len(joint.targets) < len(whole.targets),
+        "resident_bytes": resident,
+        "gradients_per_floor": common.ratio(samples, "gradients"),
+        "medians": common.medians(samples),
+        "samples": samples,
+    }
+
+
+def measure(workload: str, threads: int, repeats: int) -> Row:
+    row = common.alone(ours, workload, threads, repeats)
+    for name, flush in PEERS.items():
+        row[name] = common.alone(peer, workload, threads, min(repeats, PEER_REPEATS), flush)
+    print(f"{workload}, {common.in_words(threads)}: done", flush=True)
+    return row
+
+
+def resident_mib(row: Row) -> str:
+    size = f"{row['resident_bytes'] / common.MIB:.0f}"
+    return f"{size} (batch cut to {row['batch']})" if row.get("was_cut") else size
+
+
+def report(rows: list[Row]) -> None:
+    print("Time, in floors from `loss` on:")
+    header = ["workload", "threads", "kept", "floor (s)", "loss", "loss and gradients"]
+    header += ["ideal, storing logits", "ideal, recomputing", *PEERS]
+    body = [
+        [
+            row["workload"],
+            row["threads"],
+            f"{row['kept']:.1%}",
+            f"{row['medians']['floor']:.2f}",
+            f"{row['loss_per_floor']:.2f}",
+            f"{row['gradients_per_floor']:.2f}",
+            f"{row['ideal_storing']:.2f}",
+            f"{row['ideal_recomputing']:.2f}",
+            *(f"{row[p]['gradients_per_floor']:.2f}" for p in PEERS),
+        ]
+        for row in rows
+    ]
+    common.table(header, body)
+    print("Peak memory in MiB above the inputs; without the gradients where it says workspace:")
+    header = ["workload", "threads", "padded logits", "workspace planned", "workspace traced"]
+    body = [
+        [
+            row["workload"],
+            row["threads"],
+            *(f"{row[key] / common.MIB:.0f}" for key in MEMORY),
+            *map(resident_mib, (row, *(row[p] for p in PEERS))),
+        ]
+        for row in rows
+    ]
+    common.table([*header, "resident", *(f"{p}, resident" for p in PEERS)], body)
+
+
+def bars(axes: Axes, rows: list[Row]) -> None:
+    series = {
+        "cupy_rnnt": [row["gradients_per_floor"] for row in rows],
+        "PyTorch, denormals flushed": [
+            row["pytorch flushing"]["gradients_per_floor"] for row in rows
+        ],
+        "PyTorch": [row["pytorch"]["gradients_per_floor"] for row in rows],
+    }
+    places = np.arange(len(rows))
+    for i, (name, values) in enumerate(series.items()):
+        drawn = axes.bar(places + 0.27 * (i - 1), values, 0.27, label=name)
+        axes.bar_label(drawn, fmt="%.2f", fontsize=7)
+    for place, row in zip(places, rows, strict=True):
+        ideal = row["ideal_storing"]
+        label = "least GEMMs, logits stored" if place == 0 else None
+        axes.hlines(ideal, place - 0.4, place - 0.14, colors="black", linewidth=2, label=label)
+    axes.axhline(1, color="grey", linestyle="--", linewidth=1, label="three bare GEMMs")
+    axes.set_xticks(places, [row["workload"].replace(" ", "\n") for row in rows])
+    axes.set_title(common.in_words(rows[0]["threads"]))
+    axes.set_ylabel("time / three bare GEMMs")
+
+
+def main() -> None:
+    options = common.arguments(__doc__)
+    names = QUICK if options.quick else WORKLOADS
+    rows = [measure(name, n, options.repeats) for n in options.threads for name in names]
+    report(rows)
+    chart = Figure(figsize=(11, 4 * len(options.threads)), layout="constrained")
+    panels = chart.subplots(len(options.threads), squeeze=False)[:, 0]
+    for axes, threads in zip(panels, options.threads, strict=True):
+        bars(axes, [row for row in rows if row["threads"] == threads])
+    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    common.save("joint", options, rows, chart)
+
+
+if __name__ == "__main__":
+    main()

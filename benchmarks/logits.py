@@ -1,0 +1,162 @@
+"""What do the loss and the gradient of given logits cost, beside one copy of the logits?
+
+All are nanoseconds a valid logit; the copy, of one thread always, counts all it copies. PyTorch
+runs in a process of its own, in turn with a copy of its own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import common
+import numpy as np
+from matplotlib.figure import Figure
+from workloads import fresh, trained
+
+# Utterances of the trained joint, or samples, frames and labels of random logits; vocabulary.
+SHAPES: dict[str, tuple[tuple[int, int, int] | list[str], int]] = {
+    "fresh 8 x 200 x 51 x 500": ((8, 200, 50), 500),
+    "fresh 4 x 200 x 51 x 1024": ((4, 200, 50), 1024),
+    "fresh 32 x 100 x 26 x 128": ((32, 100, 25), 128),
+    "trained, V = 300": (["0", "1", "2", "3"], 300),
+    "trained, V = 1024": (["0", "1"], 1024),
+}
+QUICK: dict[str, tuple[tuple[int, int, int] | list[str], int]] = {
+    "fresh 4 x 40 x 11 x 128": ((4, 40, 10), 128),
+    "trained, V = 300": (["0"], 300),
+}
+
+Row = dict[str, Any]
+
+
+def build(shape: str) -> tuple[Any, ...]:
+    """Arguments of ``rnnt_loss`` up to ``blank``."""
+    source, vocabulary = (SHAPES | QUICK)[shape]
+    if isinstance(source, list):
+        enc, pred, weight, bias, *lattice = trained(source, vocabulary, 256)
+        logits = np.tanh(enc[:, :, None] + pred[:, None]) @ weight.T + bias
+    else:
+        size, frames, labels = source
+        *_, targets, logit_lengths, target_lengths, blank = fresh(
+            [frames] * size, [labels] * size, vocabulary, 1
+        )
+        lattice = [targets, logit_lengths, target_lengths, blank]
+        full = size, frames, labels + 1, vocabulary
+        logits = np.random.default_rng(0).standard_normal(full, dtype=np.float32)
+    return logits, *lattice
+
+
+def nanoseconds(samples: common.Samples, valid: int, copied: int) -> dict[str, float]:
+    counts = {name: copied if name == "copy" else valid for name in samples}
+    return {name: 1e9 * s / counts[name] for name, s in common.medians(samples).items()}
+
+
+def ours(shape: str, threads: int, repeats: int) -> Row:
+    import cupy_rnnt
+
+    common.use_threads(threads)
+    logits, targets, logit_lengths, target_lengths, blank = build(shape)
+    lattice = targets, logit_lengths, target_lengths, blank
+    work, copy = np.empty_like(logits), np.empty_like(logits)
+    both = cupy_rnnt.rnnt_loss_and_grad
+    cases = {
+        "copy": partial(np.copyto, copy, logits),
+        "loss": partial(cupy_rnnt.rnnt_loss, work, *lattice),
+        "gradient": partial(both, work, *lattice),
+        "gradient in place": partial(both, work, *lattice, overwrite_logits=True),
+    }
+    samples = common.interleaved(cases, repeats, setup=partial(np.copyto, work, logits))
+    valid = int((logit_lengths * (target_lengths + 1)).sum()) * logits.shape[-1]
+    *_, info = both(logits, *lattice, return_info=True)
+    return {
+        "shape": shape,
+        "threads": threads,
+        "valid_logits": valid,
+        "logits": logits.size,
+        "kept": info.kept / info.cells,
+        "nanoseconds": nanoseconds(samples, valid, logits.size),
+        "samples": samples,
+    }
+
+
+def peer(shape: str, threads: int, repeats: int) -> Row:
+    import peers
+    import torch
+
+    common.use_threads(threads)
+    logits, *lattice, blank = build(shape)
+    valid = int((lattice[1] * (lattice[2] + 1)).sum()) * logits.shape[-1]
+    leaf = torch.from_numpy(logits).requires_grad_()
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in lattice]
+
+    def step() -> None:
+        leaf.grad = None
+        peers.loss_of_logits(leaf, *tensors, blank).backward()
+
+    cases = {"copy": partial(np.copyto, np.empty_like(logits), logits), "pytorch": step}
+    samples = common.interleaved(cases, repeats)
+    return {"nanoseconds": nanoseconds(samples, valid, logits.size), "samples": samples}
+
+
+def measure(shape: str, threads: int, repeats: int) -> Row:
+    row = common.alone(ours, shape, threads, repeats)
+    row["pytorch"] = common.alone(peer, shape, threads, repeats)
+    print(f"{shape}, {common.in_words(threads)}: done", flush=True)
+    return row
+
+
+def series(row: Row) -> dict[str, float]:
+    """Nanoseconds of all but the copy."""
+    own = {name: ns for name, ns in row["nanoseconds"].items() if name != "copy"}
+    return own | {"PyTorch": row["pytorch"]["nanoseconds"]["pytorch"]}
+
+
+def report(rows: list[Row]) -> None:
+    print("Nanoseconds a valid logit (and in copies of the logits):")
+    header = ["logits", "threads", "kept", "copy", *series(rows[0])]
+    body = []
+    for row in rows:
+        copies = [row["nanoseconds"]["copy"]] * 3 + [row["pytorch"]["nanoseconds"]["copy"]]
+        values = zip(series(row).values(), copies, strict=True)
+        body.append(
+            [
+                row["shape"],
+                row["threads"],
+                f"{row['kept']:.1%}",
+                f"{row['nanoseconds']['copy']:.2f}",
+                *(f"{ns:.2f} ({ns / copy:.1f})" for ns, copy in values),
+            ]
+        )
+    common.table(header, body)
+
+
+def draw(rows: list[Row], threads: list[int]) -> Figure:
+    chart = Figure(figsize=(11, 4 * len(threads)), layout="constrained")
+    panels = chart.subplots(len(threads), squeeze=False)[:, 0]
+    for axes, count in zip(panels, threads, strict=True):
+        mine = [row for row in rows if row["threads"] == count]
+        places = np.arange(len(mine))
+        for i, name in enumerate(series(mine[0])):
+            values = [series(row)[name] for row in mine]
+            drawn = axes.bar(places + 0.2 * (i - 1.5), values, 0.2, label=name)
+            axes.bar_label(drawn, fmt="%.2f", fontsize=7)
+        copies = [row["nanoseconds"]["copy"] for row in mine]
+        axes.hlines(copies, places - 0.4, places + 0.4, color="black", label="one copy")
+        axes.set_xticks(places, [row["shape"].replace(" ", "\n", 1) for row in mine])
+        axes.set_title(common.in_words(count))
+        axes.set_ylabel("ns / valid logit")
+    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    return chart
+
+
+def main() -> None:
+    options = common.arguments(__doc__)
+    shapes = QUICK if options.quick else SHAPES
+    rows = [measure(shape, n, options.repeats) for n in options.threads for shape in shapes]
+    report(rows)
+    common.save("logits", options, rows, draw(rows, options.threads))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Sphinx configuration. Build with ``sphinx-build -W -b html docs docs/_build/html``."""
+
+import doctest
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import cupy_rnnt
+
+project = "cupy_rnnt"
+author = "the cupy_rnnt developers"
+copyright = "2026, the cupy_rnnt developers"
+version = release = cupy_rnnt.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build"]
+default_role = None
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings name types, shapes and dtypes
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+doctest_default_flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+doctest_global_setup = """
+import numpy as np
+import torch
+import cupy_rnnt, cupy_rnnt.reference, cupy_rnnt.torch
+"""
+
+html_theme = "furo"
+html_title = f"cupy_rnnt {release}"

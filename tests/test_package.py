@@ -1,0 +1,196 @@
+"""The package as a whole: what importing it costs, what it exports, how it is written down."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import cupy_rnnt
+from cupy_rnnt import reference
+
+ROOT = Path(cupy_rnnt.__file__).parent
+PUBLIC = {
+    "Info",
+    "JointGradients",
+    "joint_rnnt_loss",
+    "joint_rnnt_loss_and_grad",
+    "rnnt_loss",
+    "rnnt_loss_and_grad",
+}
+FUNCTIONS = [
+    getattr(module, name)
+    for module in (cupy_rnnt, reference)
+    for name in sorted(PUBLIC)
+    if name.islower()
+]
+OF_TORCH = {"JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"}
+HEAVY = {"cupy", "torch", "jax", "tqdm", "matplotlib", "ml_dtypes"}
+OF_GRADIENTS = {"cost_weights", "overwrite_logits"}
+MOST_IMPORT_SECONDS = 0.3
+MOST_LINES = 400
+
+
+# Importing
+
+IMPORT = """
+import json, sys, time
+import numpy, scipy.special, scipy.sparse, threadpoolctl
+before = set(sys.modules)
+start = time.perf_counter()
+import cupy_rnnt
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
+"""
+
+
+def imported():
+    """What a fresh interpreter says after importing the package."""
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT.parent)},
+    )
+    assert result.stderr == ""
+    return json.loads(result.stdout)
+
+
+def test_importing_imports_no_framework_and_takes_no_time():
+    runs = [imported() for _ in range(3)]
+    modules = {name.split(".")[0] for name in runs[0]["modules"]}
+    assert "cupy_rnnt" in modules
+    assert not modules & HEAVY
+    assert "cupy_rnnt.torch" not in runs[0]["modules"]
+    assert min(run["seconds"] for run in runs) < MOST_IMPORT_SECONDS
+
+
+def test_it_says_that_it_is_typed():
+    assert resources.files("cupy_rnnt").joinpath("py.typed").is_file()
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", cupy_rnnt.__version__)
+    try:
+        installed = metadata.distribution("cupy_rnnt")
+    except metadata.PackageNotFoundError:
+        pytest.skip("cupy_rnnt is not installed")
+    assert installed.version == cupy_rnnt.__version__
+
+
+# Names
+
+
+def test_public_names():
+    assert set(cupy_rnnt.__all__) == PUBLIC | {"reference"}
+    assert list(cupy_rnnt.__all__) == sorted(cupy_rnnt.__all__)
+    visible = {
+        name
+        for name, value in vars(cupy_rnnt).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert visible == PUBLIC
+
+
+def test_public_names_of_the_torch_adapter():
+    adapter = pytest.importorskip("torch") and pytest.importorskip("cupy_rnnt.torch")
+    assert set(adapter.__all__) == OF_TORCH
+
+
+def defaults(module, name):
+    """Parameters of a function and their defaults, in order."""
+    parameters = inspect.signature(getattr(module, name)).parameters
+    return [(name, parameter.default) for name, parameter in parameters.items()]
+
+
+def test_numpy_functions_share_their_keywords():
+    """The same names in the same order, whatever the input; the gradient adds its own."""
+    for name in "rnnt_loss", "joint_rnnt_loss":
+        alone, both = defaults(cupy_rnnt, name), defaults(cupy_rnnt, f"{name}_and_grad")
+        assert [item for item in both if item[0] not in OF_GRADIENTS] == alone
+        assert set(defaults(reference, name)) <= set(alone)
+        assert set(defaults(reference, f"{name}_and_grad")) <= set(both)
+    joint, logits = defaults(cupy_rnnt, "joint_rnnt_loss"), defaults(cupy_rnnt, "rnnt_loss")
+    own = {"logits", "encoder_out", "predictor_out", "weight", "bias"}
+    own |= {"fused_log_softmax", "activation"}
+    common = [[item for item in items if item[0] not in own] for items in (joint, logits)]
+    assert common[0] == common[1]
+
+
+# Docstrings
+
+
+def documented(docstring):
+    """Names in the sections of parameters: those before the colon, at the margin of the section."""
+    names = set()
+    for section in re.findall(r"^Parameters\n-+\n(.*?)(?:\n\n\w|\Z)", docstring, re.DOTALL | re.M):
+        for line in re.findall(r"^\w.*$", section, re.M):
+            names |= set(re.findall(r"\w+", line.split(" : ")[0]))
+    return names
+
+
+def referred_to(function):
+    """The functions of the same module, or of the package, that a docstring refers to."""
+    for name in re.findall(r"`~?(?:cupy_rnnt\.)?(\w+)`", function.__doc__):
+        for place in sys.modules[function.__module__], cupy_rnnt:
+            other = getattr(place, name, None)
+            if inspect.isfunction(other) and other is not function:
+                yield other
+
+
+def assert_documented(function, sections):
+    docstring = inspect.getdoc(function)
+    assert docstring
+    summary = docstring.splitlines()[0]
+    assert summary.endswith((".", ":"))
+    for section in sections:
+        assert f"\n{section}\n{'-' * len(section)}\n" in docstring, section
+    names = documented(docstring)
+    for other in referred_to(function):
+        names |= documented(inspect.getdoc(other))
+        for further in referred_to(other):
+            names |= documented(inspect.getdoc(further))
+    missing = set(inspect.signature(function).parameters) - names
+    assert not missing
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.__module__}.{f.__name__}")
+def test_every_parameter_is_documented(function):
+    of_reference = function.__module__.endswith("reference")
+    sections = ["Examples"] if of_reference else ["Parameters", "Returns", "Raises", "Examples"]
+    assert_documented(function, sections)
+
+
+@pytest.mark.parametrize("name", ["rnnt_loss", "joint_rnnt_loss"])
+def test_every_parameter_of_the_torch_adapter_is_documented(name):
+    pytest.importorskip("torch")
+    import cupy_rnnt.torch as adapter
+
+    assert_documented(getattr(adapter, name), ["Parameters", "Returns", "Raises", "Examples"])
+
+
+@pytest.mark.parametrize("name", ["Info", "JointGradients"])
+def test_every_field_is_documented(name):
+    kind = getattr(cupy_rnnt, name)
+    assert inspect.getdoc(kind)
+    fields = kind._fields if name == "JointGradients" else kind.__dataclass_fields__
+    if name == "Info":
+        for field in fields:
+            assert re.search(rf"^{field} : ", inspect.getdoc(kind), re.M), field
+
+
+# Files
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_are_short_and_say_what_they_are(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    assert re.match(r'(r?)"""\S', text)
