@@ -14,13 +14,12 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -28,6 +27,18 @@ from threadpoolctl import ThreadpoolController
 from . import __version__, defaults, engine, joint, reference
 from .ops import cpu
 from .results import Info, JointGradients
+from .terminal import (
+    Parser,
+    at_least,
+    complain,
+    counted,
+    digits,
+    heading,
+    nbytes,
+    parse_nbytes,
+    progress,
+    row,
+)
 
 _UTTERANCES = 256
 _BLANK = 0
@@ -116,12 +127,12 @@ def _run(args: argparse.Namespace) -> int:
     inputs = _fresh(args)
     _print_batch(inputs, args)
     start = time.perf_counter()
-    with _progress() as progress:
+    with progress() as report:
         costs, gradients, info = joint.joint_rnnt_loss_and_grad(
             *inputs,
             reduction="none",
             max_workspace_bytes=args.max_workspace_bytes,
-            progress=progress,
+            progress=report,
             return_info=True,
         )
     seconds = time.perf_counter() - start
@@ -134,34 +145,34 @@ def _run(args: argparse.Namespace) -> int:
 def _print_batch(inputs: _Inputs, args: argparse.Namespace) -> None:
     frames, labels = inputs.logit_lengths, inputs.target_lengths
     padded = args.batch * frames.max() * (labels.max() + 1)
-    threads = _counted(cpu.threads(), "thread")
+    threads = counted(cpu.threads(), "thread")
     print(f"cupy_rnnt {__version__} on the CPU ({_cpu_name()}, {threads})")
-    _heading("Batch with the lengths of LibriSpeech utterances (25 frames a second, 500 BPE units)")
-    _row("samples B", f"{args.batch}")
-    _row("frames T", f"{frames.min()} to {frames.max()}")
-    _row("labels U", f"{labels.min()} to {labels.max()}")
-    _row("vocabulary V, hidden H", f"{args.vocab}, {args.hidden}")
-    _row("values", f"{args.dtype}, random, seed {args.seed}")
-    _row("lattice cells", f"{inputs.cells.sum():,} ({padded:,} with padding)")
+    heading("Batch with the lengths of LibriSpeech utterances (25 frames a second, 500 BPE units)")
+    row("samples B", f"{args.batch}")
+    row("frames T", f"{frames.min()} to {frames.max()}")
+    row("labels U", f"{labels.min()} to {labels.max()}")
+    row("vocabulary V, hidden H", f"{args.vocab}, {args.hidden}")
+    row("values", f"{args.dtype}, random, seed {args.seed}")
+    row("lattice cells", f"{inputs.cells.sum():,} ({padded:,} with padding)")
 
 
 def _print_results(inputs: _Inputs, costs: np.ndarray, info: Info, seconds: float) -> None:
     low, middle, high = np.min(costs), np.median(costs), np.max(costs)
     dropped = defaults.tolerance(inputs.weight.dtype)
-    _heading("Loss and gradients of encoder_out, predictor_out, weight and bias")
-    _row("cost per sample", f"{low:,.1f} / {middle:,.1f} / {high:,.1f} nats (min / median / max)")
-    _row("time", f"{seconds:.2f} s, {info.cells / seconds:,.0f} cells a second")
-    _row("cells kept", f"{info.kept:,} for the gradients, {info.kept / info.cells:.1%} of all;")
-    _row("", f"the others hold {dropped:.0e} of the posterior mass at most")
+    heading("Loss and gradients of encoder_out, predictor_out, weight and bias")
+    row("cost per sample", f"{low:,.1f} / {middle:,.1f} / {high:,.1f} nats (min / median / max)")
+    row("time", f"{seconds:.2f} s, {info.cells / seconds:,.0f} cells a second")
+    row("cells kept", f"{info.kept:,} for the gradients, {info.kept / info.cells:.1%} of all;")
+    row("", f"the others hold {dropped:.0e} of the posterior mass at most")
 
 
 def _print_memory(inputs: _Inputs, workspace: int, budget: int) -> None:
     """The workspace beside what it takes the place of."""
     size, frames, columns = *inputs.encoder_out.shape[:2], inputs.predictor_out.shape[1]
     logits = size * frames * columns * len(inputs.weight) * inputs.weight.itemsize
-    _row("workspace", f"{_nbytes(workspace)} planned, {_nbytes(budget)} allowed")
-    _row("batched computation", f"{_nbytes(logits)} of logits + {_nbytes(logits)} of gradient")
-    _row("", f"= {_nbytes(2 * logits)}, {_digits(2 * logits / workspace)} times the workspace")
+    row("workspace", f"{nbytes(workspace)} planned, {nbytes(budget)} allowed")
+    row("batched computation", f"{nbytes(logits)} of logits + {nbytes(logits)} of gradient")
+    row("", f"= {nbytes(2 * logits)}, {digits(2 * logits / workspace)} times the workspace")
 
 
 def _check(inputs: _Inputs, costs: np.ndarray, gradients: JointGradients) -> int:
@@ -169,8 +180,8 @@ def _check(inputs: _Inputs, costs: np.ndarray, gradients: JointGradients) -> int
     samples = np.argsort(inputs.cells, kind="stable")[:_CHECKED_SAMPLES]
     few = np.cumsum(inputs.cells[samples]) * inputs.weight.size <= _CHECKED_PRODUCTS
     samples = samples[: max(1, np.count_nonzero(few))]
-    checked = _counted(len(samples), "shortest sample")
-    _heading(f"Check of the {checked} against cupy_rnnt.reference, in float64")
+    checked = counted(len(samples), "shortest sample")
+    heading(f"Check of the {checked} against cupy_rnnt.reference, in float64")
     part = inputs.part(samples)
     expected_costs, expected = reference.joint_rnnt_loss_and_grad(*part, reduction="none")
     of_cost, of_gradient = _tolerances(part, float(np.max(expected_costs)))
@@ -183,9 +194,9 @@ def _check(inputs: _Inputs, costs: np.ndarray, gradients: JointGradients) -> int
         error = _relative_error(result[samples], wanted)
         passed = error <= tolerance  # not so for NaN
         verdict = "ok" if passed else "FAILED"
-        _row(name, f"{error:.1e} relative error, {tolerance:.1e} allowed: {verdict}")
+        row(name, f"{error:.1e} relative error, {tolerance:.1e} allowed: {verdict}")
         failed += [] if passed else [name]
-    return _complain(f"the check of {', '.join(failed)} failed", 1) if failed else 0
+    return complain(f"the check of {', '.join(failed)} failed", 1) if failed else 0
 
 
 def _relative_error(values: np.ndarray, expected: Any) -> float:
@@ -240,39 +251,39 @@ def _estimate(args: argparse.Namespace) -> int:
     plan = engine.make_plan(source, call.batch, call.options, gradient=True, store=True)
     largest = max(group.stop - group.start for group in plan.groups)
     print("Memory of joint_rnnt_loss_and_grad, planned and not allocated")
-    _row("batch", f"B = {size}, T = {frames}, U = {labels}, V = {args.vocab}, H = {hidden}")
-    _row("dtype", args.dtype)
-    _row("lattice cells", f"{call.batch.cell_count:,}")
-    _row("inputs", _nbytes(sum(array.nbytes for array in inputs[:-1])))
-    _row("gradients", _nbytes(sum(array.nbytes for array in inputs[:4])))
+    row("batch", f"B = {size}, T = {frames}, U = {labels}, V = {args.vocab}, H = {hidden}")
+    row("dtype", args.dtype)
+    row("lattice cells", f"{call.batch.cell_count:,}")
+    row("inputs", nbytes(sum(array.nbytes for array in inputs[:-1])))
+    row("gradients", nbytes(sum(array.nbytes for array in inputs[:4])))
     _print_memory(inputs, plan.workspace_bytes, args.max_workspace_bytes)
-    _heading("What fills the workspace")
-    _row("workers", f"{plan.workers}")
-    _row("tile", f"{_counted(plan.rows, 'row')}, one tile a worker")
-    _row("groups of samples", f"{len(plan.groups):,}, of at most {_counted(largest, 'sample')}")
-    _row("rows of logits stored", f"{plan.stored:,}")
+    heading("What fills the workspace")
+    row("workers", f"{plan.workers}")
+    row("tile", f"{counted(plan.rows, 'row')}, one tile a worker")
+    row("groups of samples", f"{len(plan.groups):,}, of at most {counted(largest, 'sample')}")
+    row("rows of logits stored", f"{plan.stored:,}")
     return 0
 
 
 def _info(_: argparse.Namespace) -> int:
     print(f"cupy_rnnt {__version__}")
-    _row("Python", f"{platform.python_version()} ({platform.python_implementation()})")
+    row("Python", f"{platform.python_version()} ({platform.python_implementation()})")
     for name in _PACKAGES:
-        _row(name, _version(name))
-    _heading("Device")
+        row(name, _version(name))
+    heading("Device")
     affinity = getattr(os, "sched_getaffinity", None)  # not on every platform
     usable = len(affinity(0)) if affinity else os.cpu_count()
-    _row("platform", platform.platform())
-    _row("cpu", f"{_cpu_name()}, {os.cpu_count()} cores, {usable} for this process")
-    _heading("Threads and memory")
-    _row("workers of a call", f"at most {cpu.threads()}")
+    row("platform", platform.platform())
+    row("cpu", f"{_cpu_name()}, {os.cpu_count()} cores, {usable} for this process")
+    heading("Threads and memory")
+    row("workers of a call", f"at most {cpu.threads()}")
     for library in ThreadpoolController().info():
-        count = _counted(library["num_threads"], "thread")
+        count = counted(library["num_threads"], "thread")
         name = f"{library['internal_api']} {library['version'] or ''}".rstrip()
-        _row(library["user_api"], f"{name}, {count}")
+        row(library["user_api"], f"{name}, {count}")
     for name in _THREAD_VARIABLES:
-        _row(name, os.environ.get(name, "not set"))
-    _row("max_workspace_bytes", f"{_nbytes(defaults.MAX_WORKSPACE_BYTES)} by default")
+        row(name, os.environ.get(name, "not set"))
+    row("max_workspace_bytes", f"{nbytes(defaults.MAX_WORKSPACE_BYTES)} by default")
     return 0
 
 
@@ -299,101 +310,15 @@ def _dtype(name: str) -> np.dtype:
     return np.dtype(name)
 
 
-@contextmanager
-def _progress() -> Iterator[engine.Progress | None]:
-    """A bar on stderr, if that is a terminal, which goes when the work is done."""
-    if not sys.stderr.isatty():
-        yield None
-    elif find_spec("tqdm") is None:
-        try:
-            yield lambda done, total: _write(f"\r{done / total:4.0%} {'#' * (40 * done // total)}")
-        finally:
-            _write(f"\r{'':45}\r")
-    else:
-        from tqdm import tqdm
-
-        with tqdm(unit=" cells", unit_scale=True, leave=False) as bar:
-
-            def update(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            yield update
-
-
-def _write(text: str) -> None:
-    print(text, end="", file=sys.stderr, flush=True)
-
-
-def _heading(text: str) -> None:
-    print(f"\n{text}")
-
-
-def _row(name: str, text: str) -> None:
-    print(f"  {name:<26}{text}", flush=True)
-
-
-def _complain(message: str, status: int) -> int:
-    _write(f"cupy_rnnt: error: {' '.join(message.split())}\n")
-    return status
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + "s" * (count != 1)
-
-
-def _digits(value: float) -> str:
-    """At least three."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def _nbytes(count: int) -> str:
-    """In binary units, as in ``256 MiB``."""
-    value, units = float(count), ["TiB", "GiB", "MiB", "KiB", "bytes"]
-    while value >= 999.5 and len(units) > 1:
-        value /= 1024
-        units.pop()
-    return f"{_digits(value)} {units[-1]}"
-
-
-def _parse_nbytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+)(?:(\.\d+)? ?([kmg])ib)?", text, re.ASCII | re.IGNORECASE)
-    if not found:
-        example = "such as 50000000, 64MiB or 1.5GiB"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes {example}")
-    whole, fraction, unit = found.groups()
-    scale = 1024 ** (1 + "kmg".index(unit.lower())) if unit else 1
-    return int(whole) * scale + int(float(fraction or 0) * scale)
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    most = 2**31 - 1
-
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,10}", text) or not least <= int(text) <= most:
-            limits = f"between {least} and {most}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
-        return int(text)
-
-    return parse
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors :func:`main` reports as it does those of the library."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def _parser(
     command: str,
     run: Callable[[argparse.Namespace], int],
     description: str,
     epilog: str | None = None,
     **counts: int,
-) -> _Parser:
+) -> Parser:
     """The parser of one command; `counts` are its options of this kind and their defaults."""
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m cupy_rnnt {command}".rstrip(),
         description=description,
         epilog=epilog,
@@ -403,7 +328,7 @@ def _parser(
     parser.set_defaults(run=run)
     for name, default in counts.items():
         least, text = _COUNTS[name]
-        text, kind = f"{text} (default: {default})", _at_least(least)
+        text, kind = f"{text} (default: {default})", at_least(least)
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=text)
     if counts:
         text = "of inputs and gradients (default: float32)"
@@ -411,7 +336,7 @@ def _parser(
         parser.add_argument("--dtype", choices=kinds, default="float32", help=text)
         parser.add_argument(
             "--max-workspace-bytes",
-            type=_parse_nbytes,
+            type=parse_nbytes,
             default=defaults.MAX_WORKSPACE_BYTES,
             metavar="BYTES",
             help="for example 50000000, 64MiB or 1.5GiB (default: 256MiB)",
@@ -419,7 +344,7 @@ def _parser(
     return parser
 
 
-def _parsers() -> dict[str, _Parser]:
+def _parsers() -> dict[str, Parser]:
     """By command; the main job has no name."""
     run = _parser("", _run, _RUN, _COMMANDS, batch=16, vocab=500, hidden=512, seed=0)
     devices = ["auto", "cpu"]
@@ -450,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, TypeError, MemoryError) as error:
-        return _complain(str(error) or "out of memory", 2)
+        return complain(str(error) or "out of memory", 2)
 
 
 if __name__ == "__main__":

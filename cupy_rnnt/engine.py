@@ -251,8 +251,8 @@ class _Run:
     ) -> Kept:
         """The cells that hold at least ``tolerance`` times the mean occupancy of their sample.
 
-        A path has T + U transitions, so the mean is (T + U) / (T S), and the cells left out hold at
-        most `tolerance` of the sample's occupancy in all. Where the cost is not finite, none is kept.
+        A path has T + U transitions, so the mean is (T + U) / (T S): the cells left out hold at most
+        `tolerance` of the sample's occupancy. Where the cost is not finite, none is kept.
         """
         batch, offset = self.batch, self.batch.offsets[group.start]
         kept = []

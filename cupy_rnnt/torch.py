@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from . import engine, joint, loss
 from .results import JointGradients
+from .sources import LogitsSource
 
 __all__ = ["JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"]
 
@@ -70,7 +71,7 @@ class _LogitsCosts(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, call: loss.LogitsCall, fused: bool, holder: list[engine.Result]
     ) -> Tensor:
-        source = loss.LogitsSource(call.batch, call.logits, fused)
+        source = LogitsSource(call.batch, call.logits, fused)
         result = engine.forward(source, call.batch, call.options, keep=True)
         loss.warn_if_normalised(source)
         ctx.save_for_backward(logits)
@@ -84,7 +85,7 @@ class _LogitsCosts(torch.autograd.Function):
         (logits,) = ctx.saved_tensors
         values = _numpy("logits", logits)
         grad = np.zeros(values.shape, values.dtype)
-        source = loss.LogitsSource(ctx.call.batch, values, ctx.fused, grad)
+        source = LogitsSource(ctx.call.batch, values, ctx.fused, grad)
         weights = upstream.double().numpy()
         engine.backward(source, ctx.call.batch, ctx.call.options, ctx.result, weights)
         return _tensor(grad), None, None, None
@@ -200,7 +201,7 @@ max_workspace_bytes
             logits, call, fused_log_softmax, holder
         )
     else:
-        source = loss.LogitsSource(call.batch, call.logits, fused_log_softmax)
+        source = LogitsSource(call.batch, call.logits, fused_log_softmax)
         holder.append(engine.forward(source, call.batch, call.options, keep=False))
         loss.warn_if_normalised(source)
         costs = _costs(holder[0], source.dtype)

@@ -54,7 +54,7 @@ ALPHABET = "_ 'abcdefghijklmnopqrstuvwxyz"  # the first one is the blank
 BLANK = 0
 ROW = "epoch {epoch:3d}  cost {cost:8.3f}  kept {kept:.3f}  test CER {cer:.3f}  {seconds:.1f} s"
 PANELS = {"cost": "training cost (nats)", "kept": "fraction of cells kept", "cer": "test CER"}
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SPOKEN = {"*": "star", "#": "pound"} | {str(i): word for i, word in enumerate(DIGITS)}
 
 HOW_TO_GET = f"""Get them with

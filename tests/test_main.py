@@ -14,7 +14,7 @@ import pytest
 
 import cupy_rnnt
 from cupy_rnnt import __main__ as command
-from cupy_rnnt import joint, reference
+from cupy_rnnt import joint, reference, terminal
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--vocab", "11", "--hidden", "6"]
@@ -196,11 +196,11 @@ def test_estimate_is_arithmetic(run, dtype, itemsize):
     assert rows["batch"] == "B = 3, T = 50, U = 20, V = 70, H = 30"
     assert rows["dtype"] == dtype
     assert rows["lattice cells"] == "3,150"
-    assert rows["inputs"] == command._nbytes(floats + integers)
-    assert rows["gradients"] == command._nbytes(floats)
-    both = command._nbytes(logits)
+    assert rows["inputs"] == terminal.nbytes(floats + integers)
+    assert rows["gradients"] == terminal.nbytes(floats)
+    both = terminal.nbytes(logits)
     assert rows["batched computation"].startswith(f"{both} of logits + {both} of gradient = ")
-    assert command._nbytes(2 * logits) in rows["batched computation"]
+    assert terminal.nbytes(2 * logits) in rows["batched computation"]
     assert rows["workspace"].endswith(" planned, 3 MiB allowed")
 
 
@@ -210,13 +210,13 @@ def test_estimate_is_the_plan_of_the_call(run, budget):
     shapes = [(3, 50, 30), (3, 21, 30), (70, 30), (70,)]
     floats = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
     targets, lengths = rng.integers(1, 70, (3, 20)), ([50] * 3, [20] * 3)
-    limit = command._parse_nbytes(budget)
+    limit = terminal.parse_nbytes(budget)
     *_, info = cupy_rnnt.joint_rnnt_loss_and_grad(
         *floats, targets, *lengths, 0, max_workspace_bytes=limit, return_info=True
     )
     _, rows, _ = run(*estimate(), "--max-workspace-bytes", budget)
-    assert rows["workspace"] == f"{command._nbytes(info.workspace_bytes)} planned, " + (
-        command._nbytes(limit) + " allowed"
+    assert rows["workspace"] == f"{terminal.nbytes(info.workspace_bytes)} planned, " + (
+        terminal.nbytes(limit) + " allowed"
     )
 
 
@@ -380,7 +380,7 @@ def test_help(capsys, argv):
     ],
 )
 def test_bytes_are_read(text, count):
-    assert command._parse_nbytes(text) == count
+    assert terminal.parse_nbytes(text) == count
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_bytes_are_read(text, count):
     ],
 )
 def test_bytes_are_written(count, text):
-    assert command._nbytes(count) == text
+    assert terminal.nbytes(count) == text
 
 
 def python(*argv):

@@ -192,5 +192,6 @@ def test_every_field_is_documented(name):
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_are_short_and_say_what_they_are(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= MOST_LINES
+    lines = text.count("\n")
+    assert lines <= MOST_LINES
     assert re.match(r'(r?)"""\S', text)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cupy_rnnt
-from cupy_rnnt import reference
+from cupy_rnnt import reference, sources
 from cupy_rnnt.results import JointGradients
 
 from .helpers import random_joint_case, random_logits_case
@@ -407,7 +407,7 @@ def expected_view(leaf):
 @every_kind
 @every_dtype
 def test_tensors_are_never_copied(kind, dtype, monkeypatch):
-    source = cupy_rnnt.joint.JointSource if kind == "joint" else cupy_rnnt.loss.LogitsSource
+    source = sources.JointSource if kind == "joint" else sources.LogitsSource
     seen = []
     original = source.__init__
 

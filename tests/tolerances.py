@@ -12,11 +12,11 @@ the logits that cancel in it.
 *Gradients.* An occupancy is the exponential of a difference of such sums, so its relative error is
 their absolute error, ``c u sqrt(n)``. To this the float64 lattice, and that of the reference, adds
 its own: n roundings of numbers that grow to the size of the cost, itself of order n, make
-``c 2**-53 n**1.5``, which matters to float64 only. Sums over cells (gradients
-of a joint network) average such errors and cancel values, so the bound is relative to the largest
-entry of the array and not entry by entry; and every entry is made of differences of probabilities,
-so it is relative to 1 where the largest entry is smaller. Cells that occupancy filtering leaves out hold at most u of the occupancy, which is
-within the same bound.
+``c 2**-53 n**1.5``, which matters to float64 only. Sums over cells
+(gradients of a joint network) average such errors and cancel values, so the bound is relative to
+the largest entry of the array and not entry by entry; and every entry is made of differences of
+probabilities, so it is relative to 1 where the largest entry is smaller. Cells that occupancy
+filtering leaves out hold at most u of the occupancy, which is within the same bound.
 
 *Narrow types.* Both sides start from the same rounded inputs, and arithmetic is float32, so costs,
 which are float32, are as above. Gradients are rounded once more, to the type they are stored in:

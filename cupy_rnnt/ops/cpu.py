@@ -91,13 +91,10 @@ def row_log_probs(
         lse[rows] = work.sum(axis=1)
     np.log(lse, out=lse)
     lse += top[:, 0]
-    _, blank_log_probs, label_log_probs = pick_log_probs(logits, blank, labels)
-    if bias is not None:
-        blank_log_probs += bias[blank]
-        label_log_probs += bias[labels]
-    blank_log_probs -= lse
-    label_log_probs -= lse
-    return lse, blank_log_probs, label_log_probs
+    of_blank, of_label = logits[:, blank], logits[np.arange(n), labels]
+    if bias is not None:  # rounded as in the sum, so that a softmax near 1 has a log near 0
+        of_blank, of_label = of_blank + bias[blank], of_label + bias[labels]
+    return lse, of_blank - lse, of_label - lse
 
 
 def pick_log_probs(
