@@ -24,12 +24,7 @@ PUBLIC = {
     "rnnt_loss",
     "rnnt_loss_and_grad",
 }
-FUNCTIONS = [
-    getattr(module, name)
-    for module in (cupy_rnnt, reference)
-    for name in sorted(PUBLIC)
-    if name.islower()
-]
+FUNCTIONS = [getattr(cupy_rnnt, name) for name in sorted(PUBLIC) if name.islower()]
 OF_TORCH = {"JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"}
 HEAVY = {"cupy", "torch", "jax", "tqdm", "matplotlib", "ml_dtypes"}
 OF_GRADIENTS = {"cost_weights", "overwrite_logits"}
@@ -136,36 +131,29 @@ def documented(docstring):
     return names
 
 
-def referred_to(function):
-    """The functions of the same module, or of the package, that a docstring refers to."""
-    for name in re.findall(r"`~?(?:cupy_rnnt\.)?(\w+)`", function.__doc__):
-        for place in sys.modules[function.__module__], cupy_rnnt:
-            other = getattr(place, name, None)
-            if inspect.isfunction(other) and other is not function:
-                yield other
-
-
-def assert_documented(function, sections):
+def own_and_referred(function, pattern):
+    """The docstring of a function, and of those of its module that the pattern finds in it."""
     docstring = inspect.getdoc(function)
-    assert docstring
-    summary = docstring.splitlines()[0]
-    assert summary.endswith((".", ":"))
-    for section in sections:
+    names = re.findall(pattern, docstring)
+    return [
+        docstring,
+        *(inspect.getdoc(getattr(sys.modules[function.__module__], n)) for n in names),
+    ]
+
+
+def assert_documented(function):
+    """In sections of NumPy's style, with no parameter left out."""
+    docstring, *others = own_and_referred(function, r"Parameters are those of :func:`(\w+)`")
+    assert docstring.splitlines()[0].endswith(".")
+    for section in "Parameters", "Returns", "Raises", "Examples":
         assert f"\n{section}\n{'-' * len(section)}\n" in docstring, section
-    names = documented(docstring)
-    for other in referred_to(function):
-        names |= documented(inspect.getdoc(other))
-        for further in referred_to(other):
-            names |= documented(inspect.getdoc(further))
-    missing = set(inspect.signature(function).parameters) - names
-    assert not missing
+    names = set().union(*map(documented, [docstring, *others]))
+    assert not set(inspect.signature(function).parameters) - names
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.__module__}.{f.__name__}")
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_every_parameter_is_documented(function):
-    of_reference = function.__module__.endswith("reference")
-    sections = ["Examples"] if of_reference else ["Parameters", "Returns", "Raises", "Examples"]
-    assert_documented(function, sections)
+    assert_documented(function)
 
 
 @pytest.mark.parametrize("name", ["rnnt_loss", "joint_rnnt_loss"])
@@ -173,17 +161,21 @@ def test_every_parameter_of_the_torch_adapter_is_documented(name):
     pytest.importorskip("torch")
     import cupy_rnnt.torch as adapter
 
-    assert_documented(getattr(adapter, name), ["Parameters", "Returns", "Raises", "Examples"])
+    assert_documented(getattr(adapter, name))
 
 
-@pytest.mark.parametrize("name", ["Info", "JointGradients"])
-def test_every_field_is_documented(name):
-    kind = getattr(cupy_rnnt, name)
-    assert inspect.getdoc(kind)
-    fields = kind._fields if name == "JointGradients" else kind.__dataclass_fields__
-    if name == "Info":
-        for field in fields:
-            assert re.search(rf"^{field} : ", inspect.getdoc(kind), re.M), field
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_every_parameter_of_the_reference_is_explained(function):
+    oracle = getattr(reference, function.__name__)
+    text = " ".join(own_and_referred(oracle, r"`(\w*rnnt_loss\w*)`"))
+    assert not set(inspect.signature(oracle).parameters) - set(re.findall(r"\w+", text))
+
+
+def test_every_field_is_documented():
+    docstring = inspect.getdoc(cupy_rnnt.Info)
+    for field in cupy_rnnt.Info.__dataclass_fields__:
+        assert re.search(rf"^{field} : ", docstring, re.MULTILINE), field
+    assert inspect.getdoc(cupy_rnnt.JointGradients)
 
 
 # Files

@@ -692,7 +692,6 @@ def test_a_tiny_model_learns():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    print(losses[::10], losses[-1])
     assert losses[-1] < 0.1 < losses[0]
     with torch.no_grad():
         decoded = [model.greedy(frames) for frames in recordings]
