@@ -78,6 +78,16 @@ class Kept(NamedTuple):
     def part(self, start: int, stop: int) -> Kept:
         return Kept(*(values[start:stop] for values in self))
 
+    def weighted(self, weights: np.ndarray, clamp: float) -> tuple[Kept, np.ndarray | None]:
+        """Cost weights go into the occupancies, as gradients are linear in them, or are left to be
+        applied behind the bounds that `clamp` sets."""
+        if clamp > 0:
+            return self, weights
+        dtype = self.blank_occupancy.dtype
+        weights = weights.astype(dtype)
+        blank, label = weights * self.blank_occupancy, weights * self.label_occupancy
+        return self._replace(blank_occupancy=blank, label_occupancy=label), None
+
 
 class Source(Needs, Protocol):
     """Where logits come from and their gradient goes."""
@@ -251,8 +261,8 @@ class _Run:
     ) -> Kept:
         """The cells that hold at least ``tolerance`` times the mean occupancy of their sample.
 
-        A path has T + U transitions, so the mean is (T + U) / (T S): the cells left out hold at most
-        `tolerance` of the sample's occupancy. Where the cost is not finite, none is kept.
+        A path has T + U transitions, so the mean is (T + U) / (T S), and the cells left out hold
+        at most `tolerance` of the sample's occupancy. Where the cost is not finite, none is kept.
         """
         batch, offset = self.batch, self.batch.offsets[group.start]
         kept = []
@@ -286,14 +296,14 @@ class _Run:
             start, stop = part
             mine = kept.part(start, stop)
             cells = batch.cells(mine.packed)
-            cell_weights = weights[cells.sample]
+            mine, cell_weights = mine.weighted(weights[cells.sample], self.options.clamp)
             source.add_gradient(
                 worker,
                 cells,
                 mine,
                 (self.stored, mine.packed - computed.start) if stop <= stored else None,
                 self.options.clamp,
-                None if (cell_weights == 1).all() else cell_weights,
+                cell_weights,
                 self.scratch[worker],
             )
             if worker == 0:

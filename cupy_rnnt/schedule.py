@@ -15,14 +15,17 @@ from .batch import Batch
 
 # A tile of 2 MiB in float32, and at least 512 rows: a GEMM of 512 rows is within a tenth of full
 # speed, and a tile stays in the outer cache of one core.
-_TILE_ELEMENTS = 2**19
-_FULL_ROWS = 512
+_TILE_ELEMENTS = 2**20
+_FULL_ROWS = 1024
 _MOST_ROWS = 2**13
 _SMALL_ROWS = 64  # below this a GEMM loses more than a second worker gains
-SOFTMAX_ELEMENTS = 2**16
+SOFTMAX_ELEMENTS = 2**17
 """Logits that are worked on at once, so that the passes over them find them in the inner caches."""
 ROW_BYTES = 512
 """For indices, occupancies and other vectors with an entry a row of a tile."""
+# Logits kept for pass 2. More of them fall out of the caches, and their pages have to be faulted in
+# anew in every call: with 256 MiB a call took up to a fifth longer than with 64.
+_STORED_BYTES = 2**26
 _GROUP_CELLS = 2**16  # enough to keep every worker busy and to make diagonals long
 _CELL_BYTES = 2 * 8 + 2 * 8 + 4 * 8  # lse and place; choosing kept cells; a kept cell
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
@@ -159,23 +162,19 @@ def plan(
     workers, rows = _workers_and_rows(batch, needs.width, budget, threads, least_bytes)
     room = budget - base_bytes(workers, rows)
     row_bytes = needs.stored_row_bytes if store else 0
-    groups: list[tuple[int, _Extent]] = []  # the sample behind the last one, and the size
-    held = None
-    for b, extent in enumerate(extents):
-        joined = held.joined(extent) if held else extent
-        if held and (
-            group_bytes(joined, workers) + row_bytes * joined.cells > room
-            or held.cells >= _GROUP_CELLS * workers
-        ):
-            groups.append((b, held))
-            joined = extent
-        held = joined
-    assert held is not None
-    groups.append((batch.size, held))
+
+    def full(held: _Extent, joined: _Extent) -> bool:
+        stored = row_bytes * joined.cells
+        return (
+            held.cells >= _GROUP_CELLS * workers
+            or stored > _STORED_BYTES
+            or group_bytes(joined, workers) + stored > room
+        )
+
+    groups = _grouped(extents, full)
     largest = max(group_bytes(extent, workers) for _, extent in groups)
-    stored = 0
-    if row_bytes:
-        stored = min((room - largest) // row_bytes, max(extent.cells for _, extent in groups))
+    most = min(room - largest, _STORED_BYTES) // row_bytes if row_bytes else 0
+    stored = min(most, max(extent.cells for _, extent in groups))
     starts = [0, *(stop for stop, _ in groups)]
     return Plan(
         workers=workers,
@@ -187,6 +186,21 @@ def plan(
         stored=stored,
         workspace_bytes=budget - room + largest + stored * row_bytes,
     )
+
+
+def _grouped(
+    extents: list[_Extent], full: Callable[[_Extent, _Extent], bool]
+) -> list[tuple[int, _Extent]]:
+    """Join samples until ``full(held, joined)``: the sample behind each group, and its size."""
+    groups = []
+    held = extents[0]
+    for b, extent in enumerate(extents[1:], start=1):
+        joined = held.joined(extent)
+        if full(held, joined):
+            groups.append((b, held))
+            joined = extent
+        held = joined
+    return [*groups, (len(extents), held)]
 
 
 def _workers_and_rows(

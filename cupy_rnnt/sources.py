@@ -122,16 +122,30 @@ class LogitsSource:
         weights: np.ndarray | None,
         scratch: _LogitsScratch,
     ) -> None:
-        tile = self._tile(cells, scratch)
-        blank, labels = self._batch.blank, cells.label
-        occupancies = kept.blank_occupancy, kept.label_occupancy
-        if self._fused:
-            self.ops.logits_grad(
-                tile, None, kept.lse, *occupancies, blank, labels, clamp, weights, scratch.block
-            )
-        else:
-            self.ops.log_probs_grad(tile, *occupancies, blank, labels, clamp, weights)
-        self.ops.scatter(tile, (cells.sample, cells.frame, cells.position), self.grad)
+        blank, rows = self._batch.blank, len(scratch.block)
+        for start in range(0, len(cells.sample), rows):
+            part = slice(start, start + rows)
+            labels, of_kept = cells.label[part], kept.part(start, start + rows)
+            occupancies = of_kept.blank_occupancy, of_kept.label_occupancy
+            of_weights = None if weights is None else weights[part]
+            index = cells.sample[part], cells.frame[part], cells.position[part]
+            tile = scratch.logits[: len(labels)]
+            if self._fused:
+                self.ops.gather(self._logits, index, tile)
+                self.ops.logits_grad(
+                    tile,
+                    None,
+                    of_kept.lse,
+                    *occupancies,
+                    blank,
+                    labels,
+                    clamp,
+                    of_weights,
+                    scratch.block,
+                )
+            else:
+                self.ops.log_probs_grad(tile, *occupancies, blank, labels, clamp, of_weights)
+            self.ops.scatter(tile, index, self.grad)
 
     def end_group(self, group: Group) -> None:
         pass

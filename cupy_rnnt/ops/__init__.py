@@ -116,8 +116,8 @@ class Operations(Protocol):
         """Overwrite `logits` (n, V) by d cost / d logits (design: occupancy times softmax, less
         the occupancies at blank and label).
 
-        Elements are bounded to ``[-clamp, clamp]`` if ``clamp > 0``, then multiplied by `weights`.
-        Softmax values below 3e-20 (float32) become exactly 0: they are far under the rounding of
+        Elements are bounded to ``[-clamp, clamp]`` if ``clamp > 0``, then multiplied by `weights`
+        (n,). Softmax values below 3e-20 (float32) become exactly 0: they are far under the rounding of
         the others, and their products would be denormal numbers, which slow a GEMM tenfold.
         """
 

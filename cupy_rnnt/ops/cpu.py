@@ -75,22 +75,30 @@ def row_log_probs(
     labels: np.ndarray,
     scratch: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    n = len(logits)
-    lse = np.empty(n)
-    top = np.empty((n, 1), logits.dtype)
-    block = len(scratch)
+    n, block = len(logits), len(scratch)
+    sums = np.empty(n, logits.dtype)
+    ones = np.ones(logits.shape[1], logits.dtype)
     for start in range(0, n, block):
-        rows = slice(start, min(start + block, n))
-        x, largest = logits[rows], top[rows]
+        x = logits[start : start + block]
         work = scratch[: len(x)]
         if bias is not None:
             x = np.add(x, bias, out=work)
-        np.max(x, axis=1, keepdims=True, out=largest)
-        np.subtract(x, largest, out=work)
+        np.exp(x, out=work)
+        np.dot(work, ones, out=sums[start : start + block])
+    lse = np.log(sums, dtype=np.float64)
+    # Few rows need their maximum taken out first, and that costs as much as all the rest.
+    limits = np.finfo(logits.dtype)
+    safe = (sums > limits.tiny / limits.eps) & (sums < limits.max * limits.eps)
+    unsafe = np.flatnonzero(~safe)
+    for start in range(0, len(unsafe), block):
+        rows = unsafe[start : start + block]
+        work = np.take(logits, rows, axis=0, out=scratch[: len(rows)], mode="clip")
+        if bias is not None:
+            work += bias
+        top = work.max(axis=1)
+        work -= top[:, None]
         np.exp(work, out=work)
-        lse[rows] = work.sum(axis=1)
-    np.log(lse, out=lse)
-    lse += top[:, 0]
+        lse[rows] = np.log(work.sum(axis=1), dtype=np.float64) + top
     of_blank, of_label = logits[:, blank], logits[np.arange(n), labels]
     if bias is not None:  # rounded as in the sum, so that a softmax near 1 has a log near 0
         of_blank, of_label = of_blank + bias[blank], of_label + bias[labels]
@@ -117,28 +125,35 @@ def logits_grad(
     weights: np.ndarray | None,
     scratch: np.ndarray,
 ) -> None:
-    dtype = logits.dtype
-    # exp(z - lse) with lse split into what the dtype holds and the rest: z - shift is exact where
-    # the softmax is large, whatever the offset of the row.
-    shift = lse.astype(dtype)
-    scale = np.exp(shift - lse)
-    scale *= blank_occupancy + label_occupancy
-    shift, scale = shift[:, None], scale.astype(dtype)[:, None]
-    # A full block of the floor, not a scalar: np.maximum is three times faster so.
-    floor = scratch
-    floor.fill(_EXPONENT_FLOOR[dtype.name])
-    least = np.exp(floor[:1, :1])
-    block = len(floor)
+    occupancy = blank_occupancy + label_occupancy
+    block = len(scratch)
     for start in range(0, len(logits), block):
-        x = logits[start : start + block]
+        rows = slice(start, start + block)
+        x = logits[rows]
         if bias is not None:
             x += bias
-        x -= shift[start : start + block]
-        np.maximum(x, floor[: len(x)], out=x)
-        np.exp(x, out=x)
-        x -= least
-        x *= scale[start : start + block]
+        _softmax_times(x, lse[rows], occupancy[rows], scratch)
     _finish_grad(logits, blank_occupancy, label_occupancy, blank, labels, clamp, weights)
+
+
+def _softmax_times(x: np.ndarray, lse: np.ndarray, factor: np.ndarray, floor: np.ndarray) -> None:
+    """Overwrite some rows of logits by their softmax times a factor a row."""
+    dtype = x.dtype
+    least = _EXPONENT_FLOOR[dtype.name]
+    if abs(lse).max() < -least and x.min() > lse.max() + least:
+        np.exp(x, out=x)  # nothing overflows, and nothing is small enough to be flushed
+        x *= (np.exp(-lse) * factor).astype(dtype)[:, None]
+        return
+    # exp(x - lse) with lse split into what the dtype holds and the rest: the difference is exact
+    # where the softmax is large, whatever the offset of the row.
+    shift = lse.astype(dtype)
+    x -= shift[:, None]
+    # Whole rows of the floor, not a scalar: np.maximum is three times faster so.
+    floor.fill(least)
+    np.maximum(x, floor[: len(x)], out=x)
+    np.exp(x, out=x)
+    x -= np.exp(floor[:1, :1])
+    x *= (np.exp(shift - lse) * factor).astype(dtype)[:, None]
 
 
 def log_probs_grad(
