@@ -23,7 +23,8 @@ QUICK = {
 }
 PEER_BYTES = 14e9
 PEER_COPIES = 6  # of the padded logits, with a margin
-PEER_REPEATS = 3
+PEER_REPEATS = 1  # after two rounds that do not count
+PEER_WORKLOADS = [*QUICK, "libri8 fresh", "v1024 fresh", "libri8 trained", "v1024 trained"]
 MEMORY = ("padded_logits_bytes", "planned_bytes", "traced_bytes")
 PEERS = {"pytorch": False, "pytorch flushing": True}  # whether denormals are flushed to zero
 
@@ -119,13 +120,15 @@ def peer(workload: str, threads: int, repeats: int, flush: bool) -> Row:
 
 def measure(workload: str, threads: int, repeats: int) -> Row:
     row = common.alone(ours, workload, threads, repeats)
-    for name, flush in PEERS.items():
+    for name, flush in PEERS.items() if workload in PEER_WORKLOADS else ():
         row[name] = common.alone(peer, workload, threads, min(repeats, PEER_REPEATS), flush)
     print(f"{workload}, {common.in_words(threads)}: done", flush=True)
     return row
 
 
 def resident_mib(row: Row) -> str:
+    if not row:
+        return ""
     size = f"{row['resident_bytes'] / common.MIB:.0f}"
     return f"{size} (batch cut to {row['batch']})" if row.get("was_cut") else size
 
@@ -144,7 +147,7 @@ def report(rows: list[Row]) -> None:
             f"{row['gradients_per_floor']:.2f}",
             f"{row['ideal_storing']:.2f}",
             f"{row['ideal_recomputing']:.2f}",
-            *(f"{row[p]['gradients_per_floor']:.2f}" for p in PEERS),
+            *(f"{row[p]['gradients_per_floor']:.2f}" if p in row else "" for p in PEERS),
         ]
         for row in rows
     ]
@@ -156,7 +159,7 @@ def report(rows: list[Row]) -> None:
             row["workload"],
             row["threads"],
             *(f"{row[key] / common.MIB:.0f}" for key in MEMORY),
-            *map(resident_mib, (row, *(row[p] for p in PEERS))),
+            *map(resident_mib, (row, *(row.get(p, {}) for p in PEERS))),
         ]
         for row in rows
     ]
@@ -167,14 +170,15 @@ def bars(axes: Axes, rows: list[Row]) -> None:
     series = {
         "cupy_rnnt": [row["gradients_per_floor"] for row in rows],
         "PyTorch, denormals flushed": [
-            row["pytorch flushing"]["gradients_per_floor"] for row in rows
+            row.get("pytorch flushing", {}).get("gradients_per_floor", np.nan) for row in rows
         ],
-        "PyTorch": [row["pytorch"]["gradients_per_floor"] for row in rows],
+        "PyTorch": [row.get("pytorch", {}).get("gradients_per_floor", np.nan) for row in rows],
     }
     places = np.arange(len(rows))
     for i, (name, values) in enumerate(series.items()):
         drawn = axes.bar(places + 0.27 * (i - 1), values, 0.27, label=name)
-        axes.bar_label(drawn, fmt="%.2f", fontsize=7)
+        labels = [f"{value:.2f}" if value > 0 else "" for value in values]
+        axes.bar_label(drawn, labels, fontsize=7)
     for place, row in zip(places, rows, strict=True):
         ideal = row["ideal_storing"]
         label = "least GEMMs, logits stored" if place == 0 else None

@@ -170,15 +170,15 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
-def cost_weights(value: Any, size: int) -> np.ndarray:
-    """Upstream gradients of the costs, shape (B,), finite, as float64."""
+def cost_weights(value: Any, size: int, dtype: np.dtype) -> np.ndarray:
+    """Upstream gradients of the costs, shape (B,), as float64; finite in `dtype`, too."""
     array = _array("cost_weights", value)
     shape("cost_weights", array, (size,))
     if array.dtype.kind not in "iuf" and array.dtype.name not in FLOATING_DTYPES:
         raise TypeError(f"cost_weights has dtype {array.dtype}, but a real dtype is needed")
     weights = array.astype(np.float64)
-    wrong = ~np.isfinite(weights)
+    wrong = ~(abs(weights) <= np.finfo(dtype).max)
     if wrong.any():
         b = int(np.argmax(wrong))
-        raise ValueError(f"cost_weights[{b}] is {array[b]}, but it must be finite")
+        raise ValueError(f"cost_weights[{b}] is {array[b]}, but it must be finite in {dtype}")
     return weights

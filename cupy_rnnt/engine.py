@@ -59,7 +59,7 @@ class Options:
             tolerance = defaults.tolerance(dtype)
         return Options(
             clamp=checks.number("clamp", clamp),
-            fastemit_lambda=checks.number("fastemit_lambda", fastemit_lambda, 0.0),
+            fastemit_lambda=checks.number("fastemit_lambda", fastemit_lambda, 0.0, 1e6),
             zero_infinity=bool(zero_infinity),
             tolerance=checks.number("tolerance", tolerance, 0.0, 1.0),
             max_workspace_bytes=checks.workspace(max_workspace_bytes, defaults.MAX_WORKSPACE_BYTES),

@@ -266,8 +266,8 @@ def joint_rnnt_loss_and_grad(
         max_workspace_bytes=max_workspace_bytes,
         progress=progress,
     )
-    weights = weights_of(call.reduction, cost_weights, call.batch.size)
     source = call.source(gradient=True)
+    weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
     result = forward_backward(source, call.batch, call.options, weights)
     results = reduced(result.costs, call.reduction, source.dtype), source.gradients
     return (*results, result.info(call.batch)) if return_info else results

@@ -236,13 +236,13 @@ def rnnt_loss_and_grad(
         max_workspace_bytes=max_workspace_bytes,
         progress=progress,
     )
-    weights = weights_of(call.reduction, cost_weights, call.batch.size)
     if overwrite_logits:
         checks.writeable("logits", logits)
         grad = logits
     else:
         grad = operations_for(call.logits).zeros(call.logits.shape, call.logits.dtype)
     source = LogitsSource(call.batch, call.logits, fused_log_softmax, grad)
+    weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
     result = forward_backward(source, call.batch, call.options, weights)
     warn_if_normalised(source)
     results = reduced(result.costs, call.reduction, source.dtype), grad

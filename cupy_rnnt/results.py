@@ -64,9 +64,9 @@ def reduced(costs: np.ndarray, reduction: str, dtype: np.dtype) -> Any:
     return costs.astype(dtype)
 
 
-def weights_of(reduction: str, cost_weights: Any, size: int) -> np.ndarray:
+def weights_of(reduction: str, cost_weights: Any, size: int, dtype: np.dtype) -> np.ndarray:
     """Given weights of the costs, or else the derivative of the reduced loss with respect to each
     (of their sum for ``"none"``); float64, (B,)."""
     if cost_weights is not None:
-        return checks.cost_weights(cost_weights, size)
+        return checks.cost_weights(cost_weights, size, dtype)
     return np.full(size, 1.0 / size if reduction == "mean" else 1.0)

@@ -117,7 +117,7 @@ class Operations(Protocol):
         the occupancies at blank and label).
 
         Elements are bounded to ``[-clamp, clamp]`` if ``clamp > 0``, then multiplied by `weights`
-        (n,). Softmax values below 3e-20 (float32) become exactly 0: they are far under the rounding of
+        (n,). Softmax values below 3e-20 (float32) become 0 exactly: they are far under rounding of
         the others, and their products would be denormal numbers, which slow a GEMM tenfold.
         """
 
