@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, Protocol
 
 from .batch import Batch
 
-# A tile of 2 MiB in float32, and at least 512 rows: a GEMM of 512 rows is within a tenth of full
-# speed, and a tile stays in the outer cache of one core.
+# A tile of 4 MiB in float32, and at least 1024 rows: a GEMM of 512 is a twentieth slower.
 _TILE_ELEMENTS = 2**20
 _FULL_ROWS = 1024
 _MOST_ROWS = 2**13
-_SMALL_ROWS = 64  # below this a GEMM loses more than a second worker gains
+# Tiles below both of these lose more to overhead than a second worker gains.
+_SMALL_ROWS = 64
+_SMALL_ELEMENTS = 2**16
 SOFTMAX_ELEMENTS = 2**17
 """Logits that are worked on at once, so that the passes over them find them in the inner caches."""
 ROW_BYTES = 512
@@ -208,8 +209,8 @@ def _workers_and_rows(
 ) -> tuple[int, int]:
     """As many workers as fit with tiles worth having, then as large tiles as fit."""
     full = min(max(_TILE_ELEMENTS // width, _FULL_ROWS), _MOST_ROWS, batch.cell_count)
-    most = max(1, min(threads, batch.cell_count // _SMALL_ROWS))
-    small = min(_SMALL_ROWS, full)
+    small = min(max(_SMALL_ELEMENTS // width, _SMALL_ROWS), full)
+    most = max(1, min(threads, batch.cell_count // small))
     for workers in range(most, 0, -1):
         if least_bytes(workers, small) <= budget:
             break

@@ -16,10 +16,9 @@ container images: the transcripts are there), unpack them anywhere:
     python examples/train_speech.py --data sounds
 
 The logits of a batch are never formed: the loss takes the outputs of encoder and predictor with
-the output layer, and keeps only the lattice cells that some likely alignment visits. The plot
-shows how few these become as the model learns to align. The folder named by `--out` receives
-`log.json`, `curves.png` and `checkpoint.pt`. The same command resumes a run that was stopped, and
-with the same `--threads` ends with the numbers it would have had.
+the output layer, and keeps only the cells that some likely alignment visits; the plot shows how few
+these become. `--out` names the folder of `log.json`, `curves.png` and `checkpoint.pt`. A stopped
+run is resumed by the same command and, with the same `--threads`, ends with the same numbers.
 """
 
 from __future__ import annotations
@@ -27,9 +26,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import re
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,7 +37,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.io import wavfile
 from scipy.signal import resample_poly
-from torch import nn
+from torch import nn, optim
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 from tqdm import tqdm
 
@@ -187,8 +184,7 @@ def augment(features: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def training_batches(prompts: list[Prompt], size: int, rng: np.random.Generator) -> list[Batch]:
     """One epoch in random order, each batch of prompts of similar length at random speeds."""
-    lengths = np.array([len(prompt.features[1.0]) for prompt in prompts])
-    lengths = lengths * rng.uniform(0.8, 1.25, len(prompts))
+    lengths = rng.uniform(0.8, 1.25, len(prompts)) * [len(p.features[1.0]) for p in prompts]
     groups = np.array_split(np.argsort(lengths, kind="stable"), -(-len(prompts) // size))
     batches = []
     for group in rng.permutation(len(groups)):
@@ -239,8 +235,7 @@ class Transducer(nn.Module):
     def loss(self, batch: Batch):
         """Mean cost in nats an utterance, and what the loss computed to get it."""
         encoder_out, frames = self.encode(batch.features, batch.frames)
-        start = torch.full((len(frames), 1), BLANK)
-        predictor_out, _ = self.predict(torch.cat([start, batch.targets], 1))
+        predictor_out, _ = self.predict(nn.functional.pad(batch.targets, (1, 0), value=BLANK))
         layer, targets = self.output, (batch.targets, frames, batch.target_lengths)
         outputs = (encoder_out, predictor_out, layer.weight, layer.bias)
         return joint_rnnt_loss(*outputs, *targets, blank=BLANK, return_info=True)
@@ -281,8 +276,7 @@ def evaluate(model: Transducer, prompts: list[Prompt]) -> tuple[float, list[str]
     model.eval()
     texts = [prompt.text for prompt in prompts]
     heard = model.transcribe(Batch.of([prompt.features[1.0] for prompt in prompts], texts))
-    errors = sum(map(edit_distance, texts, heard))
-    return errors / sum(map(len, texts)), heard
+    return sum(map(edit_distance, texts, heard)) / sum(map(len, texts)), heard
 
 
 class Trainer:
@@ -293,10 +287,9 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.rng = np.random.default_rng(settings.seed)
         self.model = Transducer(settings)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-2)
+        self.optimizer = optim.AdamW(self.model.parameters(), weight_decay=1e-2)
         steps = settings.epochs * -(-len(train) // settings.batch)
-        rates = {"max_lr": settings.learning_rate, "total_steps": steps}
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, **rates)
+        self.schedule = optim.lr_scheduler.OneCycleLR(self.optimizer, settings.learning_rate, steps)
         self.history: list[dict] = []
         self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
 
@@ -327,7 +320,7 @@ class Trainer:
         state |= {"torch_rng": torch.get_rng_state(), "numpy_rng": self.rng.bit_generator.state}
         partial = self.out / "checkpoint.pt.partial"
         torch.save(state, partial)
-        os.replace(partial, self.out / "checkpoint.pt")
+        partial.replace(self.out / "checkpoint.pt")
 
     def resume(self) -> None:
         """Continue from the checkpoint in `out`, if there is one."""
@@ -356,20 +349,7 @@ class Trainer:
         figure.savefig(self.out / "curves.png", dpi=120)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder of the unpacked packages")
-    parser.add_argument("--out", type=Path, help="folder of the results [speech-run]")
-    parser.add_argument("--quick", action="store_true", help="small model, shortest prompts")
-    parser.add_argument("--restart", action="store_true", help="ignore a checkpoint in --out")
-    for name in OVERRIDES:
-        default = getattr(Settings, name)
-        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=f"[{default}]")
-    parser.add_argument("--threads", type=int, help="CPU threads [what PyTorch chooses]")
-    return parser.parse_args()
-
-
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     chosen = {key: value for key, value in vars(options).items() if key in OVERRIDES}
     settings = replace(QUICK if options.quick else Settings(), **chosen)
     out = options.out or Path("speech-run-quick" if options.quick else "speech-run")
@@ -392,21 +372,28 @@ def run(options: argparse.Namespace) -> int:
         print(f"  said   {prompt.text}\n  heard  {text}\n")
     first, last = trainer.history[0]["cost"], trainer.history[-1]["cost"]
     if options.quick and not last < first:
-        print(f"the training cost did not fall: {first:.3f} to {last:.3f}", file=sys.stderr)
-        return 1
-    return 0
+        raise SystemExit(f"the training cost did not fall: {first:.3f} to {last:.3f}")
 
 
-def main() -> int:
-    options = parse_arguments()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder of the unpacked packages")
+    parser.add_argument("--out", type=Path, help="folder of the results [speech-run]")
+    parser.add_argument("--quick", action="store_true", help="small model, shortest prompts")
+    parser.add_argument("--restart", action="store_true", help="ignore a checkpoint in --out")
+    for name in OVERRIDES:
+        default = getattr(Settings, name)
+        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=f"[{default}]")
+    parser.add_argument("--threads", type=int, help="CPU threads [what PyTorch chooses]")
+    options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        return run(options)
+        run(options)
     except KeyboardInterrupt:
         print("\nstopped: the same command, less --restart, goes on from the last whole epoch")
-        return 130
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,9 @@ import os
 
 import pytest
 
+for family in "argument", "reference", "torch":  # their assertions explain themselves, too
+    pytest.register_assert_rewrite(f"tests.{family}_cases")
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):

@@ -1,10 +1,12 @@
-"""Random ragged batches. They are the arguments of a loss, in order: ``rnnt_loss(*case)``."""
+"""Random ragged batches, the arguments of a loss in order: ``rnnt_loss(*case)``; least budgets."""
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 
 class LogitsCase(NamedTuple):
@@ -79,3 +81,10 @@ def random_joint_case(
         inputs[3] = None
     targets = random_targets(rng, size, labels, vocabulary, blank)
     return JointCase(*inputs, targets, *random_lengths(rng, size, frames, labels), blank)
+
+
+def least_budget(function, *args, **kwargs) -> int:
+    """The bytes that the error for a budget of 0 asks for."""
+    with pytest.raises(ValueError, match="max_workspace_bytes is 0") as error:
+        function(*args, **kwargs, max_workspace_bytes=0)
+    return int(re.search(r"at least (\d+) bytes", str(error.value))[1])

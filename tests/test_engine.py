@@ -1,7 +1,5 @@
 """The engine against the float64 reference, whatever the shapes, the budget and the threads."""
 
-import re
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from cupy_rnnt import reference
 from cupy_rnnt.ops.activations import ACTIVATIONS
 from cupy_rnnt.results import REDUCTIONS
 
-from .helpers import random_joint_case, random_logits_case
+from .helpers import least_budget, random_joint_case, random_logits_case
 from .tolerances import (
     DTYPES,
     assert_costs_close,
@@ -34,13 +32,6 @@ OPTIONS = {
     "reduction": st.sampled_from(REDUCTIONS),
     "fastemit_lambda": st.sampled_from([0.0, 0.3]),
 }
-
-
-def least_budget(function, *args, **kwargs) -> int:
-    """The bytes that the error for a budget of 0 asks for."""
-    with pytest.raises(ValueError, match="max_workspace_bytes is 0") as error:
-        function(*args, **kwargs, max_workspace_bytes=0)
-    return int(re.search(r"at least (\d+) bytes", str(error.value))[1])
 
 
 @settings(max_examples=120, deadline=None)

@@ -50,23 +50,6 @@ def number(text):
     return float(re.search(r"\d[\d,.]*", text)[0].replace(",", ""))
 
 
-def test_shipped_lengths_are_those_of_256_utterances():
-    frames, labels = command.librispeech_lengths(256)
-    assert frames.shape == labels.shape == (256,)
-    assert frames.dtype == labels.dtype == np.int64
-    assert (frames >= labels).all()
-    assert (frames >= 31).all()  # the extremes of train-clean-100
-    assert (frames <= 680).all()
-    assert (labels >= 2).all()
-    assert (labels <= 151).all()
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_fewer_lengths_are_the_first_ones(size):
-    every, some = command.librispeech_lengths(256), command.librispeech_lengths(size)
-    np.testing.assert_array_equal(np.array(some), np.array(every)[:, :size])
-
-
 def test_main_job_on_real_lengths(run):
     frames, labels = command.librispeech_lengths(2)
     cells = int((frames * (labels + 1)).sum())
@@ -366,38 +349,6 @@ def test_help(capsys, argv):
             "(default: 16)",
         ):
             assert word in out
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("123456", 123456),
-        ("64KiB", 2**16),
-        ("64 MiB", 2**26),
-        ("1.5GiB", 3 * 2**29),
-        ("2gib", 2**31),
-        ("9007199254740993", 2**53 + 1),  # no detour through float
-    ],
-)
-def test_bytes_are_read(text, count):
-    assert terminal.parse_nbytes(text) == count
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "0.977 KiB"),
-        (2**28, "256 MiB"),
-        (3 * 2**29, "1.5 GiB"),
-        (1023 * 2**20, "0.999 GiB"),
-        (2**42, "4 TiB"),
-        (2**60, "1,048,576 TiB"),
-    ],
-)
-def test_bytes_are_written(count, text):
-    assert terminal.nbytes(count) == text
 
 
 def python(*argv):

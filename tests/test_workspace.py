@@ -11,8 +11,7 @@ from threadpoolctl import threadpool_limits
 import cupy_rnnt
 from cupy_rnnt.schedule import Tiles
 
-from .helpers import random_joint_case, random_logits_case
-from .test_engine import least_budget
+from .helpers import least_budget, random_joint_case, random_logits_case
 from .tolerances import assert_costs_close, assert_gradients_close
 
 MiB = 2**20

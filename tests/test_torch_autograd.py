@@ -1,0 +1,120 @@
+"""The losses as nodes of autograd's graph: what they keep, and how often it may be walked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cupy_rnnt.results import JointGradients
+
+from .tolerances import assert_gradient_close
+from .torch_cases import (
+    WEIGHTS,
+    adapter,
+    assert_equal_bits,
+    assert_gradients_match,
+    every_kind,
+    gradients,
+    loss_of,
+    made,
+    reference_of,
+    torch,
+)
+
+
+@every_kind
+def test_forward_alone_keeps_nothing(kind):
+    batch = made(kind)
+    loss, info = loss_of(kind)(*batch.leaves, *batch.rest, return_info=True)
+    assert loss.requires_grad
+    assert 0 < info.kept <= info.cells
+    with torch.no_grad():
+        alone, info = loss_of(kind)(*batch.leaves, *batch.rest, return_info=True)
+    assert info.kept == 0
+    assert not alone.requires_grad
+    detached = [leaf.detach() for leaf in batch.leaves]
+    alone, info = loss_of(kind)(*detached, *batch.rest, return_info=True)
+    assert info.kept == 0
+    assert_equal_bits([alone], [loss.detach()])
+    with torch.inference_mode():
+        assert_equal_bits([loss_of(kind)(*batch.leaves, *batch.rest)], [loss.detach()])
+
+
+@every_kind
+def test_a_retained_graph_may_be_walked_twice(kind):
+    batch = made(kind)
+    loss = loss_of(kind)(*batch.leaves, *batch.rest)
+    first = gradients(loss, batch.leaves, retain_graph=True)
+    assert_equal_bits(gradients(loss, batch.leaves, retain_graph=True), first)
+    upstream = torch.tensor(-2.0, dtype=torch.float64)
+    other = gradients(loss, batch.leaves, retain_graph=True, grad_outputs=upstream)
+    assert_equal_bits([-2 * grad for grad in first], other)
+    assert_equal_bits(gradients(loss, batch.leaves), first)
+    with pytest.raises(RuntimeError, match="second time"):
+        gradients(loss, batch.leaves)
+
+
+@every_kind
+def test_there_is_no_second_derivative(kind):
+    batch = made(kind)
+    weights = torch.from_numpy(WEIGHTS).requires_grad_()
+    costs = loss_of(kind)(*batch.leaves, *batch.rest, reduction="none")
+    first = gradients(costs @ weights, batch.leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first[0].sum().backward()
+
+
+@every_kind
+def test_inputs_must_stay_until_the_backward_pass(kind):
+    count = 4 if kind == "joint" else 1
+    for i in range(count):
+        batch = made(kind)
+        loss = loss_of(kind)(*batch.leaves, *batch.rest)
+        with torch.no_grad():
+            batch.leaves[i] += 1.0  # as an optimiser does
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@every_kind
+def test_targets_and_lengths_may_change_after_the_forward_pass(kind):
+    batch = made(kind)
+    wanted = gradients(loss_of(kind)(*batch.leaves, *batch.rest), batch.leaves)
+    loss = loss_of(kind)(*batch.leaves, *batch.rest)
+    for integers in batch.rest[:-1]:
+        integers.fill_(1)
+    assert_equal_bits(gradients(loss, batch.leaves), wanted)
+
+
+@every_kind
+def test_inputs_of_a_graph_and_several_losses(kind):
+    batch = made(kind)
+    doubled = [2 * leaf for leaf in batch.leaves]
+    loss = loss_of(kind)(*doubled, *batch.rest) + 3 * loss_of(kind)(*batch.leaves, *batch.rest)
+    loss.backward()
+    parts = [
+        gradients(loss_of(kind)(*inputs, *batch.rest), inputs) for inputs in (doubled, batch.leaves)
+    ]
+    for leaf, one, other in zip(batch.leaves, *parts, strict=True):
+        assert_gradient_close(leaf.grad, 2 * one + 3 * other, np.float64, 1)
+
+
+@pytest.mark.parametrize("trained", range(4))
+def test_frozen_parameters(trained):
+    batch = made("joint")
+    wanted = gradients(adapter.joint_rnnt_loss(*batch.leaves, *batch.rest), batch.leaves)
+    inputs = [leaf if i == trained else leaf.detach() for i, leaf in enumerate(batch.leaves)]
+    adapter.joint_rnnt_loss(*inputs, *batch.rest).backward()
+    assert_equal_bits([inputs[trained].grad], [wanted[trained]])
+    assert all(leaf.grad is None for i, leaf in enumerate(inputs) if i != trained)
+
+
+@every_kind
+def test_half_types_under_a_loss_scale(kind):
+    """Products with the scale stay in float32 up to the one rounding at the end."""
+    batch = made(kind, dtype=torch.float16)
+    costs = loss_of(kind)(*batch.leaves, *batch.rest, reduction="none")
+    scaled = gradients(costs.sum() * 64.0, batch.leaves)
+    plain = reference_of(kind)(*batch.case, reduction="sum")[1]
+    desired = plain * 64.0 if kind == "logits" else JointGradients(*(64.0 * g for g in plain))
+    assert_gradients_match(kind, scaled, desired, np.float16, batch.length)

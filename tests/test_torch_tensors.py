@@ -1,0 +1,164 @@
+"""Tensors of every sort: memory layouts, integer types, and those that are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cupy_rnnt import sources
+from cupy_rnnt.results import JointGradients
+
+from .tolerances import assert_costs_close, assert_gradient_close
+from .torch_cases import (
+    F,
+    adapter,
+    assert_equal_bits,
+    every_dtype,
+    every_kind,
+    gradients,
+    loss_of,
+    made,
+    numpy,
+    torch,
+)
+
+
+def expected_view(leaf):
+    leaf = leaf.detach()
+    return leaf.view(torch.int16).numpy() if leaf.dtype == torch.bfloat16 else leaf.numpy()
+
+
+@every_kind
+@every_dtype
+def test_tensors_are_never_copied(kind, dtype, monkeypatch):
+    source = sources.JointSource if kind == "joint" else sources.LogitsSource
+    seen = []
+    original = source.__init__
+
+    def spy(self, batch, inputs, *args, **keywords):
+        seen.append(inputs if kind == "joint" else (inputs,))
+        original(self, batch, inputs, *args, **keywords)
+
+    monkeypatch.setattr(source, "__init__", spy)
+    batch = made(kind, dtype=dtype)
+    batch.leaves[0] = batch.leaves[0].detach().transpose(0, 1).contiguous().transpose(0, 1)
+    batch.leaves[0].requires_grad_()
+    loss_of(kind)(*batch.leaves, *batch.rest).backward()
+    assert len(seen) == 2  # forward and backward
+    for arrays in seen:
+        for array, leaf in zip(arrays, batch.leaves, strict=True):
+            assert np.shares_memory(array, expected_view(leaf))
+
+
+def neg_view(x):
+    """The same values as a lazy negative: memory holds them with the other sign."""
+    lazy = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert lazy.is_neg()
+    return lazy
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.mT.contiguous().mT if x.ndim > 1 else x,
+    "strided": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "part": lambda x: F.pad(x, (1, 2))[..., 1:-2],
+    "negative": neg_view,
+}
+
+
+@every_kind
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout_gives_the_same(kind, layout):
+    batch = made(kind)
+    loss = loss_of(kind)(*batch.leaves, *batch.rest)
+    wanted = gradients(loss, batch.leaves)
+    views = [LAYOUTS[layout](leaf.detach()).requires_grad_() for leaf in batch.leaves]
+    other = loss_of(kind)(*views, *batch.rest)
+    assert_costs_close(numpy(other), numpy(loss), np.float64, 1)
+    for one, two in zip(gradients(other, views), wanted, strict=True):
+        assert_gradient_close(one, two, np.float64, batch.length)
+
+
+def test_expanded_inputs():
+    batch = made("joint")
+    encoder_out, *others = batch.leaves
+    row = encoder_out.detach()[:1].requires_grad_()
+    expanded = row.expand_as(encoder_out)
+    loss = adapter.joint_rnnt_loss(expanded, *others, *batch.rest)
+    same = row.detach().repeat(4, 1, 1).requires_grad_()
+    wanted = adapter.joint_rnnt_loss(same, *others, *batch.rest)
+    assert_equal_bits([loss], [wanted])
+    (of_row,), (of_all,) = gradients(loss, [row]), gradients(wanted, [same])
+    assert_gradient_close(of_row, of_all.sum(0, keepdim=True), np.float64, 1)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_any_integer_dtype(kind, dtype):
+    batch = made(kind)
+    wanted = loss_of(kind)(*batch.leaves, *batch.rest)
+    integers = [values.to(dtype) for values in batch.rest[:-1]]
+    loss = loss_of(kind)(*batch.leaves, *integers, batch.case.blank)
+    assert_equal_bits([loss], [wanted])
+    assert_equal_bits(gradients(loss, batch.leaves), gradients(wanted, batch.leaves))
+
+
+@every_kind
+def test_lists_of_integers(kind):
+    batch = made(kind)
+    wanted = loss_of(kind)(*batch.leaves, *batch.rest)
+    lists = [values.tolist() for values in batch.rest[:-1]]
+    assert_equal_bits([loss_of(kind)(*batch.leaves, *lists)], [wanted])
+    arrays = [values.numpy() for values in batch.rest[:-1]]
+    assert_equal_bits([loss_of(kind)(*batch.leaves, *arrays)], [wanted])
+
+
+def names_of(kind):
+    inputs = JointGradients._fields if kind == "joint" else ("logits",)
+    return *inputs, "targets", "logit_lengths", "target_lengths"
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        (lambda x: x.to("meta"), ValueError, "device meta"),
+        (lambda x: x.to_sparse(), TypeError, "layout torch.sparse_coo"),
+        (lambda x: x.to(torch.complex64), TypeError, "dtype complex64"),
+        (lambda x: x.to(torch.bool), TypeError, "dtype bool"),
+        (lambda x: x.to(torch.float8_e4m3fn), TypeError, "Float8_e4m3fn"),
+        (lambda x: x[None], ValueError, "(1, "),
+    ],
+)
+def test_tensors_of_the_wrong_sort_are_named(kind, change, error, word):
+    batch = made(kind)
+    values = [*batch.leaves, *batch.rest[:-1]]
+    for i, name in enumerate(names_of(kind)):
+        wrong = [change(x.detach()) if i == j else x for j, x in enumerate(values)]
+        with pytest.raises(error, match=rf"^{name} ") as caught:
+            loss_of(kind)(*wrong)
+        assert word in str(caught.value)
+
+
+def test_mixed_dtypes():
+    batch = made("joint", dtype=torch.float32)
+    for i, name in enumerate(JointGradients._fields[1:], 1):
+        mixed = [leaf.half() if i == j else leaf for j, leaf in enumerate(batch.leaves)]
+        with pytest.raises(TypeError, match=f"{name} has dtype float16, but float32 is needed"):
+            adapter.joint_rnnt_loss(*mixed, *batch.rest)
+
+
+@every_kind
+@pytest.mark.parametrize("blank", [0, -1])
+def test_a_target_that_is_the_blank(kind, blank):
+    """Other libraries compute a wrong gradient then."""
+    batch = made(kind, blank=blank)
+    batch.rest[0][0, 1] = blank % 9
+    with pytest.raises(ValueError, match=r"targets\[0, 1\] is \d, which is the blank"):
+        loss_of(kind)(*batch.leaves, *batch.rest)
+
+
+def test_log_probabilities_are_noticed():
+    batch = made("logits")
+    for logits in batch.leaves[0].log_softmax(-1), batch.leaves[0].detach().log_softmax(-1):
+        with pytest.warns(UserWarning, match="fused_log_softmax=False"):
+            adapter.rnnt_loss(logits, *batch.rest)
