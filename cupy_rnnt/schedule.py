@@ -27,7 +27,10 @@ ROW_BYTES = 512
 # Logits kept for pass 2. More of them fall out of the caches, and their pages have to be faulted in
 # anew in every call: with 256 MiB a call took up to a fifth longer than with 64.
 _STORED_BYTES = 2**26
-_GROUP_CELLS = 2**16  # enough to keep every worker busy and to make diagonals long
+# A group is large enough when every worker is kept busy and a diagonal is a vector operation that
+# costs more than calling it.
+_GROUP_CELLS = 2**16
+_GROUP_WIDTH = 1024
 _CELL_BYTES = 2 * 8 + 2 * 8 + 4 * 8  # lse and place; choosing kept cells; a kept cell
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
 _BOOKKEEPING_BYTES = 2**20  # thread pool, closures, chunks of occupancies
@@ -167,7 +170,7 @@ def plan(
     def full(held: _Extent, joined: _Extent) -> bool:
         stored = row_bytes * joined.cells
         return (
-            held.cells >= _GROUP_CELLS * workers
+            (held.cells >= _GROUP_CELLS * workers and held.width >= _GROUP_WIDTH)
             or stored > _STORED_BYTES
             or group_bytes(joined, workers) + stored > room
         )

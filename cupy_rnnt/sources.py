@@ -17,6 +17,7 @@ from .ops import operations_for
 from .results import JointGradients
 from .schedule import ROW_BYTES, SOFTMAX_ELEMENTS, Group
 
+_STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again sooner than fetched
 _SLAB_ELEMENTS = 2**18  # of a weight gradient: what is added to it at once stays in the cache
 
 
@@ -187,7 +188,8 @@ class JointSource:
         self.width: int
         self.hidden_size: int
         self.width, self.hidden_size = arguments.weight.shape
-        self.stored_row_bytes = self.width * self.dtype.itemsize
+        worth_storing = self.hidden_size >= _STORING_HIDDEN_SIZE
+        self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self._batch, self._arguments = batch, arguments
         self._activation, self._gradient = activation, gradient
         weight, bias = arguments.weight, arguments.bias

@@ -36,7 +36,7 @@ OPTIONS = {
 
 @settings(max_examples=120, deadline=None)
 @given(
-    shape=st.fixed_dictionaries({**SHAPES, "hidden": st.integers(1, 9)}),
+    shape=st.fixed_dictionaries({**SHAPES, "hidden": st.integers(1, 9) | st.just(131)}),
     options=st.fixed_dictionaries(OPTIONS),
     dtype=st.sampled_from(DTYPES),
     activation=st.sampled_from(list(ACTIVATIONS)),
@@ -103,8 +103,8 @@ def test_logits_equal_reference(
 
 
 def big_case(dtype=np.float32):
-    """Enough cells for several tiles a worker."""
-    return random_joint_case(np.random.default_rng(3), 6, 90, 23, 31, 19, dtype=dtype)
+    """Enough cells for several tiles a worker, and hidden units for logits to be stored."""
+    return random_joint_case(np.random.default_rng(3), 6, 90, 23, 31, 129, dtype=dtype)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
