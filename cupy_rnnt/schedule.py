@@ -20,8 +20,7 @@ _MOST_ROWS = 2**13
 # Tiles below both of these lose more to overhead than a second worker gains.
 _SMALL_ROWS = 64
 _SMALL_ELEMENTS = 2**16
-SOFTMAX_ELEMENTS = 2**17
-"""Logits that are worked on at once, so that the passes over them find them in the inner caches."""
+_BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
 ROW_BYTES = 512
 """For indices, occupancies and other vectors with an entry a row of a tile."""
 # Logits kept for pass 2. More of them fall out of the caches, and their pages have to be faulted in
@@ -81,6 +80,11 @@ class Plan:
     groups: list[Group]
     stored: int
     workspace_bytes: int
+
+
+def block_rows(rows: int, width: int) -> int:
+    """How many rows of a tile of logits are worked on at once."""
+    return min(rows, max(1, _BLOCK_ELEMENTS // width))
 
 
 class Tiles(Sequence[tuple[int, int]]):

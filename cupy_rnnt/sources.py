@@ -15,7 +15,7 @@ from .batch import Batch, Cells
 from .engine import Kept
 from .ops import operations_for
 from .results import JointGradients
-from .schedule import ROW_BYTES, SOFTMAX_ELEMENTS, Group
+from .schedule import ROW_BYTES, Group, block_rows
 
 _STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again sooner than fetched
 _SLAB_ELEMENTS = 2**18  # of a weight gradient: what is added to it at once stays in the cache
@@ -31,8 +31,7 @@ class _LogitsScratch(NamedTuple):
 class LogitsSource:
     """Given logits, or (``fused_log_softmax=False``) log-probabilities.
 
-    The gradient goes to `grad`, which may be the array of
-    the logits itself.
+    The gradient goes to `grad`, which may be the array of the logits itself.
     """
 
     stored_row_bytes = 0
@@ -52,13 +51,12 @@ class LogitsSource:
         self._normalised_within = float(np.sqrt(np.finfo(self.dtype).eps))
 
     def scratch(self, rows: int) -> _LogitsScratch:
-        block = min(rows, max(1, SOFTMAX_ELEMENTS // self.width))
-        shapes = (rows, self.width), (block, self.width)
+        shapes = (rows, self.width), (block_rows(rows, self.width), self.width)
         return _LogitsScratch(*(self.ops.empty(shape, self.dtype) for shape in shapes))
 
     def tile_bytes(self, rows: int) -> int:
-        block = min(rows, max(1, SOFTMAX_ELEMENTS // self.width))
-        return (2 * rows + block) * self.width * self.dtype.itemsize + ROW_BYTES * rows
+        elements = (2 * rows + block_rows(rows, self.width)) * self.width
+        return elements * self.dtype.itemsize + ROW_BYTES * rows
 
     def fixed_bytes(self, workers: int) -> int:
         return 0
@@ -67,7 +65,13 @@ class LogitsSource:
         return 0
 
     def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
+        """The logits of some cells: a view if they lie together, else a copy."""
         index = cells.sample, cells.frame, cells.position
+        if self._rows is not None:
+            ends = tuple(values[[0, -1]] for values in index)
+            first, last = np.ravel_multi_index(ends, self._logits.shape[:-1])
+            if last - first == len(cells.sample) - 1:
+                return self._rows[first : last + 1]
         tile = scratch.logits[: len(cells.sample)]
         self.ops.gather(self._logits, index, tile)
         return tile
@@ -75,18 +79,7 @@ class LogitsSource:
     def log_probs(
         self, cells: Cells, scratch: _LogitsScratch, stored: Any | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        tile = None
-        if self._rows is not None:
-            first, last = (
-                np.ravel_multi_index(
-                    (cells.sample[i], cells.frame[i], cells.position[i]), self._logits.shape[:-1]
-                )
-                for i in (0, -1)
-            )
-            if last - first == len(cells.sample) - 1:
-                tile = self._rows[first : last + 1]
-        if tile is None:
-            tile = self._tile(cells, scratch)
+        tile = self._tile(cells, scratch)
         blank, labels = self._batch.blank, cells.label
         if not self._fused:
             return self.ops.pick_log_probs(tile, blank, labels)
@@ -199,11 +192,10 @@ class JointSource:
 
     def _shapes(self, rows: int) -> _JointScratch:
         tile = rows, self.hidden_size
-        block = min(rows, max(1, SOFTMAX_ELEMENTS // self.width))
         slab = min(self.width, max(1, _SLAB_ELEMENTS // self.hidden_size))
         return _JointScratch(
             logits=(rows, self.width),
-            block=(block, self.width),
+            block=(block_rows(rows, self.width), self.width),
             pre=tile,
             hidden=tile,
             d_hidden=tile if self._gradient else (0,),
