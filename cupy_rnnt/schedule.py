@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from .batch import Batch
+from .ops import Operations
 
 # A tile of 4 MiB in float32, and at least 1024 rows: a GEMM of 512 is a twentieth slower.
 _TILE_ELEMENTS = 2**20
@@ -30,7 +31,8 @@ _STORED_BYTES = 2**26
 # costs more than calling it.
 _GROUP_CELLS = 2**16
 _GROUP_WIDTH = 1024
-_CELL_BYTES = 2 * 8 + 2 * 8 + 4 * 8  # lse and place; choosing kept cells; a kept cell
+_CELL_BYTES = 3 * 8 + 2 * 8 + 5 * 8  # lse and list; choosing kept cells; a kept cell, its row
+_SELECTION_BYTES = 2 * 8 + 8  # of a cell: its bounds, masks
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
 _BOOKKEEPING_BYTES = 2**20  # thread pool, closures, chunks of occupancies
 
@@ -41,6 +43,8 @@ class Needs(Protocol):
     width: int
     stored_row_bytes: int
     """A row of logits kept from pass 1 to pass 2; 0 if the source has no use for it."""
+    selects: bool
+    """Whether bounds of the log-probs can be had, and cost little beside them."""
 
     def fixed_bytes(self, workers: int) -> int: ...
 
@@ -48,14 +52,16 @@ class Needs(Protocol):
 
     def group_bytes(self, frames: int, columns: int, workers: int) -> int: ...
 
+    def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
+        """Of what bounds the log-probs of a group."""
+
 
 @dataclass(frozen=True)
 class Group:
-    """Samples ``start`` to ``stop - 1``; ``stored`` cells of their list keep their logits."""
+    """Samples ``start`` to ``stop - 1``."""
 
     start: int
     stop: int
-    stored: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Plan:
     groups : list of Group
     stored : int
         Rows of logits kept at most.
+    selecting : bool
+        Whether the cells of pass 1 are selected by bounds.
     workspace_bytes : int
         Planned peak of what is allocated beyond the arguments and the results.
     """
@@ -79,6 +87,7 @@ class Plan:
     rows: int
     groups: list[Group]
     stored: int
+    selecting: bool
     workspace_bytes: int
 
 
@@ -119,6 +128,7 @@ class _Extent(NamedTuple):
     cells: int
     frames: int
     columns: int
+    samples: int
 
     def joined(self, other: _Extent) -> _Extent:
         sums = (x + y for x, y in zip(self[1:], other[1:], strict=True))
@@ -128,11 +138,11 @@ class _Extent(NamedTuple):
 def plan(
     batch: Batch,
     needs: Needs,
+    ops: Operations,
     budget: int,
-    threads: int,
-    lattice_nbytes: Callable[[int, int, bool], int],
     gradient: bool,
     store: bool,
+    select: bool,
 ) -> Plan:
     """Choose workers, tiles and groups so that the planned peak stays within the budget.
 
@@ -142,6 +152,8 @@ def plan(
         Whether occupancies are wanted, not the costs alone.
     store : bool
         Whether logits may be kept from pass 1 to pass 2, which saves their second computation.
+    select : bool
+        Whether cells may be left out of pass 1. They are if there is room to find out which.
 
     Raises
     ------
@@ -149,16 +161,18 @@ def plan(
         If not even one worker with tiles of one row fits.
     """
     extents = [
-        _Extent(t + s - 1, min(t, s) + 1, t * s, t, s)
+        _Extent(t + s - 1, min(t, s) + 1, t * s, t, s, 1)
         for t, s in zip(batch.frames.tolist(), batch.columns.tolist(), strict=True)
     ]
 
     def group_bytes(extent: _Extent, workers: int) -> int:
-        return (
-            lattice_nbytes(extent.diagonals, extent.width, gradient)
-            + _CELL_BYTES * extent.cells
-            + needs.group_bytes(extent.frames, extent.columns, workers)
-        )
+        diagonals, width, cells, frames, columns, samples = extent
+        lattice = ops.lattice_nbytes(diagonals, width, gradient, selecting)
+        vectors = needs.group_bytes(frames, columns, workers)
+        if selecting:  # the references are gone before there is a gradient
+            lattice += _SELECTION_BYTES * cells
+            vectors = max(vectors, needs.selection_bytes(frames, columns, samples, workers))
+        return lattice + _CELL_BYTES * cells + vectors
 
     def base_bytes(workers: int, rows: int) -> int:
         shared = _BOOKKEEPING_BYTES + batch.nbytes + _SAMPLE_BYTES * batch.size
@@ -167,31 +181,28 @@ def plan(
     def least_bytes(workers: int, rows: int) -> int:
         return base_bytes(workers, rows) + max(group_bytes(e, workers) for e in extents)
 
-    workers, rows = _workers_and_rows(batch, needs.width, budget, threads, least_bytes)
+    selecting = select and needs.selects
+    full, small = _tile_rows(batch, needs.width)
+    selecting = selecting and least_bytes(1, small) <= budget
+    workers, rows = _workers_and_rows(batch, full, small, budget, ops.threads(), least_bytes)
     room = budget - base_bytes(workers, rows)
-    row_bytes = needs.stored_row_bytes if store else 0
 
-    def full(held: _Extent, joined: _Extent) -> bool:
-        stored = row_bytes * joined.cells
-        return (
-            (held.cells >= _GROUP_CELLS * workers and held.width >= _GROUP_WIDTH)
-            or stored > _STORED_BYTES
-            or group_bytes(joined, workers) + stored > room
-        )
+    def is_full(held: _Extent, joined: _Extent) -> bool:
+        busy = held.cells >= _GROUP_CELLS * workers and held.width >= _GROUP_WIDTH
+        return busy or group_bytes(joined, workers) > room // 2
 
-    groups = _grouped(extents, full)
+    groups = _grouped(extents, is_full)
     largest = max(group_bytes(extent, workers) for _, extent in groups)
+    row_bytes = needs.stored_row_bytes if store else 0
     most = min(room - largest, _STORED_BYTES) // row_bytes if row_bytes else 0
     stored = min(most, max(extent.cells for _, extent in groups))
     starts = [0, *(stop for stop, _ in groups)]
     return Plan(
         workers=workers,
         rows=rows,
-        groups=[
-            Group(start, stop, min(extent.cells, stored))
-            for start, (stop, extent) in zip(starts, groups, strict=False)
-        ],
+        groups=[Group(start, stop) for start, (stop, _) in zip(starts, groups, strict=False)],
         stored=stored,
+        selecting=selecting,
         workspace_bytes=budget - room + largest + stored * row_bytes,
     )
 
@@ -211,12 +222,21 @@ def _grouped(
     return [*groups, (len(extents), held)]
 
 
+def _tile_rows(batch: Batch, width: int) -> tuple[int, int]:
+    """Rows of a tile if there is room, and the fewest worth having."""
+    full = min(max(_TILE_ELEMENTS // width, _FULL_ROWS), _MOST_ROWS, batch.cell_count)
+    return full, min(max(_SMALL_ELEMENTS // width, _SMALL_ROWS), full)
+
+
 def _workers_and_rows(
-    batch: Batch, width: int, budget: int, threads: int, least_bytes: Callable[[int, int], int]
+    batch: Batch,
+    full: int,
+    small: int,
+    budget: int,
+    threads: int,
+    least_bytes: Callable[[int, int], int],
 ) -> tuple[int, int]:
     """As many workers as fit with tiles worth having, then as large tiles as fit."""
-    full = min(max(_TILE_ELEMENTS // width, _FULL_ROWS), _MOST_ROWS, batch.cell_count)
-    small = min(max(_SMALL_ELEMENTS // width, _SMALL_ROWS), full)
     most = max(1, min(threads, batch.cell_count // small))
     for workers in range(most, 0, -1):
         if least_bytes(workers, small) <= budget:

@@ -1,6 +1,6 @@
 """Where logits come from, and where their gradient goes: given logits, or a joint network.
 
-Both implement :class:`cupy_rnnt.engine.Source`.
+Both implement :class:`cupy_rnnt.passes.Source`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import numpy as np
 
 from . import defaults
 from .batch import Batch, Cells
-from .engine import Kept
 from .ops import operations_for
+from .passes import Kept
 from .results import JointGradients
 from .schedule import ROW_BYTES, Group, block_rows
+from .tangents import Tangents
 
 _STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again sooner than fetched
+_SELECTING_ELEMENTS = 2**13  # of the weights, from which bounds cost less than what they save
+_FRAME_CELL_BYTES = 128  # of a cell while its bounds are formed, a frame at a time
 _SLAB_ELEMENTS = 2**18  # of a weight gradient: what is added to it at once stays in the cache
 
 
@@ -35,6 +38,7 @@ class LogitsSource:
     """
 
     stored_row_bytes = 0
+    selects = False
 
     def __init__(
         self, batch: Batch, logits: Any, fused_log_softmax: bool, grad: Any | None = None
@@ -63,6 +67,12 @@ class LogitsSource:
 
     def group_bytes(self, frames: int, columns: int, workers: int) -> int:
         return 0
+
+    def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
+        return 0
+
+    def tangents(self, samples: np.ndarray) -> Tangents:
+        raise NotImplementedError("given logits need no bounds")
 
     def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
         """The logits of some cells: a view if they lie together, else a copy."""
@@ -182,12 +192,14 @@ class JointSource:
         self.hidden_size: int
         self.width, self.hidden_size = arguments.weight.shape
         worth_storing = self.hidden_size >= _STORING_HIDDEN_SIZE
+        self.selects = self.width * self.hidden_size >= _SELECTING_ELEMENTS
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self._batch, self._arguments = batch, arguments
         self._activation, self._gradient = activation, gradient
         weight, bias = arguments.weight, arguments.bias
         dense = weight.flags.c_contiguous or weight.flags.f_contiguous
         self._weight = weight.astype(self.dtype, order="K" if dense else "C", copy=not dense)
+        self._row_size: float | None = None
         self._bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
 
     def _shapes(self, rows: int) -> _JointScratch:
@@ -220,6 +232,17 @@ class JointSource:
     def group_bytes(self, frames: int, columns: int, workers: int) -> int:
         rows = workers * (frames + columns) if self._gradient else 0
         return rows * self.hidden_size * self.dtype.itemsize
+
+    def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
+        itemsize = self.dtype.itemsize
+        references = Tangents.nbytes(frames, columns, samples, self.hidden_size, itemsize)
+        return references + workers * _FRAME_CELL_BYTES * columns
+
+    def tangents(self, samples: np.ndarray) -> Tangents:
+        if self._row_size is None:
+            self._row_size = self.ops.largest_row_sum(self._weight)
+        inputs = self._arguments._replace(weight=self._weight, bias=self._bias)
+        return Tangents(self.ops, self._batch, samples, inputs, self._activation, self._row_size)
 
     def log_probs(
         self, cells: Cells, scratch: _JointScratch, stored: Any | None

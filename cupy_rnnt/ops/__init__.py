@@ -36,8 +36,8 @@ class Workers(Protocol):
 class Lattice(Protocol):
     """The lattices of a group of samples, in float64."""
 
-    def write(self, cells: Cells, blank: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Store both transition log-probs of cells; return where they are, int64 (n,)."""
+    def write(self, cells: Cells, blank: np.ndarray, label: np.ndarray) -> None:
+        """Store both transition log-probs of cells; ``cells.sample`` counts within the group."""
 
     def solve(self) -> np.ndarray:
         """Costs of the samples, float64, in nats (section 3.1 of Graves 2012).
@@ -47,8 +47,29 @@ class Lattice(Protocol):
         log-prob costs NaN.
         """
 
-    def occupancies(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Blank and label occupancies of the cells at `where`, float64 (n,)."""
+    def occupancies(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
+        """Blank and label occupancies of a sample, float64 (T, S)."""
+
+
+class BoundedLattice(Lattice, Protocol):
+    """Lattices that hold exact log-probs in the cells that were written, the set C, and upper
+    bounds of log-probs in others; in the rest nothing, which is a probability of 0.
+
+    :meth:`solve` and :meth:`occupancies` are those of the paths inside C.
+    """
+
+    def bound(self, sample: int, blank: np.ndarray, label: np.ndarray) -> None:
+        """Store bounds of all log-probs of a sample, float64 (T, S); none may be NaN."""
+
+    def certify(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probability of the paths inside C, and a bound of that of the others, (n,)."""
+
+    def likely(self, thresholds: np.ndarray) -> np.ndarray:
+        """Cells outside C through which paths of at least a log-probability may lead, by bounds of
+        alpha and beta, given a threshold (n,) for each sample: bool (cells,), in packed order.
+
+        :meth:`certify` must have gone before.
+        """
 
 
 class Operations(Protocol):
@@ -65,7 +86,11 @@ class Operations(Protocol):
 
     def lattice(self, frames: np.ndarray, columns: np.ndarray, gradient: bool) -> Lattice: ...
 
-    def lattice_nbytes(self, diagonals: int, width: int, gradient: bool) -> int:
+    def bounded_lattice(
+        self, frames: np.ndarray, columns: np.ndarray, gradient: bool
+    ) -> BoundedLattice: ...
+
+    def lattice_nbytes(self, diagonals: int, width: int, gradient: bool, bounded: bool) -> int:
         """Bytes a lattice takes while it is solved."""
 
     def gather(self, source: Any, index: tuple[np.ndarray, ...], out: Any) -> None:
@@ -85,6 +110,41 @@ class Operations(Protocol):
     ) -> None:
         """``pre = encoder[sample, frame] + predictor[sample, position]``, ``out = act(pre)``, both
         (n, H) compute."""
+
+    def activate(self, activation: str, pre: Any, out: Any) -> None:
+        """``out = act(pre)``; `out` may be `pre`."""
+
+    def label_softmax(self, logits: Any, bias: Any | None, blank: int, scratch: Any) -> np.ndarray:
+        """Overwrite `logits` (n, V) compute by the softmax of logits + bias over the labels, 0 at
+        the blank; return its log-sum-exp, float64 (n,)."""
+
+    def row_dots(self, a: Any, b: Any) -> np.ndarray:
+        """``(a * b).sum(axis=1)``, float64 (n,)."""
+
+    def largest_row_sum(self, weight: Any) -> float:
+        """``abs(weight).sum(axis=1).max()``"""
+
+    def bounds(
+        self,
+        encoder: Any,
+        predictor: Any,
+        activation: str | None,
+        slopes: Any,
+        constants: np.ndarray,
+        vectors: Any,
+        vector_constants: np.ndarray,
+        slack: float,
+        scratch: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Upper bounds of the log-probs of blank and label in some frames of a sample, float64
+        (n, S); never above 0, and NaN where a number that goes into them is.
+
+        With a hidden vector ``h = act(encoder[t] + predictor[u])``, or ``predictor[u] /
+        (predictor[u] + encoder[t])`` if there is no activation, the logits are ``vectors[u, 0] . h
+        + vector_constants[u, 0]`` of the blank and the same with 1 of the label, and two bounds of
+        the log-sum-exp over the labels are that with 2 and ``slopes[t] . h + constants[t]``.
+        `slack` is added to the bounds of both log-probs.
+        """
 
     def row_log_probs(
         self,

@@ -7,23 +7,31 @@ from scipy.sparse import csr_array
 
 from ..batch import Cells
 from .activations import ACTIVATIONS
+from .bounded import BoundedLattice
+from .bounds import bounds, label_softmax, row_dots
 from .lattice import Lattice, lattice_nbytes
 from .workers import threads, workers
 
 __all__ = [
+    "activate",
     "add_column_sum",
     "add_rows",
     "add_weight_grad",
+    "bounded_lattice",
+    "bounds",
     "empty",
     "gather",
     "hidden",
     "hidden_grad",
+    "label_softmax",
+    "largest_row_sum",
     "lattice",
     "lattice_nbytes",
     "log_probs_grad",
     "logits_grad",
     "matmul",
     "pick_log_probs",
+    "row_dots",
     "row_log_probs",
     "scatter",
     "threads",
@@ -34,6 +42,7 @@ __all__ = [
 empty = np.empty
 zeros = np.zeros
 lattice = Lattice
+bounded_lattice = BoundedLattice
 
 # Softmax values below exp(-45) = 3e-20 are flushed to 0. The occupancy that multiplies the others
 # is at least some 1e-13 in a kept cell, so that no product comes near the denormals below 1e-38.
@@ -65,6 +74,10 @@ def hidden(
     gather(encoder, (cells.sample, cells.frame), pre)
     gather(predictor, (cells.sample, cells.position), out)
     pre += out
+    activate(activation, pre, out)
+
+
+def activate(activation: str, pre: np.ndarray, out: np.ndarray) -> None:
     ACTIVATIONS[activation].apply(pre, out)
 
 
@@ -199,6 +212,11 @@ def add_weight_grad(
         product = scratch[: rows.stop - start]
         np.matmul(d_logits[:, rows].T, hidden, out=product)
         out[rows] += product
+
+
+def largest_row_sum(weight: np.ndarray) -> float:
+    sums = [abs(weight[v : v + 64]).sum(axis=1).max() for v in range(0, len(weight), 64)]
+    return float(np.max(sums))
 
 
 def add_column_sum(d_logits: np.ndarray, out: np.ndarray) -> None:

@@ -17,15 +17,18 @@ needs no masks.
 from __future__ import annotations
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ..batch import Cells
 
 _VECTOR_LOGADDEXP = 300  # from this length on, NumPy's vector exp and log1p beat its logaddexp
 
 
-def lattice_nbytes(diagonals: int, width: int, gradient: bool) -> int:
+def lattice_nbytes(diagonals: int, width: int, gradient: bool, bounded: bool) -> int:
     """Bytes of a lattice of so many rows and columns while it is solved."""
-    return 8 * width * ((3 if gradient else 2) * diagonals + 16)
+    arrays = 3 if gradient or bounded else 2
+    masks = 2 if bounded else 0
+    return width * ((8 * arrays + masks) * diagonals + 8 * 32)
 
 
 class Lattice:
@@ -41,7 +44,7 @@ class Lattice:
 
     def __init__(self, frames: np.ndarray, columns: np.ndarray, gradient: bool) -> None:
         self._gradient = gradient
-        self._gradient = gradient
+        self._extents = list(zip(frames.tolist(), columns.tolist(), strict=True))
         self._flipped = columns > frames
         diagonals = frames + columns - 1
         self._order = np.argsort(-diagonals, kind="stable")
@@ -63,26 +66,39 @@ class Lattice:
         self._poisoned = np.zeros(len(frames), bool)
         self._stay, self._step = self._both = np.full((2, self._rows, self._width), -np.inf)
 
-    def write(self, cells: Cells, blank: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """`cells.sample` counts from the first sample of the group."""
+    def write(self, cells: Cells, blank: np.ndarray, label: np.ndarray) -> None:
         label = np.where(cells.has_label, label, -np.inf)
         bad = ~((blank < np.inf) & (label < np.inf))
         if bad.any():
             self._poisoned[cells.sample[bad]] = True
             blank = np.where(bad, -np.inf, blank)
             label = np.where(bad, -np.inf, label)
+        where = self._places(cells)
+        of_blank = where + self._flipped[cells.sample] * self._stay.size  # a step if flipped
+        of_label = where + ~self._flipped[cells.sample] * self._stay.size
+        both = self._both.reshape(-1)
+        both[of_blank] = blank
+        both[of_label] = label
+
+    def _places(self, cells: Cells) -> np.ndarray:
         where: np.ndarray = self._first[cells.sample]
         where += cells.frame * self._frame_stride[cells.sample]
         where += cells.position * self._column_stride[cells.sample]
-        where += self._flipped[cells.sample] * self._stay.size  # its blank is a step
-        both = self._both.reshape(-1)
-        both[where] = blank
-        both[self._label_of(where)] = label
         return where
 
-    def _label_of(self, where: np.ndarray) -> np.ndarray:
-        """From the places of some cells' blanks to those of their labels: the other array."""
-        return np.where(where < self._stay.size, where + self._stay.size, where - self._stay.size)
+    def _view(self, array: np.ndarray, sample: int) -> np.ndarray:
+        """The cells of a sample, (T, S), in an array of diagonals."""
+        strides = self._frame_stride[sample], self._column_stride[sample]
+        return as_strided(
+            array.reshape(-1)[self._first[sample] :],
+            self._extents[sample],
+            [int(stride) * array.itemsize for stride in strides],
+        )
+
+    def _views(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
+        """Blank and label transitions of a sample, (T, S)."""
+        stay, step = self._view(self._stay, sample), self._view(self._step, sample)
+        return (step, stay) if self._flipped[sample] else (stay, step)
 
     def solve(self) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -95,9 +111,8 @@ class Lattice:
                 self._backward(alpha, np.where(np.isfinite(costs), log_prob, np.inf))
         return costs
 
-    def occupancies(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        both = self._both.reshape(-1)
-        return both[where], both[self._label_of(where)]
+    def occupancies(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._views(sample)
 
     def _forward(self) -> tuple[np.ndarray, np.ndarray]:
         """log alpha of each sample's last cell; of all cells if there is to be a gradient, else of
@@ -118,7 +133,7 @@ class Lattice:
                 np.add(current[:n], self._stay[d, :n], out=stay)
                 np.add(current[: n - 1], self._step[d, : n - 1], out=step[1:])
                 step[0] = -np.inf
-                _logaddexp(stay, step, alpha[(d + 1) % len(alpha), :n], work)
+                logaddexp(stay, step, alpha[(d + 1) % len(alpha), :n], work)
         return last, alpha
 
     def _backward(self, alpha: np.ndarray, log_prob: np.ndarray) -> None:
@@ -134,7 +149,7 @@ class Lattice:
             stay, step, work = spare[:, :n]
             np.add(self._stay[d, :n], beta[:n], out=stay)
             np.add(self._step[d, :n], beta[1 : n + 1], out=step)
-            _logaddexp(stay, step, beta[:n], work)
+            logaddexp(stay, step, beta[:n], work)
             before = alpha[d, :n]
             before -= log_probs[:n]
             stay += before
@@ -143,9 +158,9 @@ class Lattice:
             np.exp(step, out=self._step[d, :n])
 
 
-def _logaddexp(a: np.ndarray, b: np.ndarray, out: np.ndarray, work: np.ndarray) -> None:
+def logaddexp(a: np.ndarray, b: np.ndarray, out: np.ndarray, work: np.ndarray) -> None:
     """``out = log(exp(a) + exp(b))`` for values below +inf; `out` may hold neither argument."""
-    if len(a) < _VECTOR_LOGADDEXP:
+    if a.size < _VECTOR_LOGADDEXP:
         np.logaddexp(a, b, out=out)
         return
     np.maximum(a, b, out=out)

@@ -1,0 +1,76 @@
+"""Upper bounds of transition log-probs on NumPy arrays, from four dot products a cell."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .activations import ACTIVATIONS
+from .lattice import logaddexp
+
+
+def label_softmax(
+    logits: np.ndarray, bias: np.ndarray | None, blank: int, scratch: np.ndarray
+) -> np.ndarray:
+    lse = np.empty(len(logits))
+    for start in range(0, len(logits), len(scratch)):
+        rows = slice(start, start + len(scratch))
+        x = logits[rows]
+        if bias is not None:
+            x += bias
+        x[:, blank] = -np.inf
+        top = x.max(axis=1)
+        x -= top[:, None]
+        exponentials = np.exp(x, out=scratch[: len(x)])
+        of_rows = np.log(exponentials.sum(axis=1, dtype=np.float64))
+        x -= of_rows.astype(x.dtype)[:, None]
+        np.exp(x, out=x)
+        lse[rows] = of_rows + top
+    return lse
+
+
+def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    dots: np.ndarray = np.einsum("nh,nh->n", a, b)
+    return dots.astype(np.float64)
+
+
+def bounds(
+    encoder: np.ndarray,
+    predictor: np.ndarray,
+    activation: str | None,
+    slopes: np.ndarray,
+    constants: np.ndarray,
+    vectors: np.ndarray,
+    vector_constants: np.ndarray,
+    slack: float,
+    scratch: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    shape = len(encoder), len(predictor)
+    of_frame = np.empty((*shape, 1), encoder.dtype)
+    of_prefix = np.empty((3, *shape), encoder.dtype)
+    widest = min(len(predictor), len(scratch))
+    for first in range(0, len(predictor), widest):
+        columns = slice(first, first + widest)
+        here = predictor[columns]
+        frames = len(scratch) // len(here)
+        for start in range(0, len(encoder), frames):
+            rows = slice(start, start + frames)
+            there = encoder[rows]
+            hidden = scratch[: len(there) * len(here)].reshape(len(there), len(here), -1)
+            np.add(there[:, None], here, out=hidden)
+            if activation is None:
+                np.divide(here, hidden, out=hidden)
+            else:
+                ACTIVATIONS[activation].apply(hidden, hidden)
+            np.matmul(hidden, slopes[rows, :, None], out=of_frame[rows, columns])
+            dots = np.matmul(hidden.transpose(1, 0, 2), vectors[columns].transpose(0, 2, 1))
+            of_prefix[:, rows, columns] = dots.transpose(2, 1, 0)
+    blank, label, tangent = of_prefix + vector_constants.T[:, None]
+    np.maximum(tangent, of_frame[..., 0] + constants[:, None], out=tangent)
+    np.maximum(tangent, label, out=tangent)
+    denominator = np.empty(shape)
+    logaddexp(blank, tangent, denominator, np.empty(shape))
+    for numerator in blank, label:
+        numerator -= denominator
+        numerator += slack
+        np.minimum(numerator, 0.0, out=numerator)
+    return blank, label
