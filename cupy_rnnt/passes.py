@@ -17,6 +17,9 @@ from .tangents import Tangents
 if TYPE_CHECKING:
     from .engine import Options
 
+# Where bounds may cost more than they save, they are tried on the smallest sample of a group that is
+# at least _PILOTS times as large; the others follow if no more than _GAINING of its cells are left.
+_PILOTS, _GAINING = 8, 0.3
 _KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
 
 
@@ -49,7 +52,9 @@ class Source(Needs, Protocol):
     dtype: np.dtype
     """The compute dtype."""
     selects: bool
-    """Whether bounds of the log-probs can be had, and cost little beside them."""
+    """Whether bounds of the log-probs can be had, and may save more than they cost."""
+    gains_surely: bool
+    """Whether they do so even if they leave out few cells."""
 
     def scratch(self, rows: int) -> Any:
         """Buffers of one worker."""
@@ -147,13 +152,29 @@ class Passes:
                     yield Part(part, chosen[cells], bounds[:, cells])
 
     def _select(self, group: Group) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The cells of a group to begin with, and bounds of all log-probs where there are any."""
-        batch, ops = self._batch, self._source.ops
+        """The cells of a group to begin with, and bounds of all log-probs; None if all are to be
+        computed anyway."""
         samples = slice(group.start, group.stop)
-        frames, columns = batch.frames[samples], batch.columns[samples]
+        frames, columns = self._batch.frames[samples], self._batch.columns[samples]
         worth = worth_selecting(frames, columns)
         if len(worth) == 0:
             return None, None
+        if not self._source.gains_surely:
+            cells = frames * columns
+            least = worth[cells[worth].argmin()]
+            if cells[least] * _PILOTS > cells.sum():
+                return None, None
+            pilot = Group(group.start + int(least), group.start + int(least) + 1)
+            chosen, _ = self._first_choice(pilot, np.zeros(1, np.int64))
+            if chosen.mean() > _GAINING:
+                return None, None
+        return self._first_choice(group, worth)
+
+    def _first_choice(self, group: Group, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bound the log-probs of the samples of a group that are `worth` it, and choose cells."""
+        batch, ops = self._batch, self._source.ops
+        samples = slice(group.start, group.stop)
+        frames, columns = batch.frames[samples], batch.columns[samples]
         tangents = self._source.tangents(group.start + worth)
         for side, count in enumerate(tangents.references):
 

@@ -44,7 +44,7 @@ class Needs(Protocol):
     stored_row_bytes: int
     """A row of logits kept from pass 1 to pass 2; 0 if the source has no use for it."""
     selects: bool
-    """Whether bounds of the log-probs can be had, and cost little beside them."""
+    """Whether bounds of the log-probs may be wanted."""
 
     def fixed_bytes(self, workers: int) -> int: ...
 

@@ -19,7 +19,10 @@ from .schedule import ROW_BYTES, Group, block_rows
 from .tangents import Tangents
 
 _STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again sooner than fetched
-_SELECTING_ELEMENTS = 2**13  # of the weights, from which bounds cost less than what they save
+# Bounds are four products with a vector of H, the logits V of them: with few weights, or labels,
+# bounds save less than they cost where they leave out few cells, or always.
+_SELECTING_ELEMENTS = 2**12
+_SURELY_GAINING_ELEMENTS, _SURELY_GAINING_WIDTH = 2**14, 128
 _FRAME_CELL_BYTES = 128  # of a cell while its bounds are formed, a frame at a time
 _SLAB_ELEMENTS = 2**18  # of a weight gradient: what is added to it at once stays in the cache
 
@@ -38,7 +41,7 @@ class LogitsSource:
     """
 
     stored_row_bytes = 0
-    selects = False
+    selects = gains_surely = False
 
     def __init__(
         self, batch: Batch, logits: Any, fused_log_softmax: bool, grad: Any | None = None
@@ -192,7 +195,11 @@ class JointSource:
         self.hidden_size: int
         self.width, self.hidden_size = arguments.weight.shape
         worth_storing = self.hidden_size >= _STORING_HIDDEN_SIZE
-        self.selects = self.width * self.hidden_size >= _SELECTING_ELEMENTS
+        elements = self.width * self.hidden_size
+        self.selects = elements >= _SELECTING_ELEMENTS
+        self.gains_surely = (
+            elements >= _SURELY_GAINING_ELEMENTS and self.width >= _SURELY_GAINING_WIDTH
+        )
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self._batch, self._arguments = batch, arguments
         self._activation, self._gradient = activation, gradient

@@ -1,16 +1,9 @@
-"""Lattices that hold exact log-probs in some cells and upper bounds of them in the others.
+"""Lattices that hold exact log-probs in some cells, the set C, and upper bounds in the others.
 
-With b and l the log-probs where they were computed (the set C) and upper bounds elsewhere, sweeps
-over the anti-diagonals give
-
-- *upper* alpha and beta, bounds of the true ones at every cell;
-- *inside*, the beta of paths that never leave C;
-- *leaving*, a bound of the beta of paths that leave C somewhere: at a cell of C the sum over both
-  transitions of *leaving* where they end in C and of upper beta where they end outside it.
-
-Upper beta in C is the sum of the latter two, and every term is positive: nothing cancels. At the
-first cell they bound the probability of all paths by that of the paths inside, times
-``1 + exp(leaving - inside)``.
+With both, sweeps over the anti-diagonals bound the true alpha and beta of every cell from above.
+The alpha of paths that never leave C needs exact log-probs only; where such a path first steps out
+of C, alpha times the bound of beta is a bound of all its continuations. Their sum over the edge of
+C bounds the probability of all paths that are not inside: positive terms, nothing cancels.
 """
 
 from __future__ import annotations
@@ -38,57 +31,64 @@ class BoundedLattice(Lattice):
         self._exact.reshape(-1)[self._places(cells)] = True
 
     def certify(self) -> tuple[np.ndarray, np.ndarray]:
-        width = self._width + 1
-        inside, leaving, upper = np.full((3, width), -np.inf)
-        self._upper_beta = np.empty((self._rows, self._width))
-        spare = np.empty((5, 2, self._width))
-        exits = self._last_column + self._flipped
         with np.errstate(all="ignore"):
-            for d in range(self._rows - 1, -1, -1):
-                ending = exits[self._order[self._alive[d + 1] : self._alive[d]]]
-                inside[ending] = upper[ending] = 0.0
-                n = self._ends[d]
-                exact = self._exact[d, :n]
-                after, stay, step, sums, work = spare[:, :, :n]
-                # Where each transition ends: inside paths go on inside, the others anywhere.
-                for out, first in (stay, 0), (step, 1):
-                    ends = slice(first, first + n)
-                    out[0] = inside[ends]
-                    np.copyto(out[1], upper[ends])
-                    np.copyto(out[1], leaving[ends], where=exact)
-                np.maximum(stay[1], step[1], out=after[0])
-                stay += self._stay[d, :n]
-                step += self._step[d, :n]
-                logaddexp(stay, step, sums, work)
-                np.minimum(sums[1], after[0], out=leaving[:n])  # no cell passes on more than it got
-                inside[:n] = -np.inf
-                np.copyto(inside[:n], sums[0], where=exact)
-                logaddexp(inside[:n], leaving[:n], upper[:n], work[0])
-                self._upper_beta[d, :n] = upper[:n]
-        return inside[self._first], leaving[self._first]
+            self._bound_beta()
+            total = self._upper_beta[0, self._first]
+            if not self._exact.any():
+                return np.full_like(total, -np.inf), total
+            # Shares of the bound of all paths: linear, as none is above 1. Those that vanish in
+            # float64 are made up for by the least number for every cell.
+            base = np.repeat(np.where(total > -np.inf, total, 0.0)[self._order], self._sizes)
+            shares = np.full(self._width, np.finfo(np.float64).tiny * self._rows)
+
+            def leave(d: int, alpha: np.ndarray) -> None:
+                n, exact = len(alpha), self._exact[d, : len(alpha)]
+                share = alpha + self._upper_beta[d, :n]
+                share -= base[:n]
+                np.exp(share, out=share)
+                np.add(shares[:n], share, out=shares[:n], where=~exact)
+                np.copyto(alpha, -np.inf, where=~exact)
+
+            self._inside = self._forward(self._gradient, leave)
+            sums = np.add.reduceat(shares, np.cumsum(self._sizes) - self._sizes)
+            leaving = np.empty_like(total)
+            leaving[self._order] = np.log(sums) + base[np.cumsum(self._sizes) - 1]
+            return self._inside[0] + self._last_blank(), leaving
+
+    def _bound_beta(self) -> None:
+        """Sweep the bounds of log beta backward, into ``_upper_beta``."""
+        self._upper_beta = np.empty((self._rows, self._width))
+        beta = np.full(self._width + 1, -np.inf)
+        spare = np.empty((4, self._width))
+        exit_column = self._last_column + self._flipped
+        for d in range(self._rows - 1, -1, -1):
+            beta[exit_column[self._order[self._alive[d + 1] : self._alive[d]]]] = 0.0
+            n = self._ends[d]
+            stay, step, most, work = spare[:, :n]
+            np.maximum(beta[:n], beta[1 : n + 1], out=most)  # b + l <= 1
+            np.add(self._stay[d, :n], beta[:n], out=stay)
+            np.add(self._step[d, :n], beta[1 : n + 1], out=step)
+            logaddexp(stay, step, beta[:n], work)
+            np.minimum(beta[:n], most, out=beta[:n])
+            self._upper_beta[d, :n] = beta[:n]
 
     def likely(self, thresholds: np.ndarray) -> np.ndarray:
         chosen = np.zeros((self._rows, self._width), bool)
         least = np.repeat(thresholds[self._order], self._sizes)
-        alpha = np.full(self._width, -np.inf)
-        alpha[self._first] = 0.0
-        spare = np.empty((3, self._width))
+
+        def compare(d: int, alpha: np.ndarray) -> None:
+            n = len(alpha)
+            np.minimum(alpha, 0.0, out=alpha)
+            np.greater_equal(alpha + self._upper_beta[d, :n], least[:n], out=chosen[d, :n])
+
         with np.errstate(all="ignore"):
-            for d in range(self._rows):
-                n = self._ends[d]
-                stay, step, work = spare[:, :n]
-                np.add(alpha[:n], self._upper_beta[d, :n], out=work)
-                np.greater_equal(work, least[:n], out=chosen[d, :n])
-                np.add(alpha[:n], self._stay[d, :n], out=stay)
-                np.add(alpha[: n - 1], self._step[d, : n - 1], out=step[1:])
-                step[0] = -np.inf
-                logaddexp(stay, step, alpha[:n], work)
-                np.minimum(alpha[:n], 0.0, out=alpha[:n])
+            self._forward(False, compare)
         chosen &= ~self._exact
         return np.concatenate([self._view(chosen, b).ravel() for b in range(len(self._extents))])
 
     def solve(self) -> np.ndarray:
-        """Over the paths inside the cells that were written."""
         np.copyto(self._both, -np.inf, where=~self._exact)
-        self._upper_beta = np.empty((0, 0))  # its memory is taken by alpha now
         return super().solve()
+
+    def _alpha(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._inside

@@ -16,6 +16,8 @@ needs no masks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
@@ -26,8 +28,8 @@ _VECTOR_LOGADDEXP = 300  # from this length on, NumPy's vector exp and log1p bea
 
 def lattice_nbytes(diagonals: int, width: int, gradient: bool, bounded: bool) -> int:
     """Bytes of a lattice of so many rows and columns while it is solved."""
-    arrays = 3 if gradient or bounded else 2
-    masks = 2 if bounded else 0
+    arrays = 2 + gradient + bounded
+    masks = 2 * bounded
     return width * ((8 * arrays + masks) * diagonals + 8 * 32)
 
 
@@ -102,9 +104,8 @@ class Lattice:
 
     def solve(self) -> np.ndarray:
         with np.errstate(all="ignore"):
-            last_alpha, alpha = self._forward()
-            blank_of_last = self._last + self._flipped * self._stay.size
-            log_prob = last_alpha + self._both.reshape(-1)[blank_of_last]
+            last_alpha, alpha = self._alpha()
+            log_prob = last_alpha + self._last_blank()
             costs: np.ndarray = np.where(self._poisoned, np.nan, -log_prob)
             if self._gradient:
                 # Subtracting +inf makes every occupancy of the sample exp(-inf) = 0.
@@ -114,16 +115,31 @@ class Lattice:
     def occupancies(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
         return self._views(sample)
 
-    def _forward(self) -> tuple[np.ndarray, np.ndarray]:
+    def _last_blank(self) -> np.ndarray:
+        """Log-prob of the blank that leaves each sample's last cell."""
+        blank: np.ndarray = self._both.reshape(-1)[self._last + self._flipped * self._stay.size]
+        return blank
+
+    def _alpha(self) -> tuple[np.ndarray, np.ndarray]:
         """log alpha of each sample's last cell; of all cells if there is to be a gradient, else of
         the last two diagonals."""
-        alpha = np.empty((self._rows if self._gradient else 2, self._width))
+        return self._forward(self._gradient, lambda d, alpha: None)
+
+    def _forward(
+        self, keep: bool, enter: Callable[[int, np.ndarray], None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sweep log alpha forward, on all diagonals or (without `keep`) two in turn.
+
+        Each diagonal may be changed by ``enter(d, alpha)`` before it is passed on.
+        """
+        alpha = np.empty((self._rows if keep else 2, self._width))
         last = np.empty(len(self._first))
         spare = np.empty((3, self._width))
         alpha[0].fill(-np.inf)
         alpha[0, self._first] = 0.0
         for d in range(self._rows):
             current = alpha[d % len(alpha)]
+            enter(d, current[: self._ends[d]])
             if self._alive[d + 1] < self._alive[d]:
                 ending = self._order[self._alive[d + 1] : self._alive[d]]
                 last[ending] = current[self._last_column[ending]]
