@@ -1,0 +1,154 @@
+"""What every kernel takes of every device: registers, shared memory, occupancy. Needs no GPU.
+
+``python -m tests.kernel_resources`` writes docs/kernels_table.rst.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from cupy_rnnt import ops
+from cupy_rnnt.ops import launch
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "docs" / "kernels_table.rst"
+
+# What CuPy adds to the options of a module.
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+
+
+class Multiprocessor(NamedTuple):
+    """The limits of one multiprocessor: section "Compute Capabilities" of the CUDA C++ guide."""
+
+    threads: int
+    blocks: int
+    shared_bytes: int
+    reserved_bytes: int = 1024  # of the shared memory, a block
+    shared_unit: int = 128
+    registers: int = 2**16
+
+
+MULTIPROCESSORS = {
+    75: Multiprocessor(1024, 16, 64 << 10, reserved_bytes=0, shared_unit=256),
+    80: Multiprocessor(2048, 32, 164 << 10),
+    86: Multiprocessor(1536, 16, 100 << 10),
+    89: Multiprocessor(1536, 24, 100 << 10),
+    90: Multiprocessor(2048, 32, 228 << 10),
+    100: Multiprocessor(2048, 32, 228 << 10),
+    120: Multiprocessor(1536, 24, 100 << 10),
+}
+
+
+class Resources(NamedTuple):
+    """Of a kernel: registers of a thread, the rest in bytes."""
+
+    registers: int
+    shared: int
+    stack: int
+    spilled: int
+
+
+def kernels() -> list[launch.Kernel]:
+    """All that the package declares."""
+    for module in pkgutil.iter_modules(ops.__path__):
+        if module.name.startswith("cuda"):
+            importlib.import_module(f"{ops.__name__}.{module.name}")
+    return [kernel for kernel in launch.KERNELS if not Path(kernel.source).is_absolute()]
+
+
+@functools.cache
+def compiled(source: str, arch: int) -> tuple[dict[str, Resources], str]:
+    """Machine code of all kernels of a source: resources by name expression, and the warnings."""
+    from cupy._core.core import assemble_cupy_compiler_options  # its folders of headers
+    from cupy.cuda import nvrtc
+
+    expressions = [name for unit in launch.units(source).values() for name in unit]
+    program = nvrtc.createProgram(launch.source_text(source), source, (), ())
+    try:
+        for name in expressions:
+            nvrtc.addNameExpression(program, name)
+        options = assemble_cupy_compiler_options(launch.OPTIONS)
+        options += (*CUPY_OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError as error:
+            raise AssertionError(nvrtc.getProgramLog(program)) from error
+        log = nvrtc.getProgramLog(program)
+        lowered = {nvrtc.getLoweredName(program, name): name for name in expressions}
+    finally:
+        nvrtc.destroyProgram(program)
+    warnings, report = re.match(r"(.*?)((?:^ptxas info .*)?)\Z", log, re.DOTALL | re.M).groups()
+    return {lowered[name]: found for name, found in _parsed(report)}, warnings.strip()
+
+
+def _parsed(report: str) -> list[tuple[str, Resources]]:
+    """The resources of each entry function in the report of ptxas."""
+    found = []
+    for part in report.split("Compiling entry function '")[1:]:
+        stack, *spilled = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
+        ).groups()
+        registers = re.search(r"Used (\d+) registers", part)[1]
+        shared = re.search(r"(\d+) bytes smem", part)
+        numbers = registers, shared[1] if shared else 0, stack, sum(map(int, spilled))
+        found.append((part[: part.index("'")], Resources(*map(int, numbers))))
+    return found
+
+
+def occupancy(kernel: launch.Kernel, resources: Resources, arch: int) -> float:
+    """Share of the threads of a multiprocessor that blocks of the kernel can fill.
+
+    Computed as in cuda_occupancy.h. Registers are handed out to warps in units of 256, to four warps at a time.
+    """
+    limits = MULTIPROCESSORS[arch]
+    warps = -(-kernel.block // launch.WARP)
+    registers = -(-resources.registers * launch.WARP // 256) * 256
+    shared = resources.shared + kernel.shared_bytes + limits.reserved_bytes
+    shared = -(-shared // limits.shared_unit) * limits.shared_unit
+    blocks = min(
+        limits.blocks,
+        limits.threads // (warps * launch.WARP),
+        limits.registers // 4 // registers * 4 // warps,
+        limits.shared_bytes // shared if shared else limits.blocks,
+    )
+    return blocks * warps * launch.WARP / limits.threads
+
+
+def table() -> str:
+    """As reStructuredText."""
+    from cupy.cuda import nvrtc
+
+    version = ".".join(map(str, nvrtc.getVersion()))
+    heads = ["kernel", "threads", "shared", *(f"sm_{arch}" for arch in MULTIPROCESSORS)]
+    rows = [heads]
+    for kernel in sorted(kernels(), key=lambda kernel: (kernel.source, kernel.name)):
+        for variant in kernel.variants:
+            name = kernel.expression(variant)
+            cells = []
+            for arch in MULTIPROCESSORS:
+                found = compiled(kernel.source, arch)[0][name]
+                share = occupancy(kernel, found, arch)
+                cells.append(f"{found.registers}, {share:.0%}")
+            shared = found.shared + kernel.shared_bytes
+            rows.append([f"``{name}``", str(kernel.block), str(shared), *cells])
+    lines = [
+        ".. Written by ``python -m tests.kernel_resources``.",
+        "",
+        ".. list-table:: Threads and bytes of shared memory of a block, and for each device the",
+        f"    registers of a thread and occupancy (NVRTC {version})",
+        "    :header-rows: 1",
+        "",
+    ]
+    for row in rows:
+        marks = "    * - ", *["      - "] * (len(row) - 1)
+        lines += [mark + cell for mark, cell in zip(marks, row, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table())

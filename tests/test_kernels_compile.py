@@ -1,0 +1,67 @@
+"""Every kernel compiles to machine code for every device, without a GPU, and fits it well."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("cupy")
+
+from .kernel_resources import (
+    MULTIPROCESSORS,
+    ROOT,
+    TABLE,
+    compiled,
+    kernels,
+    occupancy,
+    table,
+)
+
+SOURCES = sorted({kernel.source for kernel in kernels()})
+LEAST_OCCUPANCY = {80: 0.5, 90: 0.5}
+# A block a sample with all the shared memory it may have: there are more blocks than fit a device
+# only in large batches, and a sweep waits for its own last step, not for memory.
+SWEEPS = {"bounded_beta", "bounded_leaving", "bounded_likely", "lattice_sweep"}
+FUNCTION = re.compile(
+    r"""__global__ \s+ (?:__launch_bounds__\(.*?\) \s+)? void \s+
+        (?:__launch_bounds__\(.*?\) \s+)? (\w+) \s* \(""",
+    re.VERBOSE,
+)
+
+every_source = pytest.mark.parametrize("source", SOURCES)
+every_arch = pytest.mark.parametrize("arch", MULTIPROCESSORS, ids="sm_{}".format)
+
+
+@every_arch
+@every_source
+def test_it_compiles_and_spills_nothing(source, arch):
+    """Where ptxas spills to fit one more block, __launch_bounds__ can say how many are enough."""
+    functions, warnings = compiled(source, arch)
+    assert not warnings
+    assert not {name: found for name, found in functions.items() if found.stack or found.spilled}
+
+
+@every_arch
+@every_source
+def test_it_fills_the_device(source, arch):
+    functions, _ = compiled(source, arch)
+    for kernel in kernels():
+        if kernel.source == source:
+            least = 0.0 if kernel.name in SWEEPS else LEAST_OCCUPANCY.get(arch, 0.0)
+            for name in map(kernel.expression, kernel.variants):
+                share = occupancy(kernel, functions[name], arch)
+                assert share > 0, name
+                assert share >= least, name
+
+
+def test_every_function_is_declared():
+    for path in (ROOT / "kernels").glob("*.cu*"):
+        text = path.read_text()
+        names = FUNCTION.findall(text)
+        assert len(names) == text.count("__global__"), path.name
+        assert set(names) == {kernel.name for kernel in kernels() if kernel.source == path.name}
+
+
+def test_the_table_is_that_of_these_kernels():
+    assert TABLE.read_text() == table(), "python -m tests.kernel_resources writes it"
