@@ -1,0 +1,46 @@
+#pragma once
+// Activations of the joint network, and their derivatives given the argument `x` and the value `h`.
+// NaN stays NaN.
+
+struct Tanh {
+    template <typename C> __device__ static C apply(C x) { return tanh(x); }
+    template <typename C> __device__ static C derivative(C, C h) { return 1 - h * h; }
+};
+
+struct Relu {
+    template <typename C> __device__ static C apply(C x) { return x <= 0 ? 0 : x; }
+    template <typename C> __device__ static C derivative(C x, C) { return x > 0; }
+};
+
+struct Sigmoid {
+    template <typename C> __device__ static C apply(C x) { return 1 / (1 + exp(-x)); }
+    template <typename C> __device__ static C derivative(C, C h) { return (1 - h) * h; }
+};
+
+struct Gelu {
+    static constexpr double kScale = 0.7978845608028654, kCubic = 0.044715;  // sqrt(2 / pi)
+
+    // tanh(sqrt(2 / pi) (x + 0.044715 x^3))
+    template <typename C> __device__ static C gate(C x) {
+        return tanh(C(kScale) * x * (1 + C(kCubic) * x * x));
+    }
+    template <typename C> __device__ static C apply(C x) { return x * ((gate(x) + 1) * C(0.5)); }
+    template <typename C> __device__ static C derivative(C x, C) {
+        C g = gate(x), slope = C(kScale) * x * (1 + C(3 * kCubic) * x * x);
+        return ((1 - g * g) * slope + g + 1) * C(0.5);
+    }
+};
+
+struct Silu {
+    template <typename C> __device__ static C apply(C x) { return x * Sigmoid::apply(x); }
+    // s (1 + x (1 - s)) = s + h (1 - s)
+    template <typename C> __device__ static C derivative(C x, C h) {
+        C s = Sigmoid::apply(x);
+        return s + h * (1 - s);
+    }
+};
+
+struct Identity {
+    template <typename C> __device__ static C apply(C x) { return x; }
+    template <typename C> __device__ static C derivative(C, C) { return 1; }
+};
