@@ -193,8 +193,7 @@ class Passes:
         lattice = ops.bounded_lattice(frames, columns, False)
         for i in worth:
             mine = bounds[:, slice(*(batch.offsets[group.start + i :][:2] - first))]
-            if not np.isnan(mine).any():  # where a bound cannot be formed, all cells are chosen
-                lattice.bound(i, *mine.reshape(2, frames[i], columns[i]))
+            lattice.bound(i, *mine.reshape(2, frames[i], columns[i]))
         none = np.zeros(bounds.shape[1], bool)
         chosen, _ = next_cells(lattice, frames, columns, none, 0, self._most_leaving)
         return chosen, bounds
