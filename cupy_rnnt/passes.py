@@ -243,13 +243,16 @@ class Passes:
         return lattice, chosen, certificate, rounds
 
     def _log_probs(
-        self, group: Group, cells: np.ndarray, lattice: Lattice, lse: np.ndarray, store: bool = True
+        self, group: Group, cells: np.ndarray, lattice: Lattice, lse: np.ndarray, first: bool = True
     ) -> None:
-        """Pass 1 over some cells of a group, given by their numbers in it."""
+        """Pass 1 over some cells of a group, given by their numbers in it.
+
+        Those of the `first` round have their logits stored.
+        """
         source, batch = self._source, self._batch
         packed = cells + batch.offsets[group.start]
-        count = self._plan.stored if store else 0
-        if store:
+        count = self._plan.stored if first else 0
+        if first:
             self._stored_cells = packed[:count]
 
         def tile(worker: int, part: Tile) -> None:
@@ -260,7 +263,7 @@ class Passes:
                 mine, self._scratch[worker], stored
             )
             lattice.write(mine._replace(sample=mine.sample - group.start), blank, label)
-            if worker == 0:
+            if worker == 0 and first:
                 self._report(group, stop / len(cells), 0)
 
         self._run_stored_first(tile, len(cells), min(count, len(cells)))
