@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import log_softmax
-from workloads import Joint, fresh, trained
+from workloads import Joint, fresh, speech
 
 import cupy_rnnt
 from cupy_rnnt import JointGradients, reference
@@ -131,7 +131,7 @@ def main() -> None:
     frames, labels = (200, 40) if options.quick else (1000, 200)
     joints = {
         f"fresh joint, T {frames}, U {labels}, relative": fresh([frames], [labels], 64, 32),
-        "trained joint, speech, relative": trained(["0" if options.quick else "long0"], 300, 256),
+        "trained joint, speech, relative": speech("trained", ["0" if options.quick else "long0"]),
     }
     problems = {name: joint_errors(name, joint) for name, joint in joints.items()}
     logits = logit_errors(*((100, 20, 30) if options.quick else (400, 80, 30)))

@@ -182,11 +182,17 @@ def in_words(threads: int) -> str:
     return f"{threads} thread" + "s" * (threads > 1)
 
 
-def save(name: str, options: argparse.Namespace, rows: Any, chart: Figure) -> None:
-    """Write ``results/NAME.json`` and ``results/NAME.png``, ``NAME_quick`` of a quick run."""
+def save(
+    name: str, options: argparse.Namespace, rows: Any, chart: Figure | dict[str, Figure]
+) -> None:
+    """Write ``results/NAME.json`` and ``results/NAME.png``, ``NAME_quick`` of a quick run.
+
+    Several charts have a name each.
+    """
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    name += "_quick" if options.quick else ""
+    suffix = "_quick" if options.quick else ""
     content = {"machine": machine(), "options": vars(options), "rows": rows}
-    (results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    chart.savefig(results / f"{name}.png", dpi=150)
+    (results / f"{name}{suffix}.json").write_text(json.dumps(content, indent=1) + "\n")
+    for file, figure in (chart if isinstance(chart, dict) else {name: chart}).items():
+        figure.savefig(results / f"{file}{suffix}.png", dpi=150)

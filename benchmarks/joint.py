@@ -15,11 +15,11 @@ import common
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from workloads import WORKLOADS, Joint, fresh, trained
+from workloads import WORKLOADS, Joint, fresh, speech
 
 QUICK = {
     "quick fresh": lambda: fresh([60, 50], [10, 12], 300, 128),
-    "quick trained": lambda: trained(["0"], 300, 256),
+    "quick trained": lambda: speech("trained", ["0"]),
 }
 PEER_BYTES = 14e9
 PEER_COPIES = 6  # of the padded logits, with a margin
@@ -80,8 +80,7 @@ def cut(joint: Joint) -> Joint:
     columns, vocabulary = joint.predictor_out.shape[1], len(joint.weight)
     sample_bytes = 4 * frames * columns * (PEER_COPIES * vocabulary + 3 * hidden)
     size = max(1, min(len(joint.targets), int(PEER_BYTES / sample_bytes)))
-    enc, pred, weight, bias, *lattice, blank = joint
-    return Joint(enc[:size], pred[:size], weight, bias, *(a[:size] for a in lattice), blank)
+    return joint.first(size)
 
 
 def peer(workload: str, threads: int, repeats: int, flush: bool) -> Row:
@@ -135,12 +134,13 @@ def resident_mib(row: Row) -> str:
 
 def report(rows: list[Row]) -> None:
     print("Time, in floors from `loss` on:")
-    header = ["workload", "threads", "kept", "floor (s)", "loss", "loss and gradients"]
-    header += ["ideal, storing logits", "ideal, recomputing", *PEERS]
+    header = ["workload", "threads", "computed", "kept", "floor (s)", "loss"]
+    header += ["loss and gradients", "ideal, storing logits", "ideal, recomputing", *PEERS]
     body = [
         [
             row["workload"],
             row["threads"],
+            f"{row['computed']:.1%}",
             f"{row['kept']:.1%}",
             f"{row['medians']['floor']:.2f}",
             f"{row['loss_per_floor']:.2f}",

@@ -12,7 +12,7 @@ from typing import Any
 import common
 import numpy as np
 from matplotlib.figure import Figure
-from workloads import fresh, trained
+from workloads import fresh, speech
 
 # Utterances of the trained joint, or samples, frames and labels of random logits; vocabulary.
 SHAPES: dict[str, tuple[tuple[int, int, int] | list[str], int]] = {
@@ -34,7 +34,7 @@ def build(shape: str) -> tuple[Any, ...]:
     """Arguments of ``rnnt_loss`` up to ``blank``."""
     source, vocabulary = (SHAPES | QUICK)[shape]
     if isinstance(source, list):
-        enc, pred, weight, bias, *lattice = trained(source, vocabulary, 256)
+        enc, pred, weight, bias, *lattice = speech("trained", source, vocabulary, 256)
         logits = np.tanh(enc[:, :, None] + pred[:, None]) @ weight.T + bias
     else:
         size, frames, labels = source

@@ -1,13 +1,14 @@
-"""Joint networks to measure on: fresh ones (random inputs) and one trained on real speech.
+"""Joint networks to measure on: fresh ones (random inputs) and those of real speech.
 
-The trained joint is that of a small BPE transducer (V = 300, H = 256, tanh, blank 0) and its
-utterances are real speech; see benchmarks/data/README.rst. Inert units pad it to the vocabulary and
-the hidden size of a workload: extra hidden units have zero weight to the real outputs, extra
-outputs small weights and a bias of -6, so that posteriors stay those of a trained model.
+The latter are the joints of small transducers (H = 256, tanh, blank 0) at several stages of their
+training, with real utterances; see benchmarks/data/README.rst. Inert units pad them to the
+vocabulary and the hidden size of a workload: extra hidden units have zero weight to the real
+outputs, extra outputs small weights and a bias of -6, so that posteriors stay as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,14 @@ class Joint(NamedTuple):
     def cells(self) -> int:
         return int((self.logit_lengths * (self.target_lengths + 1)).sum())
 
+    def first(self, size: int) -> Joint:
+        """The first samples of the batch."""
+        enc, pred, weight, bias, *lattice, blank = self
+        return Joint(enc[:size], pred[:size], weight, bias, *(a[:size] for a in lattice), blank)
+
+    def astype(self, dtype) -> Joint:
+        return Joint(*(array.astype(dtype) for array in self[:4]), *self[4:])
+
 
 def fresh(logit_lengths, target_lengths, vocabulary: int, hidden: int, seed: int = 0) -> Joint:
     """Random inputs: N(0, 1) encoder and predictor outputs, N(0, 0.1) output layer."""
@@ -51,15 +60,23 @@ def fresh(logit_lengths, target_lengths, vocabulary: int, hidden: int, seed: int
     )
 
 
-def trained(utterances, vocabulary: int, hidden: int, seed: int = 0) -> Joint:
-    """Utterances by name ("0" to "4", of about 14 s, and "long0", of 40 s)."""
+def speech(
+    dump: str,
+    utterances: Sequence[str],
+    vocabulary: int | None = None,
+    hidden: int | None = None,
+    seed: int = 0,
+) -> Joint:
+    """Utterances, by name, of ``benchmarks/data/speech_DUMP.npz``; padded to no more than the joint
+    has if no sizes are given."""
     rng = np.random.default_rng(seed)
-    with np.load(DATA / "speech_trained.npz") as stored:
+    with np.load(DATA / f"speech_{dump}.npz") as stored:
         encoder = [stored[f"enc{i}"] for i in utterances]
         predictor = [stored[f"pred{i}"] for i in utterances]
         labels = [stored[f"y{i}"] for i in utterances]
         real_weight, real_bias = stored["W"], stored["b"]
     real_vocabulary, real_hidden = real_weight.shape
+    vocabulary, hidden = vocabulary or real_vocabulary, hidden or real_hidden
     weight = 0.02 * rng.standard_normal((vocabulary, hidden), dtype=np.float32)
     weight[:real_vocabulary] = 0.0
     weight[:real_vocabulary, :real_hidden] = real_weight
@@ -93,15 +110,21 @@ def _libri8() -> Joint:
     return fresh(frames, labels, 500, 512)
 
 
-_FIVE = ["0", "1", "2", "3", "4"]
 _EIGHT = ["0", "1", "2", "3", "4", "0", "1", "2"]
 
 WORKLOADS = {
     "libri8 fresh": _libri8,
     "v1024 fresh": lambda: fresh([200] * 8, [50] * 8, 1024, 512),
     "v4096 fresh": lambda: fresh([250] * 2, [60] * 2, 4096, 640),
-    "libri8 trained": lambda: trained(_EIGHT, 500, 512),
-    "v1024 trained": lambda: trained(_EIGHT, 1024, 512),
-    "v4096 trained": lambda: trained(_FIVE[:2], 4096, 640),
-    "long trained": lambda: trained(["long0"], 1024, 512),
+    "libri8 trained": lambda: speech("trained", _EIGHT, 500, 512),
+    "v1024 trained": lambda: speech("trained", _EIGHT, 1024, 512),
+    "v4096 trained": lambda: speech("trained", _EIGHT[:2], 4096, 640),
+    "long trained": lambda: speech("trained", ["long0"], 1024, 512),
+}
+# More stages of training, and small vocabularies.
+SELECTION_WORKLOADS = WORKLOADS | {
+    "v1024 untrained": lambda: speech("untrained", ["0", "1"] * 4, 1024, 512),
+    "v1024 half trained": lambda: speech("half_trained", (["0", "1", "2"] * 3)[:8], 1024, 512),
+    "v300 trained": lambda: speech("trained", _EIGHT),
+    "char trained": lambda: speech("char_trained", ["0", "1", "2"] * 3),
 }

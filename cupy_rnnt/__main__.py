@@ -162,6 +162,12 @@ def _print_results(inputs: _Inputs, costs: np.ndarray, info: Info, seconds: floa
     heading("Loss and gradients of encoder_out, predictor_out, weight and bias")
     row("cost per sample", f"{low:,.1f} / {middle:,.1f} / {high:,.1f} nats (min / median / max)")
     row("time", f"{seconds:.2f} s, {info.cells / seconds:,.0f} cells a second")
+    rounds = counted(info.rounds, "round")
+    row(
+        "cells computed",
+        f"{info.computed:,}, {info.computed / info.cells:.1%} of all, in {rounds};",
+    )
+    row("", f"the others add {np.max(info.certificate):.0e} to a probability at most")
     row("cells kept", f"{info.kept:,} for the gradients, {info.kept / info.cells:.1%} of all;")
     row("", f"the others hold {dropped:.0e} of the posterior mass at most")
 

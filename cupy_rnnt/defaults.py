@@ -16,5 +16,5 @@ def compute_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def tolerance(dtype: np.dtype) -> float:
-    """Share of a sample's occupancy that may be dropped: the unit round-off of the results."""
+    """Share of a sample's posterior that may be left out: the unit round-off of the results."""
     return 2.0**-53 if dtype == np.float64 else 2.0**-24

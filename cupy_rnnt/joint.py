@@ -114,7 +114,10 @@ def joint_rnnt_loss(
     zero_infinity : bool
         Give a sample whose cost is not finite cost 0, as ``torch.nn.CTCLoss`` does.
     tolerance : float, optional
-        Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
+        Alignments that hold least of a sample's probability may be left out of its cost, by proof
+        at most the share ``tolerance / 2`` of what the others hold: a cost is at most
+        ``log1p(tolerance / 2)`` too large, and never too small. The default is the unit round-off
+        of the results, 2**-24 (2**-53 for float64); 0 computes every cell.
     max_workspace_bytes : int, optional
         Bytes that may be allocated beyond arguments and results, 256 MiB by default. What a BLAS
         library holds for its own use is not counted.
@@ -220,9 +223,11 @@ def joint_rnnt_loss_and_grad(
         FastEmit regularisation (arXiv 2010.11148): occupancies of labels count ``1 + lambda``
         times in the gradient. The loss stays ``-log P``.
     tolerance : float, optional
-        Cells that hold least may be left out of the gradient, up to this share of the occupancy of
-        their sample. The default is the unit round-off of the results, 2**-24 (2**-53 for
-        float64), which makes this the full gradient to working precision; 0 keeps every cell.
+        Share of the posterior of each sample that may be left out of its gradient, 0 to 1. At most
+        half of it are alignments left out of the cost as well, as by :func:`joint_rnnt_loss`; the
+        rest are cells that hold least occupancy. The default is the unit round-off of the results,
+        2**-24 (2**-53 for float64), which makes these the full loss and gradient to working
+        precision; 0 computes and keeps every cell.
 
     Returns
     -------

@@ -17,8 +17,8 @@ from .tangents import Tangents
 if TYPE_CHECKING:
     from .engine import Options
 
-# Where bounds may cost more than they save, they are tried on the smallest sample of a group that is
-# at least _PILOTS times as large; the others follow if no more than _GAINING of its cells are left.
+# Where bounds may cost more than they save, one sample is tried if the batch is _PILOTS times as
+# large; the others follow if no more than _GAINING of its cells are left.
 _PILOTS, _GAINING = 8, 0.3
 _KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
 
@@ -136,8 +136,9 @@ class Passes:
 
     def parts(self) -> Iterator[Part]:
         """Select in one group after the other; cut it so that logits can be stored for pass 2."""
+        gains = self._gains()
         for group in self._plan.groups:
-            chosen, bounds = self._select(group) if self._plan.selecting else (None, None)
+            chosen, bounds = self._select(group) if gains else (None, None)
             first = self._batch.offsets[group.start]
             ends = self._batch.offsets[group.start + 1 : group.stop + 1] - first
             counts = np.diff(ends, prepend=0)
@@ -151,30 +152,29 @@ class Passes:
                 else:
                     yield Part(part, chosen[cells], bounds[:, cells])
 
-    def _select(self, group: Group) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The cells of a group to begin with, and bounds of all log-probs; None if all are to be
-        computed anyway."""
-        samples = slice(group.start, group.stop)
-        frames, columns = self._batch.frames[samples], self._batch.columns[samples]
-        worth = worth_selecting(frames, columns)
-        if len(worth) == 0:
-            return None, None
-        if not self._source.gains_surely:
-            cells = frames * columns
-            least = worth[cells[worth].argmin()]
-            if cells[least] * _PILOTS > cells.sum():
-                return None, None
-            pilot = Group(group.start + int(least), group.start + int(least) + 1)
-            chosen, _ = self._first_choice(pilot, np.zeros(1, np.int64))
-            if chosen.mean() > _GAINING:
-                return None, None
-        return self._first_choice(group, worth)
+    def _gains(self) -> bool:
+        """Whether to select at all: where bounds may cost more than they save, they are tried on
+        the smallest sample."""
+        batch = self._batch
+        worth = worth_selecting(batch.frames, batch.columns)
+        if not self._plan.selecting or len(worth) == 0 or self._source.gains_surely:
+            return self._plan.selecting
+        cells = batch.frames * batch.columns
+        least = int(worth[cells[worth].argmin()])
+        if cells[least] * _PILOTS > batch.cell_count:
+            return False
+        chosen, _ = self._select(Group(least, least + 1))
+        return chosen is not None and chosen.mean() <= _GAINING
 
-    def _first_choice(self, group: Group, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bound the log-probs of the samples of a group that are `worth` it, and choose cells."""
+    def _select(self, group: Group) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The cells of a group to begin with, and bounds of all log-probs; None if no sample is
+        worth it."""
         batch, ops = self._batch, self._source.ops
         samples = slice(group.start, group.stop)
         frames, columns = batch.frames[samples], batch.columns[samples]
+        worth = worth_selecting(frames, columns)
+        if len(worth) == 0:
+            return None, None
         tangents = self._source.tangents(group.start + worth)
         for side, count in enumerate(tangents.references):
 
@@ -193,8 +193,7 @@ class Passes:
         lattice = ops.bounded_lattice(frames, columns, False)
         for i in worth:
             mine = bounds[:, slice(*(batch.offsets[group.start + i :][:2] - first))]
-            if not np.isnan(mine).any():  # where a bound cannot be formed, all cells are chosen
-                lattice.bound(i, *mine.reshape(2, frames[i], columns[i]))
+            lattice.bound(i, *mine.reshape(2, frames[i], columns[i]))
         none = np.zeros(bounds.shape[1], bool)
         chosen, _ = next_cells(lattice, frames, columns, none, 0, self._most_leaving)
         return chosen, bounds
@@ -244,13 +243,16 @@ class Passes:
         return lattice, chosen, certificate, rounds
 
     def _log_probs(
-        self, group: Group, cells: np.ndarray, lattice: Lattice, lse: np.ndarray, store: bool = True
+        self, group: Group, cells: np.ndarray, lattice: Lattice, lse: np.ndarray, first: bool = True
     ) -> None:
-        """Pass 1 over some cells of a group, given by their numbers in it."""
+        """Pass 1 over some cells of a group, given by their numbers in it.
+
+        Those of the `first` round have their logits stored.
+        """
         source, batch = self._source, self._batch
         packed = cells + batch.offsets[group.start]
-        count = self._plan.stored if store else 0
-        if store:
+        count = self._plan.stored if first else 0
+        if first:
             self._stored_cells = packed[:count]
 
         def tile(worker: int, part: Tile) -> None:
@@ -261,7 +263,7 @@ class Passes:
                 mine, self._scratch[worker], stored
             )
             lattice.write(mine._replace(sample=mine.sample - group.start), blank, label)
-            if worker == 0:
+            if worker == 0 and first:
                 self._report(group, stop / len(cells), 0)
 
         self._run_stored_first(tile, len(cells), min(count, len(cells)))

@@ -36,12 +36,14 @@ class Info:
     computed : int
         Cells whose softmax was computed.
     kept : int
-        Cells whose gradient was computed; 0 if no gradient was asked for.
+        Those of them whose gradient was computed; 0 if no gradient was asked for.
     certificate : numpy.ndarray, shape (B,), float64
-        Proven bound of ``P(all paths) / P(paths through computed cells) - 1`` of each sample;
-        0 where every cell was computed.
+        Proven bound of ``P(all paths) / P(paths inside the computed cells) - 1`` of each sample, at
+        most half the tolerance; 0 where every cell was computed. A cost is never too small for what
+        was left out, and at most ``log1p(certificate)`` too large.
     rounds : int
-        Rounds of selection; 1 where every cell is computed at once.
+        Most rounds of selecting and computing cells that a sample took; 1 where all cells were
+        computed at once.
     workspace_bytes : int
         Planned peak of what is allocated beyond the arguments and the results. Never above
         `max_workspace_bytes`.

@@ -64,13 +64,14 @@ def next_cells(
     failing = ~(certificate <= tolerance)
     if not failing.any():
         return np.zeros_like(chosen), certificate
-    if rounds == 0:
-        thresholds = leaving + np.log(tolerance / (frames + columns))
-    elif rounds == 1:
-        half_way = np.maximum(leaving - inside, 0.0) / 2
-        thresholds = inside + half_way + np.log(tolerance / (frames + columns))
-    else:
-        thresholds = inside + np.log(0.999 * tolerance / cells)
+    with np.errstate(invalid="ignore"):  # nothing reaches NaN, so that such a sample is done whole
+        if rounds == 0:
+            thresholds = leaving + np.log(tolerance / (frames + columns))
+        elif rounds == 1:
+            half_way = np.maximum(leaving - inside, 0.0) / 2
+            thresholds = inside + half_way + np.log(tolerance / (frames + columns))
+        else:
+            thresholds = inside + np.log(0.999 * tolerance / cells)
     new = lattice.likely(np.where(failing, thresholds, np.inf))
     added = np.add.reduceat(new, ends - cells, dtype=np.int64)
     whole = (added == 0) | (counts + added > _MOST * cells) | (rounds > 2)

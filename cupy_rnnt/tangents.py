@@ -109,10 +109,11 @@ class Tangents:
         ``dot = 3 (H + 16) u size + 2 u (size + |bias|)``: one part for :math:`W_v \cdot h` itself
         and two for the form ``scale * (W_v / (1 + ...)) + shift * sum(W_v)``. A tangent is made of
         three of them (its slope at the cell and at the reference, and the logits of the reference)
-        and of a slope summed over V, off by V u size at both places. It is valid for any q that
-        adds up to 1; that of float32 exponentials does to some 12 u and u for each unit of a logit,
-        which moves the bound by as much times :math:`g \cdot (h - h_0)`. A log-prob is the
-        difference of one dot product and of the larger of a tangent and a dot product.
+        and of a slope summed over V, off by V u size at both places. What the logits of the
+        reference are off by moves the point of contact, no more, if q is their softmax and adds up
+        to 1. Rounded exponentials do so to some 12 u, and u for each unit of a logit, which moves
+        the bound by as much times :math:`1 + |g| |h - h_0|`. A log-prob is the difference of one
+        dot product and of the larger of a tangent and a dot product.
         """
         bias, (vocabulary, hidden_size) = self._inputs.bias, self._inputs.weight.shape
         largest_bias = 0.0

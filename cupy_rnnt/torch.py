@@ -245,7 +245,8 @@ def joint_rnnt_loss(
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
     blank, clamp, reduction, activation, fastemit_lambda, zero_infinity, tolerance, \
 max_workspace_bytes
-        As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`.
+        As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`. `tolerance` concerns the cost as well, so
+        it is of effect without a gradient, too.
     return_info : bool
         Whether to return an :class:`cupy_rnnt.Info` as well.
 

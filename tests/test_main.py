@@ -92,6 +92,7 @@ def test_prints_the_costs_of_the_call_and_checks_them(run, monkeypatch, dtype):
     costs, gradients, info = seen["results"]
     texts = " / ".join(f"{f(costs):.1f}" for f in (np.min, np.median, np.max))
     assert rows["cost per sample"] == f"{texts} nats (min / median / max)"
+    assert rows["cells computed"].startswith(f"{info.computed}, ")
     assert rows["cells kept"].startswith(f"{info.kept} for the gradients")
     assert gradients.weight.dtype.name == dtype
     assert gradients.weight.shape == (11, 6)

@@ -59,7 +59,7 @@ class BoundedLattice(Lattice, Protocol):
     """
 
     def bound(self, sample: int, blank: np.ndarray, label: np.ndarray) -> None:
-        """Store bounds of all log-probs of a sample, float64 (T, S); none may be NaN."""
+        """Store bounds of all log-probs of a sample, float64 (T, S)."""
 
     def certify(self) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of the paths inside C, and a bound of that of the others, (n,)."""
@@ -137,7 +137,7 @@ class Operations(Protocol):
         scratch: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Upper bounds of the log-probs of blank and label in some frames of a sample, float64
-        (n, S); never above 0, and NaN where a number that goes into them is.
+        (n, S); never above 0, and 0, which says nothing, where a number that goes into them is NaN.
 
         With a hidden vector ``h = act(encoder[t] + predictor[u])``, or ``predictor[u] /
         (predictor[u] + encoder[t])`` if there is no activation, the logits are ``vectors[u, 0] . h

@@ -8,10 +8,14 @@ C bounds the probability of all paths that are not inside: positive terms, nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from ..batch import Cells
 from .lattice import Lattice, logaddexp
+
+_BLOCK = 2**15  # entries of some diagonals
 
 
 class BoundedLattice(Lattice):
@@ -20,6 +24,7 @@ class BoundedLattice(Lattice):
     def __init__(self, frames: np.ndarray, columns: np.ndarray, gradient: bool) -> None:
         super().__init__(frames, columns, gradient)
         self._exact = np.zeros((self._rows, self._width), bool)
+        self._inside: tuple[np.ndarray, np.ndarray] | None = None
 
     def bound(self, sample: int, blank: np.ndarray, label: np.ndarray) -> None:
         of_blank, of_label = self._views(sample)
@@ -36,53 +41,56 @@ class BoundedLattice(Lattice):
             total = self._upper_beta[0, self._first]
             if not self._exact.any():
                 return np.full_like(total, -np.inf), total
+            last, alpha = self._inside = self._forward(True, self._exact)
             # Shares of the bound of all paths: linear, as none is above 1. Those that vanish in
             # float64 are made up for by the least number for every cell.
             base = np.repeat(np.where(total > -np.inf, total, 0.0)[self._order], self._sizes)
             shares = np.full(self._width, np.finfo(np.float64).tiny * self._rows)
-
-            def leave(d: int, alpha: np.ndarray) -> None:
-                n, exact = len(alpha), self._exact[d, : len(alpha)]
-                share = alpha + self._upper_beta[d, :n]
-                share -= base[:n]
+            for rows in self._blocks():
+                exact = self._exact[rows]
+                share = alpha[rows] + self._upper_beta[rows]
+                share -= base
                 np.exp(share, out=share)
-                np.add(shares[:n], share, out=shares[:n], where=~exact)
-                np.copyto(alpha, -np.inf, where=~exact)
-
-            self._inside = self._forward(self._gradient, leave)
-            sums = np.add.reduceat(shares, np.cumsum(self._sizes) - self._sizes)
+                np.copyto(share, 0.0, where=exact)
+                shares += share.sum(axis=0)
+                np.copyto(alpha[rows], -np.inf, where=~exact)
+            starts = np.cumsum(self._sizes) - self._sizes
             leaving = np.empty_like(total)
-            leaving[self._order] = np.log(sums) + base[np.cumsum(self._sizes) - 1]
-            return self._inside[0] + self._last_blank(), leaving
+            leaving[self._order] = np.log(np.add.reduceat(shares, starts)) + base[starts]
+            return last + self._last_blank(), leaving
+
+    def _blocks(self) -> Iterator[slice]:
+        """Some diagonals at a time: what is worked on stays small."""
+        rows = max(1, _BLOCK // self._width)
+        return (slice(start, start + rows) for start in range(0, self._rows, rows))
 
     def _bound_beta(self) -> None:
         """Sweep the bounds of log beta backward, into ``_upper_beta``."""
-        self._upper_beta = np.empty((self._rows, self._width))
+        self._upper_beta = np.full((self._rows, self._width), -np.inf)
         beta = np.full(self._width + 1, -np.inf)
         spare = np.empty((4, self._width))
         exit_column = self._last_column + self._flipped
         for d in range(self._rows - 1, -1, -1):
-            beta[exit_column[self._order[self._alive[d + 1] : self._alive[d]]]] = 0.0
+            if self._alive[d + 1] < self._alive[d]:
+                beta[exit_column[self._order[self._alive[d + 1] : self._alive[d]]]] = 0.0
             n = self._ends[d]
             stay, step, most, work = spare[:, :n]
-            np.maximum(beta[:n], beta[1 : n + 1], out=most)  # b + l <= 1
-            np.add(self._stay[d, :n], beta[:n], out=stay)
-            np.add(self._step[d, :n], beta[1 : n + 1], out=step)
-            logaddexp(stay, step, beta[:n], work)
-            np.minimum(beta[:n], most, out=beta[:n])
-            self._upper_beta[d, :n] = beta[:n]
+            here, there = beta[:n], beta[1 : n + 1]
+            np.maximum(here, there, out=most)  # as b + l <= 1
+            np.add(self._stay[d, :n], here, out=stay)
+            np.add(self._step[d, :n], there, out=step)
+            logaddexp(stay, step, here, work)
+            np.minimum(here, most, out=here)
+            self._upper_beta[d, :n] = here
 
     def likely(self, thresholds: np.ndarray) -> np.ndarray:
-        chosen = np.zeros((self._rows, self._width), bool)
+        self._inside = None  # cells will be added, and its memory is needed
         least = np.repeat(thresholds[self._order], self._sizes)
-
-        def compare(d: int, alpha: np.ndarray) -> None:
-            n = len(alpha)
-            np.minimum(alpha, 0.0, out=alpha)
-            np.greater_equal(alpha + self._upper_beta[d, :n], least[:n], out=chosen[d, :n])
-
+        chosen = np.empty((self._rows, self._width), bool)
         with np.errstate(all="ignore"):
-            self._forward(False, compare)
+            _, alpha = self._forward(True)
+            for rows in self._blocks():
+                np.greater_equal(alpha[rows] + self._upper_beta[rows], least, out=chosen[rows])
         chosen &= ~self._exact
         return np.concatenate([self._view(chosen, b).ravel() for b in range(len(self._extents))])
 
@@ -91,4 +99,5 @@ class BoundedLattice(Lattice):
         return super().solve()
 
     def _alpha(self) -> tuple[np.ndarray, np.ndarray]:
+        assert self._inside is not None  # of the last certify()
         return self._inside

@@ -72,5 +72,5 @@ def bounds(
     for numerator in blank, label:
         numerator -= denominator
         numerator += slack
-        np.minimum(numerator, 0.0, out=numerator)
+        np.fmin(numerator, 0.0, out=numerator)  # of NaN and 0 that is 0
     return blank, label

@@ -16,8 +16,6 @@ needs no masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
@@ -28,7 +26,7 @@ _VECTOR_LOGADDEXP = 300  # from this length on, NumPy's vector exp and log1p bea
 
 def lattice_nbytes(diagonals: int, width: int, gradient: bool, bounded: bool) -> int:
     """Bytes of a lattice of so many rows and columns while it is solved."""
-    arrays = 2 + gradient + bounded
+    arrays = 4 if bounded else 2 + gradient
     masks = 2 * bounded
     return width * ((8 * arrays + masks) * diagonals + 8 * 32)
 
@@ -123,23 +121,23 @@ class Lattice:
     def _alpha(self) -> tuple[np.ndarray, np.ndarray]:
         """log alpha of each sample's last cell; of all cells if there is to be a gradient, else of
         the last two diagonals."""
-        return self._forward(self._gradient, lambda d, alpha: None)
+        return self._forward(self._gradient)
 
     def _forward(
-        self, keep: bool, enter: Callable[[int, np.ndarray], None]
+        self, keep: bool, passing: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sweep log alpha forward, on all diagonals or (without `keep`) two in turn.
 
-        Each diagonal may be changed by ``enter(d, alpha)`` before it is passed on.
+        Cells that are not `passing`, (rows, width), pass nothing on.
         """
-        alpha = np.empty((self._rows if keep else 2, self._width))
+        alpha = np.full((self._rows if keep else 2, self._width), -np.inf)
         last = np.empty(len(self._first))
         spare = np.empty((3, self._width))
-        alpha[0].fill(-np.inf)
         alpha[0, self._first] = 0.0
         for d in range(self._rows):
             current = alpha[d % len(alpha)]
-            enter(d, current[: self._ends[d]])
+            if passing is not None:
+                current = np.where(passing[d], current, -np.inf)
             if self._alive[d + 1] < self._alive[d]:
                 ending = self._order[self._alive[d + 1] : self._alive[d]]
                 last[ending] = current[self._last_column[ending]]

@@ -1,0 +1,281 @@
+"""Which cells does certified selection compute, how does that change with length, and how tight is
+the certificate? On real utterances; threads and repeats do not matter here.
+
+``selection_cells``: the cells computed and kept of one utterance, at three stages of training.
+``selection_lengths``: what fraction that is of utterances cut short, whole, and joined together.
+``selection_certificate``: certificates beside the true errors, in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from unittest import mock
+
+import common
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from selection import true_errors, without_pilots
+from workloads import Joint, speech
+
+import cupy_rnnt
+from cupy_rnnt import engine
+from cupy_rnnt.passes import Passes
+
+STAGES = {"untrained": "untrained", "half trained": "half_trained", "trained": "trained"}
+UTTERANCES = ["0", "1", "2", "3", "4"]
+JOINED = [["0", "1"], ["0", "1", "2"], UTTERANCES, ["long0", *UTTERANCES]]
+CUTS = [50, 100, 150, 200, 300, 400, 500, 700]  # frames
+CERTIFIED = {
+    "trained": [*UTTERANCES, "long0"],
+    "half_trained": ["0", "1", "2"],
+    "char_trained": ["0", "1", "2"],
+}
+TOLERANCES = [1e-2, 1e-4, 1e-6, 6e-8]
+PRUNED_RANGE = 5  # positions a frame of k2's pruned loss, s_range
+BUDGET = 1024 * common.MIB  # holds the lattice of the longest sample
+
+Row = dict[str, Any]
+
+
+class Selection(NamedTuple):
+    """What was selected of a single utterance; each (T, S)."""
+
+    computed: np.ndarray
+    kept: np.ndarray
+    blank_occupancy: np.ndarray  # 0 where a cell was not kept
+
+    def fractions(self) -> Row:
+        return {"computed": float(self.computed.mean()), "kept": float(self.kept.mean())}
+
+
+def selection(joint: Joint) -> Selection:
+    """Watch the passes of loss and gradients of a single utterance."""
+    shape = int(joint.logit_lengths[0]), int(joint.target_lengths[0]) + 1
+    computed, kept = np.zeros((2, *shape), bool)
+    blank_occupancy = np.zeros(shape)
+
+    class Watched(Passes):
+        def _log_probs(self, group, cells, *rest):
+            computed.flat[cells] = True
+            super()._log_probs(group, cells, *rest)
+
+        def _keep(self, *arguments):
+            found = super()._keep(*arguments)
+            kept.flat[found.packed] = True
+            blank_occupancy.flat[found.packed] = found.blank_occupancy
+            return found
+
+    with mock.patch.object(engine, "Passes", Watched):
+        cupy_rnnt.joint_rnnt_loss_and_grad(*joint, max_workspace_bytes=BUDGET)
+    return Selection(computed, kept, blank_occupancy)
+
+
+def digits(found: Selection) -> list[str]:
+    """A digit for every frame, from label count 0 on: 0 left out, 1 computed, 2 also kept."""
+    values = found.computed.astype(int) + found.kept
+    return ["".join(map(str, row)) for row in values.T]
+
+
+def cells_rows() -> list[Row]:
+    rows = []
+    for stage, dump in STAGES.items():
+        found = selection(speech(dump, ["0"]))
+        rows.append({"stage": stage} | found.fractions() | {"cells": digits(found)})
+    return rows
+
+
+def cut(joint: Joint, labels: int, frames: int) -> Joint:
+    """The first frames of an utterance, and the labels that belong to them."""
+    return joint._replace(
+        encoder_out=joint.encoder_out[:, :frames],
+        predictor_out=joint.predictor_out[:, : labels + 1],
+        targets=joint.targets[:, :labels],
+        logit_lengths=np.array([frames]),
+        target_lengths=np.array([labels]),
+    )
+
+
+def joined(utterances: list[str]) -> Joint:
+    """One utterance after the other as one; the predictor begins anew with each."""
+    parts = [speech("trained", [name]) for name in utterances]
+    predictor = [part.predictor_out[:, :-1] for part in parts[:-1]]
+    return parts[0]._replace(
+        encoder_out=np.concatenate([part.encoder_out for part in parts], axis=1),
+        predictor_out=np.concatenate([*predictor, parts[-1].predictor_out], axis=1),
+        targets=np.concatenate([part.targets for part in parts], axis=1),
+        logit_lengths=sum(part.logit_lengths for part in parts),
+        target_lengths=sum(part.target_lengths for part in parts),
+    )
+
+
+def length_row(kind: str, utterance: str, joint: Joint, found: Selection) -> Row:
+    cost = float(cupy_rnnt.joint_rnnt_loss(*joint, max_workspace_bytes=BUDGET))
+    frames, columns = found.kept.shape
+    of_utterance = {"kind": kind, "utterance": utterance, "frames": frames, "labels": columns - 1}
+    return of_utterance | {"cost": cost} | found.fractions()
+
+
+def lengths_rows(quick: bool) -> list[Row]:
+    rows = []
+    for name in UTTERANCES[:1] if quick else [*UTTERANCES, "long0"]:
+        joint = speech("trained", [name])
+        found = selection(joint)
+        labels = found.blank_occupancy.argmax(axis=1)  # by the end of each frame, most likely
+        for frames in CUTS:
+            if frames < joint.logit_lengths[0]:
+                part = cut(joint, int(labels[frames - 1]), frames)
+                rows.append(length_row("cut short", name, part, selection(part)))
+        rows.append(length_row("whole", name, joint, found))
+    for names in JOINED[:1] if quick else JOINED:
+        joint = joined(names)
+        rows.append(length_row("joined", " + ".join(names), joint, selection(joint)))
+    return rows
+
+
+def selected(rows: list[Row]) -> list[Row]:
+    """Short utterances are computed whole."""
+    return [row for row in rows if row["computed"] < 1]
+
+
+def power(rows: list[Row], key: str) -> tuple[float, float]:
+    """Exponent and logarithm of the factor of a fraction of cells as a power of the frames."""
+    logs = np.log([(row["frames"], row[key]) for row in selected(rows)])
+    slope, offset = np.polyfit(*logs.T, 1)
+    return float(slope), float(offset)
+
+
+def certificate_rows(quick: bool) -> list[Row]:
+    rows = []
+    for dump, utterances in CERTIFIED.items():
+        for name in utterances[:1] if quick else utterances:
+            with without_pilots():
+                found = true_errors(speech(dump, [name]), TOLERANCES)
+            rows += [
+                {
+                    "dump": dump,
+                    "utterance": name,
+                    "tolerance": tolerance,
+                    "certificate": float(certificate[0]),
+                    "true_error": float(error[0]),
+                }
+                for tolerance, (certificate, error) in zip(TOLERANCES, found, strict=True)
+            ]
+    return rows
+
+
+def left_out(rows: list[Row]) -> list[Row]:
+    """Those that computed every cell have nothing to certify."""
+    return [row for row in rows if row["certificate"] > 0]
+
+
+def draw_cells(rows: list[Row]) -> Figure:
+    chart = Figure(figsize=(12, 3.8), layout="constrained")
+    colours = ListedColormap(["#eeeeee", "#f4a261", "#1d3557"])
+    panels = chart.subplots(1, len(rows), sharey=True)
+    for axes, row in zip(panels, rows, strict=True):
+        image = [list(map(int, line)) for line in row["cells"]]
+        grid = axes.pcolormesh(image, cmap=colours, vmin=-0.5, vmax=2.5, rasterized=True)
+        axes.set_title(f"{row['stage']}\ncomputed {row['computed']:.1%}, kept {row['kept']:.1%}")
+        axes.set_xlabel("frame")
+    panels[0].set_ylabel("labels emitted")
+    bar = chart.colorbar(grid, ax=panels, ticks=range(3))
+    bar.ax.set_yticklabels(["left out", "computed", "computed, and kept\nfor the gradient"])
+    return chart
+
+
+def draw_lengths(rows: list[Row]) -> Figure:
+    chart = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = chart.subplots()
+    markers = {"cut short": ".", "whole": "o", "joined": "s"}
+    for key, colour in (("computed", "tab:orange"), ("kept", "tab:blue")):
+        for kind, marker in markers.items():
+            points = [(row["frames"], row[key]) for row in rows if row["kind"] == kind]
+            label = f"{key}, of utterances {kind}"
+            axes.loglog(*np.transpose(points), marker, color=colour, label=label, alpha=0.8)
+        frames = np.array([row["frames"] for row in selected(rows)])
+        slope, offset = power(rows, key)
+        label = f"{key}, fitted where cells are selected: slope {slope:.2f}"
+        ends = np.array([frames.min(), frames.max()])
+        axes.plot(ends, np.exp(offset) * ends**slope, color=colour, label=label)
+    rate = sum(row["labels"] for row in rows) / sum(row["frames"] for row in rows)
+    frames = np.geomspace(*axes.get_xlim())
+    label = f"{PRUNED_RANGE} positions a frame, as k2's pruned loss (approximate)"
+    pruned = np.minimum(1, PRUNED_RANGE / (rate * frames + 1))
+    axes.plot(frames, pruned, "--", color="grey", label=label)
+    axes.set_xlabel("frames (25 a second)")
+    axes.set_ylabel("fraction of the cells")
+    axes.legend(fontsize=8)
+    return chart
+
+
+def draw_certificates(rows: list[Row]) -> Figure:
+    chart = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = chart.subplots(1, 2)
+    markers = dict(zip(TOLERANCES, "osD^", strict=True))
+    for i, dump in enumerate(CERTIFIED):
+        left.plot([], [], "o", color=f"C{i}", label=dump.replace("_", " "))
+        for row in left_out(rows):
+            if row["dump"] == dump:
+                style = {"color": f"C{i}", "marker": markers[row["tolerance"]], "alpha": 0.7}
+                left.loglog(row["certificate"], row["true_error"], **style)
+                right.semilogx(row["certificate"], row["true_error"] / row["certificate"], **style)
+    for tolerance, marker in markers.items():
+        left.plot([], [], marker, color="black", label=f"tolerance {tolerance:.0e}")
+    ends = left.get_xlim()
+    left.plot(ends, ends, color="grey", label="true error = certificate")
+    right.axhline(1, color="grey")
+    right.set_ylim(0, 1.05)
+    left.set_ylabel("true error, P(all paths) / P(paths computed) - 1")
+    right.set_ylabel("true error / certificate")
+    for axes in (left, right):
+        axes.set_xlabel("certificate")
+    left.legend(fontsize=8)
+    return chart
+
+
+def main() -> None:
+    options = common.arguments(__doc__)
+    cells, lengths = cells_rows(), lengths_rows(options.quick)
+    certificates = certificate_rows(options.quick)
+    body = [[row["stage"], f"{row['computed']:.1%}", f"{row['kept']:.1%}"] for row in cells]
+    common.table(["utterance 0", "computed", "kept"], body)
+    header = ["kind", "utterance", "frames", "labels", "cost", "computed", "kept"]
+    body = [
+        [
+            *(row[key] for key in header[:4]),
+            f"{row['cost']:.1f}",
+            f"{row['computed']:.1%}",
+            f"{row['kept']:.1%}",
+        ]
+        for row in lengths
+    ]
+    common.table(header, body)
+    slopes = {key: power(lengths, key)[0] for key in ("computed", "kept")}
+    for key, value in slopes.items():
+        print(f"{key}, where cells are selected: ~ frames ** {value:.2f}")
+    header = ["dump", "utterance", "tolerance", "certificate", "true_error"]
+    body = [
+        [*(row[key] for key in header[:2]), *(f"{row[key]:.2e}" for key in header[2:])]
+        for row in certificates
+    ]
+    common.table(header, body)
+    shares = [row["true_error"] / row["certificate"] for row in left_out(certificates)]
+    print(f"true error / certificate: {min(shares):.3f} to {max(shares):.3f}")
+    content = {
+        "cells": cells,
+        "lengths": lengths,
+        "slopes": slopes,
+        "certificates": certificates,
+        "largest_share": max(shares),
+    }
+    charts = {
+        "selection_cells": draw_cells(cells),
+        "selection_lengths": draw_lengths(lengths),
+        "selection_certificate": draw_certificates(certificates),
+    }
+    common.save("selection_figures", options, content, charts)
+
+
+if __name__ == "__main__":
+    main()
