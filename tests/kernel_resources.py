@@ -103,7 +103,7 @@ def _parsed(report: str) -> list[tuple[str, Resources]]:
 def occupancy(kernel: launch.Kernel, resources: Resources, arch: int) -> float:
     """Share of the threads of a multiprocessor that blocks of the kernel can fill.
 
-    Computed as in cuda_occupancy.h. Registers are handed out to warps in units of 256, to four warps at a time.
+    As in cuda_occupancy.h: four warps at a time are given registers in units of 256.
     """
     limits = MULTIPROCESSORS[arch]
     warps = -(-kernel.block // launch.WARP)

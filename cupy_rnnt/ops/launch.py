@@ -74,7 +74,9 @@ def cupy() -> Any:
     """CuPy, imported at first use."""
     try:
         import cupy
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise
         text = "CUDA arrays need CuPy: install cupy-cuda12x or cupy-cuda13x, as the driver allows"
         raise ImportError(text) from error
     return cupy

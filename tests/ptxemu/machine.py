@@ -139,7 +139,7 @@ class DeviceMemory:
             flags = root.flags
             if not (flags.c_contiguous or flags.f_contiguous):
                 raise ValueError("the base allocation of a device array must be contiguous")
-            flat = root.reshape(-1) if flags.c_contiguous else root.T.reshape(-1)
+            flat = np.asarray(root if flags.c_contiguous else root.T).reshape(-1)
             data = flat.view(u1) if root.size else np.zeros(0, u1)
             w, seg = self._new(
                 f"{root.dtype}{list(root.shape)}", data, readonly=not flags.writeable
@@ -170,7 +170,7 @@ class DeviceMemory:
 
     def bind(self, seg, root):
         """Make the bytes of root accessible for the length of one launch."""
-        flat = root.reshape(-1) if root.flags.c_contiguous else root.T.reshape(-1)
+        flat = np.asarray(root if root.flags.c_contiguous else root.T).reshape(-1)
         seg.data = flat.view(u1) if root.size else np.zeros(0, u1)
         seg.nbytes = len(seg.data)
         seg.readonly = not root.flags.writeable
@@ -191,10 +191,10 @@ class DeviceMemory:
         if fill:
             arr[...] = np.frombuffer(b"\xff" * arr.itemsize, arr.dtype)[0]
 
-    def mark_written(self, arr):
+    def mark_written(self, arr, where=...):
         seg, off = self.segment(arr)
         if seg.state is not None:
-            _states(seg, arr, off)[...] = 3
+            _states(seg, arr, off)[where] = 3
 
     def written(self, arr):
         """Boolean array: which elements of arr have been written (all True if not poisoned)."""

@@ -1,0 +1,106 @@
+"""Device memory: allocations of an emulated device, their sizes, and what has been written."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import ptxemu
+from ..ptxemu.machine import DeviceMemory
+
+_UNIT = 512  # bytes; a pool hands out multiples of it
+
+
+class UninitialisedRead(RuntimeError):
+    """Something that is no kernel read device memory that nobody had written."""
+
+
+class MemoryPool:
+    """Counts bytes as CuPy's pool does."""
+
+    def __init__(self) -> None:
+        self._used = self._peak = 0
+
+    def malloc(self, size: int) -> MemoryPointer:
+        return MemoryPointer(self, -(-size // _UNIT) * _UNIT)
+
+    def used_bytes(self) -> int:
+        return self._used
+
+    def total_bytes(self) -> int:
+        """The most bytes in use at a time since :meth:`free_all_blocks`."""
+        return self._peak
+
+    def free_all_blocks(self, stream: Any = None) -> None:
+        self._peak = self._used
+
+    def take(self, size: int) -> None:
+        self._used += size
+        self._peak = max(self._peak, self._used)
+
+    def give_back(self, size: int) -> None:
+        self._used -= size
+
+
+class MemoryPointer(NamedTuple):
+    """What a pool promises to hold for an allocation."""
+
+    pool: MemoryPool
+    size: int
+
+
+Allocator = Callable[[int], MemoryPointer]
+default_pool = MemoryPool()
+_allocators: list[Allocator] = [default_pool.malloc]
+devices: list[int] = [0]
+"""The current one is the last."""
+
+
+@contextmanager
+def using_allocator(allocator: Allocator | None = None) -> Iterator[None]:
+    _allocators.append(allocator or default_pool.malloc)
+    try:
+        yield
+    finally:
+        _allocators.pop()
+
+
+class Allocation(np.ndarray):
+    """The whole of an allocation. Everything else on the device is a view of one."""
+
+    device_id: int
+
+
+def allocate(shape: Any, dtype: Any, order: str = "C") -> np.ndarray:
+    """Memory of the current device, poisoned: what reads it before it was written, fails."""
+    root = Allocation(shape, dtype, order=order)
+    root.device_id = devices[-1]
+    pointer = _allocators[-1](root.nbytes)
+    pointer.pool.take(pointer.size)
+    weakref.finalize(root, pointer.pool.give_back, pointer.size).atexit = False
+    ptxemu.poison(root)
+    return root.view(np.ndarray)
+
+
+def allocation_of(array: np.ndarray) -> Allocation | None:
+    """None if the array is on the host."""
+    root = DeviceMemory.root_of(array)
+    return root if isinstance(root, Allocation) else None
+
+
+def checked(array: np.ndarray, key: Any = ...) -> np.ndarray:
+    """The array, if what ``array[key]`` reads was written."""
+    if not ptxemu.written(array)[key].all():
+        raise UninitialisedRead(f"uninitialised device memory: {array.dtype}{list(array.shape)}")
+    return array
+
+
+def mark_written(array: np.ndarray, key: Any = ...) -> None:
+    """Of ``array[key] = ...``."""
+    where = np.zeros(array.shape, bool)
+    where[key] = True
+    ptxemu.mark_written(array, where)
