@@ -2,8 +2,38 @@ import os
 
 import pytest
 
+from . import devices
+
 for family in "argument", "reference", "torch":  # their assertions explain themselves, too
     pytest.register_assert_rewrite(f"tests.{family}_cases")
+
+
+def pytest_addoption(parser):
+    text = (
+        "where tests with a fixture `device` or `gpu` run: of tests/devices.py, or module:function"
+    )
+    parser.addoption("--devices", metavar="NAME,...", help=text)
+
+
+def pytest_generate_tests(metafunc):
+    given = metafunc.config.getoption("--devices")
+    names = given.split(",") if given else devices.default_names()
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", names, indirect=True)
+    if "gpu" in metafunc.fixturenames:
+        names = [name for name in names if name != "numpy"]
+        metafunc.parametrize("gpu", names, indirect=True)
+
+
+@pytest.fixture
+def device(request):
+    """One device after the other: see tests/devices.py."""
+    with devices.factory(request.param)() as found:
+        yield found
+
+
+gpu = device
+"""Only those that run kernels."""
 
 
 @pytest.hookimpl(trylast=True)
