@@ -38,11 +38,11 @@ class MemoryPool:
     def free_all_blocks(self, stream: Any = None) -> None:
         self._peak = self._used
 
-    def take(self, size: int) -> None:
+    def _take(self, size: int) -> None:
         self._used += size
         self._peak = max(self._peak, self._used)
 
-    def give_back(self, size: int) -> None:
+    def _give_back(self, size: int) -> None:
         self._used -= size
 
 
@@ -80,8 +80,8 @@ def allocate(shape: Any, dtype: Any, order: str = "C") -> np.ndarray:
     root = Allocation(shape, dtype, order=order)
     root.device_id = devices[-1]
     pointer = _allocators[-1](root.nbytes)
-    pointer.pool.take(pointer.size)
-    weakref.finalize(root, pointer.pool.give_back, pointer.size).atexit = False
+    pointer.pool._take(pointer.size)
+    weakref.finalize(root, pointer.pool._give_back, pointer.size).atexit = False
     ptxemu.poison(root)
     return root.view(np.ndarray)
 
