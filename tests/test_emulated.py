@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cupy_rnnt.ops.launch import BLOCK, WARP, Kernel
-
 from . import devices, emulated, ptxemu
 from .emulated import arrays, memory
+from .trivial import REVERSED, ROW_SUMS, SCALED
 
-SOURCE = str(Path(__file__).with_name("trivial.cu"))
 FLOAT = np.dtype(np.float32)
-SCALED = Kernel("scaled", SOURCE)
-ROW_SUMS = Kernel("row_sums", SOURCE, threads=WARP, block=64)
-REVERSED = Kernel("reversed", SOURCE, threads=BLOCK, block=32, variants=((),), shared_bytes=4096)
 
 
 @pytest.fixture

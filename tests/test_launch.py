@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cupy_rnnt.ops import launch
-from cupy_rnnt.ops.launch import BLOCK, WARP, Kernel
 
-SOURCE = str(Path(__file__).with_name("trivial.cu"))
+from .trivial import REVERSED, ROW_SUMS, SCALED, SOURCE
+
 FLOATS = "float16", "bfloat16", "float32", "float64"
-
-SCALED = Kernel("scaled", SOURCE)
-ROW_SUMS = Kernel("row_sums", SOURCE, threads=WARP, block=64)
-REVERSED = Kernel("reversed", SOURCE, threads=BLOCK, block=32, variants=((),), shared_bytes=4096)
 
 
 @pytest.fixture
