@@ -211,7 +211,7 @@ def add_column_sum(d_logits: Any, out: Any) -> None:
     sums = cupy().empty((chunks, width), out.dtype)
     first, second = _COLUMN_SUM[d_logits.dtype], _COLUMN_SUM[out.dtype]
     first(chunks * strips, d_logits, rows, width, chunk, np.bool_(False), sums)
-    second(strips, sums, chunks, width, chunks, np.bool_(True), out)
+    second(strips, sums, chunks, width, max(1, chunks), np.bool_(True), out)
 
 
 def add_rows(tile: Any, rows: Any, out: Any, scratch: Any) -> None:

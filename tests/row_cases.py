@@ -1,0 +1,194 @@
+"""Each operation on rows as a function of the device: the same calls on NumPy and on CUDA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from cupy_rnnt.batch import Cells
+from cupy_rnnt.defaults import compute_dtype
+from cupy_rnnt.ops import cpu
+
+HALF = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+COMPUTE = np.dtype(np.float32), np.dtype(np.float64)
+ALL = COMPUTE + HALF
+ROWS = 11
+
+
+class Host:
+    """Where the arrays of a case live: here in NumPy, whose operations want the compute dtype."""
+
+    ops: ModuleType = cpu
+
+    def array(self, values: Any, dtype: Any = None) -> Any:
+        return np.array(values, dtype)
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        return np.empty(shape, dtype)
+
+    def computed(self, values: Any, dtype: Any) -> Any:
+        """Rows that were rounded to a dtype, in one that the operations take."""
+        return np.asarray(values, dtype).astype(compute_dtype(dtype))
+
+
+class Device:
+    """In the memory of CuPy, some elements behind an aligned address."""
+
+    def __init__(self, xp: Any, offset: int = 0) -> None:
+        from cupy_rnnt.ops import cuda_rows
+
+        self.ops, self._xp, self._offset = cuda_rows, xp, offset
+
+    def array(self, values: Any, dtype: Any = None) -> Any:
+        values = np.asarray(values, dtype)
+        new = self.empty(values.shape, values.dtype)
+        new[...] = self._xp.asarray(values)
+        return new
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        buffer = self._xp.empty(math.prod(shape) + self._offset, dtype)
+        return buffer[self._offset :].reshape(shape)
+
+    computed = array
+
+
+def gradient_inputs(on: Any, rng: Any, compute: np.dtype, width: int) -> tuple[Any, ...]:
+    """Occupancies, blank and labels of rows; one label is the blank, without an occupancy."""
+    blank = int(rng.integers(width))
+    labels = rng.integers(0, width, ROWS)
+    occupancies = rng.random((2, ROWS))
+    labels[3], occupancies[1, 3] = blank, 0
+    of_blank, of_label = (on.array(values, compute) for values in occupancies)
+    return of_blank, of_label, blank, on.array(labels)
+
+
+def gather(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    source = on.array(3 * rng.standard_normal((2, 3, 4, width)), dtype)
+    index = tuple(on.array(rng.integers(0, extent, ROWS)) for extent in (2, 3, 4))
+    rows, again = (on.empty((ROWS, width), compute_dtype(dtype)) for _ in range(2))
+    on.ops.gather(source, index, rows)
+    on.ops.gather(source.reshape(24, width), (on.array(np.arange(ROWS)),), again)
+    return [rows, again]
+
+
+def scatter(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    tile = on.array(rng.standard_normal((ROWS, width)), compute_dtype(dtype))
+    target = on.array(np.zeros((2, 3, 4, width)), dtype)
+    index = np.unravel_index(rng.permutation(24)[:ROWS], (2, 3, 4))
+    on.ops.scatter(tile, tuple(map(on.array, index)), target)
+    return [target]
+
+
+def hidden(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+    encoder = on.array(rng.standard_normal((3, 5, width)), dtype)
+    predictor = on.array(rng.standard_normal((3, 4, width)), dtype)
+    cells = Cells(*(on.array(rng.integers(0, most, ROWS)) for most in (3, 5, 4, 9, 2)))
+    pre, out = (on.empty((ROWS, width), compute_dtype(dtype)) for _ in range(2))
+    on.ops.hidden(encoder, predictor, cells, name, pre, out)
+    return [pre, out]
+
+
+def row_log_probs(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    compute = compute_dtype(dtype)
+    logits = on.computed(4 * rng.standard_normal((ROWS, width)), dtype)
+    bias = on.array(rng.standard_normal(width), compute)
+    rest = int(rng.integers(width)), on.array(rng.integers(0, width, ROWS))
+    scratch = on.empty((4, width), compute)
+    without = on.ops.row_log_probs(logits, None, *rest, scratch)
+    return [*without, *on.ops.row_log_probs(logits, bias, *rest, scratch)]
+
+
+def pick_log_probs(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    log_probs = on.computed(rng.standard_normal((ROWS, width)), dtype)
+    labels = on.array(rng.integers(0, width, ROWS))
+    return list(on.ops.pick_log_probs(log_probs, width // 2, labels))
+
+
+def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    values = (4 * rng.standard_normal((ROWS, width))).astype(dtype)
+    bias = rng.standard_normal(width).astype(dtype)
+    lse = np.log(np.exp(values.astype(float) + bias.astype(float)).sum(axis=1))
+    given = gradient_inputs(on, rng, dtype, width)
+    scratch, results = on.empty((4, width), dtype), []
+    for clamp, weights in (-1.0, None), (0.1, on.array(rng.standard_normal(ROWS))):
+        with_bias, without = on.array(values), on.array(values + bias)
+        for logits, added in (with_bias, on.array(bias)), (without, None):
+            on.ops.logits_grad(logits, added, on.array(lse), *given, clamp, weights, scratch)
+            results.append(logits)
+    return results
+
+
+def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    compute, results = compute_dtype(dtype), []
+    given = gradient_inputs(on, rng, compute, width)
+    for clamp, weights in (-1.0, None), (0.3, on.array(rng.standard_normal(ROWS))):
+        grad = on.computed(np.full((ROWS, width), np.nan), dtype)
+        on.ops.log_probs_grad(grad, *given, clamp, weights)
+        results.append(grad)
+    return results
+
+
+def activate(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+    pre = on.array(3 * rng.standard_normal((ROWS, width)), dtype)
+    out = on.empty(pre.shape, dtype)
+    on.ops.activate(name, pre, out)
+    on.ops.activate(name, pre, pre)
+    return [out, pre]
+
+
+def hidden_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+    values = (2 * rng.standard_normal((ROWS, width))).astype(dtype)
+    value = np.empty_like(values)
+    cpu.activate(name, values, value)
+    d_hidden = on.array(rng.standard_normal((ROWS, width)), dtype)
+    on.ops.hidden_grad(d_hidden, on.array(value), on.array(values), name)
+    return [d_hidden]
+
+
+def add_column_sum(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    sums = []
+    for rows in 1, 2, 31:
+        out = on.array(rng.standard_normal(width), compute_dtype(dtype))
+        on.ops.add_column_sum(on.computed(rng.standard_normal((rows, width)), dtype), out)
+        sums.append(out)
+    return sums
+
+
+def add_rows(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    sums = []
+    for targets, rows in (5, 9), (2, 40), (1, 67):
+        out = on.array(rng.standard_normal((targets + 1, width)), dtype)
+        tile = on.array(rng.standard_normal((rows, width)), dtype)
+        scratch = on.empty(tile.shape, dtype)
+        on.ops.add_rows(tile, on.array(rng.integers(0, targets, rows)), out, scratch)
+        sums.append(out)
+    return sums
+
+
+class Operation(NamedTuple):
+    case: Callable[..., list[Any]]
+    dtypes: tuple[np.dtype, ...]
+    exact: bool = False  # nothing is rounded
+
+
+OPERATIONS = {
+    operation.case.__name__: operation
+    for operation in (
+        Operation(activate, COMPUTE),
+        Operation(add_column_sum, ALL),
+        Operation(add_rows, COMPUTE),
+        Operation(gather, ALL, True),
+        Operation(hidden, ALL),
+        Operation(hidden_grad, COMPUTE),
+        Operation(log_probs_grad, ALL, True),
+        Operation(logits_grad, COMPUTE),
+        Operation(pick_log_probs, ALL, True),
+        Operation(row_log_probs, ALL),
+        Operation(scatter, ALL, True),
+    )
+}

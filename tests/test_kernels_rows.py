@@ -1,0 +1,227 @@
+"""The operations on rows on CUDA against those on NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cupy_rnnt.batch import Cells
+from cupy_rnnt.ops import cpu
+from cupy_rnnt.ops.activations import ACTIVATIONS
+
+from .row_cases import ALL, COMPUTE, OPERATIONS, Device, Host, activate, hidden, hidden_grad
+from .tolerances import unit_roundoff
+
+# Around the elements of a pack, a warp and a block, and primes; and elements behind an alignment.
+WIDTHS = 1, 2, 31, 32, 33, 257, 1023, 1024, 1025, 2049
+SHAPES = [*((width, 0) for width in WIDTHS), (5, 1), (32, 3), (257, 1), (1024, 1), (2048, 3)]
+
+# Sums of some tens of terms in another order, and functions of a few units in the last place.
+ROUNDINGS = 32
+
+every_width = pytest.mark.parametrize("width", WIDTHS)
+every_shape = pytest.mark.parametrize(("width", "offset"), SHAPES)
+every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+every_compute_dtype = pytest.mark.parametrize("dtype", COMPUTE, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", ALL, ids=str)
+every_operation = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name, operation in OPERATIONS.items() for dtype in operation.dtypes],
+    ids=str,
+)
+
+
+def assert_twins(actual, desired, gpu, dtype, exact=False):
+    """The same on both devices, to some roundings of the compute dtype."""
+    tolerance = 0 if exact else ROUNDINGS * min(map(unit_roundoff, (dtype, np.float32)))
+    for ours, theirs in zip(map(gpu.asnumpy, actual), desired, strict=True):
+        assert ours.shape == theirs.shape
+        theirs = theirs.astype(ours.dtype)
+        scale = np.abs(theirs).max(initial=1.0, where=np.isfinite(theirs))
+        np.testing.assert_allclose(
+            ours.astype(float), theirs.astype(float), rtol=0, atol=tolerance * float(scale)
+        )
+
+
+@every_shape
+@every_operation
+def test_it_does_what_its_twin_does(gpu, name, dtype, width, offset):
+    operation = OPERATIONS[name]
+    actual, desired = (
+        operation.case(on, dtype, width, np.random.default_rng(width))
+        for on in (Device(gpu.xp, offset), Host())
+    )
+    assert_twins(actual, desired, gpu, dtype, operation.exact)
+
+
+@every_activation
+@pytest.mark.parametrize("case", [hidden, hidden_grad, activate])
+@every_compute_dtype
+def test_it_knows_every_activation(gpu, case, dtype, activation):
+    actual, desired = (
+        case(on, dtype, 45, np.random.default_rng(0), activation) for on in (Device(gpu.xp), Host())
+    )
+    assert_twins(actual, desired, gpu, dtype)
+
+
+@every_activation
+@every_compute_dtype
+def test_activations_of_numbers_that_are_not_finite_or_large(gpu, dtype, activation):
+    pre = np.array([np.nan, np.inf, -np.inf, 0.0, 90.0, -90.0, 1e30, -1e30], dtype)
+    value, slope = np.empty_like(pre), np.ones_like(pre)
+    with np.errstate(all="ignore"):
+        cpu.activate(activation, pre, value)
+        cpu.hidden_grad(slope, value, pre.copy(), activation)
+    on = Device(gpu.xp)
+    values, slopes = on.empty(pre.shape, dtype), on.array(np.ones_like(pre))
+    on.ops.activate(activation, on.array(pre), values)
+    on.ops.hidden_grad(slopes, on.array(value), on.array(pre), activation)
+    assert_twins([values, slopes], [value, slope], gpu, dtype)
+
+
+@every_dtype
+def test_inputs_may_have_strides(gpu, dtype):
+    rng, on = np.random.default_rng(1), Device(gpu.xp)
+    encoder, predictor = rng.standard_normal((3, 45, 5)), rng.standard_normal((2, 4, 45))
+    encoder, predictor = encoder.astype(dtype), predictor.astype(dtype)
+    index = [rng.integers(0, extent, 7) for extent in (2, 3, 4)]
+    sample, frame, position = map(on.array, index)
+    cells = Cells(sample, frame, position, sample, sample)
+    compute = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    pre, out = on.empty((7, 45), compute), on.empty((7, 45), compute)
+    # A transposed encoder, every other frame of it, and one predictor for all samples.
+    frames = on.array(encoder).transpose(0, 2, 1)[:, ::2]
+    prefixes = gpu.xp.broadcast_to(on.array(predictor)[:1], (3, 4, 45))
+    on.ops.hidden(frames, prefixes, cells, "identity", pre, out)
+    sums = encoder.transpose(0, 2, 1)[index[0], 2 * index[1]].astype(compute)
+    sums += predictor[0, index[2]]
+    assert_twins([pre, out], [sums, sums], gpu, dtype, exact=True)
+    on.ops.gather(frames, (sample, frame), out)
+    assert_twins(
+        [out], [encoder.transpose(0, 2, 1)[index[0], 2 * index[1]]], gpu, dtype, exact=True
+    )
+    target, rows = on.array(encoder), on.array(rng.standard_normal((3, 45)), compute)
+    on.ops.scatter(rows, (on.array([0, 1, 2]), on.array([4, 2, 2])), target.transpose(0, 2, 1))
+    encoder[[0, 1, 2], :, [4, 2, 2]] = gpu.asnumpy(rows).astype(dtype)
+    assert_twins([target], [encoder], gpu, dtype, exact=True)
+
+
+@pytest.mark.parametrize("width", [5, 1025, 2050])
+@pytest.mark.parametrize("biased", [False, True])
+@every_dtype
+def test_rows_of_logits_that_are_not_finite_or_large(gpu, dtype, width, biased):
+    rng, on = np.random.default_rng(2), Device(gpu.xp)
+    compute = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    logits = rng.standard_normal((9, width)).astype(dtype)
+    logits[1, ::2] = -np.inf
+    logits[2] = -np.inf
+    logits[3, 3], logits[4, 3] = np.nan, np.inf
+    logits[5] = np.nan
+    logits[6] += np.asarray(300 if dtype == np.float16 else 1e5, dtype)
+    logits[7, 2], logits[8] = -300, np.finfo(compute).min if dtype == compute else -3e4
+    bias = np.zeros(width, compute) if biased else None
+    labels = rng.integers(0, width, 9)
+    results = on.ops.row_log_probs(
+        on.array(logits), None if bias is None else on.array(bias), 1, on.array(labels), None
+    )
+    scratch = np.empty((4, width), compute)
+    with np.errstate(all="ignore"):
+        lse, *log_probs = cpu.row_log_probs(logits.astype(compute), bias, 1, labels, scratch)
+    lse[2] = -np.inf
+    for ours, theirs in zip(map(gpu.asnumpy, results), (lse, *log_probs), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=ROUNDINGS * unit_roundoff(compute))
+
+
+@every_compute_dtype
+def test_small_softmax_values_are_flushed_and_nan_stays(gpu, dtype):
+    on, width = Device(gpu.xp), 11
+    least = -45.0 if dtype == np.float32 else -300.0
+    logits = np.linspace(1.5 * least, 0, 3 * width).reshape(3, width).astype(dtype)
+    logits[1, 4], logits[2, 5] = -np.inf, np.nan
+    lse, ones = np.array([0.25, 0.0, -0.25]), np.ones(3, dtype)
+    given = [(lse, ones, ones / 3), (1, np.array([2, 3, 4]), 0.9, np.array([1.0, 2.0, -1.0]))]
+    expected, actual = logits.copy(), on.array(logits)
+    cpu.logits_grad(expected, None, *given[0], *given[1], np.empty((2, width), dtype))
+    blank, labels, clamp, weights = given[1]
+    on.ops.logits_grad(
+        actual,
+        None,
+        *map(on.array, given[0]),
+        blank,
+        on.array(labels),
+        clamp,
+        on.array(weights),
+        None,
+    )
+    assert_twins([actual], [expected], gpu, dtype)
+    others = np.ones(logits.shape, bool)
+    others[:, blank] = others[np.arange(3), labels] = False
+    small = others & (logits - lse[:, None] < least)
+    assert small.any()
+    assert not gpu.asnumpy(actual)[small].any()
+    assert np.isnan(gpu.asnumpy(actual)[2, 5])
+
+
+@every_width
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_gradient_may_go_to_a_narrower_type(gpu, dtype, width):
+    rng, on = np.random.default_rng(3), Device(gpu.xp, 1)
+    dtype = next(each for each in ALL if each.name == dtype)
+    logits = rng.standard_normal((5, width)).astype(np.float32)
+    ones, labels = np.ones(5, np.float32), rng.integers(0, width, 5)
+    rest = *map(on.array, (np.zeros(5), ones, ones)), 0, on.array(labels), -1.0, None, None
+    in_place, kept, narrow = on.array(logits), on.array(logits), on.empty(logits.shape, dtype)
+    on.ops.logits_grad(in_place, None, *rest)
+    on.ops.logits_grad(kept, None, *rest, narrow)
+    assert_twins([narrow, kept], [gpu.asnumpy(in_place), logits], gpu, dtype, exact=True)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(runs=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 70)), max_size=6))
+def test_rows_with_repeated_targets_in_any_order(gpu, runs):
+    rows = np.array([target for target, count in runs for _ in range(count)], np.int64)
+    rng, on = np.random.default_rng(len(rows)), Device(gpu.xp)
+    tile = rng.integers(-99, 99, (len(rows), 6)).astype(np.float32)  # their sums are exact
+    out = rng.integers(-99, 99, (5, 6)).astype(np.float32)
+    expected = out.copy()
+    np.add.at(expected, rows, tile)
+    actual, scratch = on.array(out), on.empty(tile.shape, np.float32)
+    on.ops.add_rows(on.array(tile), on.array(rows), actual, scratch)
+    np.testing.assert_array_equal(gpu.asnumpy(actual), expected)
+
+
+@pytest.mark.parametrize("counts", [[1], [5, 1, 300, 7], [2] * 65])
+def test_cells_that_hold_enough_are_kept(gpu, counts):
+    rng, on = np.random.default_rng(4), Device(gpu.xp)
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    blank, label = rng.random((2, offsets[-1]))
+    blank[0], label[-1] = np.nan, np.nan
+    least = rng.random(len(counts))
+    least[len(counts) // 2] = np.nan
+    least[-1] = (blank + label)[-2] if counts[-1] > 1 else 0  # just enough
+    kept = on.ops.keep(*map(on.array, (blank, label, offsets, least)))
+    expected = np.flatnonzero(blank + label >= np.repeat(least, counts))
+    np.testing.assert_array_equal(gpu.asnumpy(kept), expected)
+    assert kept.dtype == np.int64
+
+
+@every_compute_dtype
+def test_there_may_be_no_rows(gpu, dtype):
+    on = Device(gpu.xp)
+    none, nothing, out = (
+        on.empty((0, 5), dtype),
+        on.array([], np.int64),
+        on.array(np.ones(5), dtype),
+    )
+    on.ops.gather(on.array(np.ones((2, 5)), dtype), (nothing,), none)
+    on.ops.logits_grad(none, None, *[nothing] * 3, 0, nothing, -1.0, None, None)
+    on.ops.add_rows(none, nothing, out[None], none)
+    on.ops.add_column_sum(none, out)
+    assert [len(each) for each in on.ops.row_log_probs(none, None, 0, nothing, None)] == [0, 0, 0]
+    np.testing.assert_array_equal(gpu.asnumpy(out), np.ones(5, dtype))
