@@ -1,0 +1,49 @@
+// Softmax of each row of logits + bias over the labels, and its log-sum-exp. The logits are
+// overwritten, with 0 at the blank; the exponentials are added up in float64.
+//
+// Grid: a warp or a block a row. Reads a row three times, twice from a cache if that is large
+// enough, and writes it once: moves 2 V sizeof(C) + 8 bytes a row. A sample has T + S rows.
+
+#include "common.cuh"
+#include "log_space.cuh"
+
+template <typename C> struct Largest {
+    C value;
+    __device__ void add(Largest other) { value = fmax(value, other.value); }
+    __device__ Largest across(int distance) const {
+        return {__shfl_xor_sync(~0u, value, distance)};
+    }
+};
+
+// The total of THREADS threads, for each of them.
+template <int THREADS, typename Part> __device__ Part total_for_all(Part part) {
+    part = total<THREADS>(part);
+    if (THREADS > 32) {
+        __shared__ Part whole;
+        if (threadIdx.x == 0) whole = part;
+        __syncthreads();
+        part = whole;
+    }
+    return part;
+}
+
+template <typename C, int THREADS>
+__global__ void __launch_bounds__(256, 3)
+label_softmax(C* logits, const C* bias, int64 blank, int64 rows, int64 width, double* lse) {
+    for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
+        C* const row = logits + i * width;
+        const int64 first = threadIdx.x % THREADS;
+        const auto at = [&](int64 j) {
+            return j == blank ? static_cast<C>(-infinity()) : bias ? row[j] + bias[j] : row[j];
+        };
+        Largest<C> largest{static_cast<C>(-infinity())};
+        for (int64 j = first; j < width; j += THREADS) largest.add({at(j)});
+        const C top = total_for_all<THREADS>(largest).value;
+        Sum<double> sum{0};
+        for (int64 j = first; j < width; j += THREADS) sum.value += exp(at(j) - top);
+        const double whole = total_for_all<THREADS>(sum).value;
+        const C scale = 1 / whole;
+        for (int64 j = first; j < width; j += THREADS) row[j] = exp(at(j) - top) * scale;
+        if (first == 0) lse[i] = log(whole) + top;
+    }
+}
