@@ -12,7 +12,7 @@ import numpy as np
 
 from cupy_rnnt.batch import Cells
 from cupy_rnnt.defaults import compute_dtype
-from cupy_rnnt.ops import cpu
+from cupy_rnnt.ops import cpu, cuda_rows
 
 HALF = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 COMPUTE = np.dtype(np.float32), np.dtype(np.float64)
@@ -39,19 +39,19 @@ class Host:
 class Device:
     """In the memory of CuPy, some elements behind an aligned address."""
 
-    def __init__(self, xp: Any, offset: int = 0) -> None:
-        from cupy_rnnt.ops import cuda_rows
+    ops: ModuleType = cuda_rows
 
-        self.ops, self._xp, self._offset = cuda_rows, xp, offset
+    def __init__(self, xp: Any, offset: int = 0) -> None:
+        self.xp, self._offset = xp, offset
 
     def array(self, values: Any, dtype: Any = None) -> Any:
         values = np.asarray(values, dtype)
         new = self.empty(values.shape, values.dtype)
-        new[...] = self._xp.asarray(values)
+        new[...] = self.xp.asarray(values)
         return new
 
     def empty(self, shape: Any, dtype: Any) -> Any:
-        buffer = self._xp.empty(math.prod(shape) + self._offset, dtype)
+        buffer = self.xp.empty(math.prod(shape) + self._offset, dtype)
         return buffer[self._offset :].reshape(shape)
 
     computed = array

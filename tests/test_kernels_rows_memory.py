@@ -1,0 +1,310 @@
+"""What the kernels on rows move, and where: sectors, far addresses, results for any schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cupy_rnnt.batch import Cells
+from cupy_rnnt.defaults import compute_dtype
+from cupy_rnnt.ops import cpu, launch
+
+from . import devices, ptxemu
+from .row_cases import ALL, COMPUTE, OPERATIONS, Device
+from .test_kernels_rows import every_operation
+
+WASTE = 1.1  # bytes of sectors for each byte that is needed, at most
+FAR = 2**24  # rows, or chunks of rows: with 200 elements each, bytes beyond 2**33
+WIDTH = 200
+
+each_width = pytest.mark.parametrize("width", [1024, 4096])
+each_hidden_size = pytest.mark.parametrize("width", [512, 640])
+each_dtype = pytest.mark.parametrize("dtype", ALL, ids=str)
+each_compute_dtype = pytest.mark.parametrize("dtype", COMPUTE, ids=str)
+
+
+@pytest.fixture
+def emulated():
+    with devices.emulated() as found:
+        yield found
+
+
+@pytest.fixture
+def on(emulated, monkeypatch):
+    monkeypatch.setattr(emulated.xp.kernels.options, "counters", True)
+    return Device(emulated.xp)
+
+
+def moved(on: Device) -> int:
+    """Bytes of the sectors that all launches so far have touched."""
+    found = [launched.report.counters for launched in on.xp.kernels.launches]
+    names = "global_load_sectors", "global_store_sectors"
+    return 32 * sum(counters.get(name, 0) for counters in found for name in names)
+
+
+def ones(on: Device, *shape: int, dtype: Any = np.float64) -> Any:
+    return on.array(np.ones(shape), dtype)
+
+
+def labels(on: Device, rows: int) -> Any:
+    return ones(on, rows, dtype=np.int64)
+
+
+@each_hidden_size
+@each_dtype
+def test_traffic_of_hidden(on, dtype, width):
+    rows, compute = 24, compute_dtype(dtype)
+    inputs = ones(on, 2, 5, width, dtype=dtype), ones(on, 2, 4, width, dtype=dtype)
+    cells = Cells(*[labels(on, rows)] * 5)
+    pre, out = (on.empty((rows, width), compute) for _ in range(2))
+    on.ops.hidden(*inputs, cells, "tanh", pre, out)
+    ideal = 2 * rows * width * (dtype.itemsize + compute.itemsize) + 24 * rows
+    assert moved(on) <= WASTE * ideal
+
+
+@each_width
+@each_dtype
+def test_traffic_of_gather_and_scatter(on, dtype, width):
+    rows = 24
+    source, index = ones(on, 6, 5, width, dtype=dtype), on.array(np.arange(rows))
+    tile = on.empty((rows, width), compute_dtype(dtype))
+    on.ops.gather(source.reshape(30, width), (index,), tile)
+    on.ops.scatter(tile, (index // 5, index % 5), source)
+    ideal = 2 * rows * (width * (dtype.itemsize + tile.itemsize) + 24)
+    assert moved(on) <= WASTE * ideal
+
+
+@each_width
+@each_dtype
+def test_traffic_of_row_log_probs(on, dtype, width):
+    rows = 24
+    on.ops.row_log_probs(ones(on, rows, width, dtype=dtype), None, 0, labels(on, rows), None)
+    assert moved(on) <= WASTE * rows * (width * dtype.itemsize + 32)
+
+
+@each_width
+@each_compute_dtype
+@pytest.mark.parametrize("clamp", [-1.0, 0.5])
+def test_traffic_of_logits_grad(on, dtype, width, clamp):
+    rows = 24
+    entries = ones(on, rows, dtype=dtype)
+    given = ones(on, rows), entries, entries, 0, labels(on, rows), clamp, ones(on, rows), None
+    on.ops.logits_grad(ones(on, rows, width, dtype=dtype), None, *given)
+    assert moved(on) <= WASTE * rows * (2 * width * dtype.itemsize + 16 + 3 * dtype.itemsize)
+
+
+@each_width
+@each_dtype
+def test_traffic_of_log_probs_grad(on, dtype, width):
+    rows, compute = 24, compute_dtype(dtype)
+    entries = ones(on, rows, dtype=compute)
+    grad = on.empty((rows, width), dtype)
+    on.ops.log_probs_grad(grad, entries, entries, 0, labels(on, rows), -1.0, None)
+    assert moved(on) <= WASTE * rows * (width * dtype.itemsize + 8 + 2 * compute.itemsize)
+
+
+@each_hidden_size
+@each_compute_dtype
+@pytest.mark.parametrize(("activation", "arrays"), [("tanh", 3), ("silu", 4), ("identity", 2)])
+def test_traffic_of_activations(on, dtype, width, activation, arrays):
+    pre, hidden, d_hidden = (ones(on, 24, width, dtype=dtype) for _ in range(3))
+    on.ops.activate(activation, pre, hidden)
+    on.ops.hidden_grad(d_hidden, hidden, pre, activation)
+    assert moved(on) <= WASTE * (2 + arrays) * pre.nbytes
+
+
+@each_width
+@each_dtype
+def test_traffic_of_the_column_sum(on, dtype, width):
+    rows, compute = 400, compute_dtype(dtype)
+    chunks = np.sqrt(rows)
+    on.ops.add_column_sum(ones(on, rows, width, dtype=dtype), ones(on, width, dtype=compute))
+    ideal = width * (rows * dtype.itemsize + (2 * chunks + 2) * compute.itemsize)
+    assert moved(on) <= WASTE * ideal
+
+
+@each_hidden_size
+@each_compute_dtype
+@pytest.mark.parametrize("run", [1, 5, 40, 200])
+def test_traffic_of_add_rows(on, dtype, width, run):
+    rows = 200
+    tile, out = ones(on, rows, width, dtype=dtype), ones(on, rows // run, width, dtype=dtype)
+    targets = on.array(np.arange(rows) // run)
+    on.ops.add_rows(tile, targets, out, on.empty(tile.shape, dtype))
+    parts = 2 * rows // 32 if run % 32 else 0  # at most two sums of a chunk go on in the next
+    ideal = (rows + 2 * len(out) + 2 * parts) * width * dtype.itemsize + 16 * rows
+    assert moved(on) <= WASTE * ideal
+
+
+def test_traffic_of_keep(on):
+    cells = 2000
+    on.ops.keep(*[ones(on, cells)] * 2, on.array([0, cells]), ones(on, 1))
+    assert moved(on) <= WASTE * 17 * cells
+
+
+@every_operation
+def test_the_same_bits_for_any_schedule(gpu, name, dtype, monkeypatch):
+    operation, results = OPERATIONS[name], []
+    for seed, blocks in enumerate((2**16, 1, 3)):
+        if gpu.name.startswith("emulated"):
+            monkeypatch.setattr(gpu.xp.kernels.options, "seed", seed)
+        monkeypatch.setattr(launch, "MOST_BLOCKS", blocks)
+        found = operation.case(Device(gpu.xp), dtype, 2100, np.random.default_rng(0))
+        results.append([gpu.asnumpy(each).tobytes() for each in found])
+    assert results[0] == results[1] == results[2]
+
+
+def shifted(array: np.ndarray, first: int) -> ptxemu.Offset:
+    """The array as the part, from a first row on, of one that would be too large."""
+    return ptxemu.Offset(array, -first * array[0].nbytes)
+
+
+def run_far(source: str, expression: str, first_block: int, *arguments: Any) -> None:
+    """Run one block of a kernel that is far behind the others of its launch."""
+    text = launch.source_text(source)
+    text = text.replace("blockIdx.x", f"({first_block}u + blockIdx.x)")
+    text = text.replace("gridDim.x", "(1u << 30)")
+    module = ptxemu.Module(text, options=launch.OPTIONS, name_expressions=[expression])
+    kernel = next(kernel for kernel in launch.KERNELS if expression.split("<")[0] == kernel.name)
+    module.get_function(expression)(1, kernel.block, arguments)
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+ROWS, WARPS = 8, 1
+FAR_ROWS = FAR + ROWS, WIDTH, WARPS
+
+
+def test_far_cells_of_far_samples():
+    encoder, predictor = random(2, 3, WIDTH), random(2, 4, WIDTH)
+    pre, out = (ptxemu.empty((ROWS, WIDTH)) for _ in range(2))
+    index = [np.arange(ROWS) % extent for extent in (2, 3, 4)]
+    sample = index[0] + FAR  # the strides of the samples are those of the small arrays
+    run_far(
+        "hidden.cu",
+        "hidden<float, Identity>",
+        FAR // 8,
+        *(shifted(encoder, FAR), 3 * WIDTH, WIDTH, 1),
+        *(shifted(predictor, FAR), 4 * WIDTH, WIDTH, 1),
+        *(shifted(values, FAR) for values in (sample, *index[1:])),
+        *FAR_ROWS,
+        *(shifted(values, FAR) for values in (pre, out)),
+    )
+    expected = encoder[index[0], index[1]] + predictor[index[0], index[2]]
+    np.testing.assert_array_equal(pre, expected)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_far_rows_to_and_fro():
+    source, target = random(2, 3, 4, WIDTH), np.zeros((2, 3, 4, WIDTH), np.float32)
+    tile = ptxemu.empty((ROWS, WIDTH))
+    index = np.unravel_index(np.arange(0, 24, 3), (2, 3, 4))
+    far = [
+        shifted(np.ascontiguousarray(values) + FAR * (k == 0), FAR)
+        for k, values in enumerate(index)
+    ]
+    strides = 12 * WIDTH, 4 * WIDTH, WIDTH, 1
+    args = shifted(source, FAR), *strides, *far, *FAR_ROWS, shifted(tile, FAR)
+    run_far("gather.cu", "gather<float>", FAR // 8, *args)
+    np.testing.assert_array_equal(tile, source[index])
+    args = shifted(tile, FAR), *far, *FAR_ROWS, shifted(target, FAR), *strides
+    run_far("gather.cu", "scatter<float>", FAR // 8, *args)
+    np.testing.assert_array_equal(target[index], source[index])
+
+
+@pytest.mark.parametrize("threads", [32, 256])
+def test_far_rows_of_logits(threads):
+    rows = 256 // threads
+    logits, chosen = random(rows, WIDTH), np.arange(rows)
+    results = [ptxemu.empty(rows, np.float64) for _ in range(3)]
+    run_far(
+        "row_log_probs.cu",
+        f"row_log_probs<float, {threads}>",
+        FAR // rows,
+        *(shifted(logits, FAR), None, 5, shifted(chosen, FAR), FAR + rows, WIDTH),
+        *(shifted(values, FAR) for values in results),
+    )
+    expected = cpu.row_log_probs(logits, None, 5, chosen, np.empty_like(logits))
+    np.testing.assert_allclose(results, expected, rtol=1e-6)
+
+
+def test_far_rows_of_gradients():
+    logits, chosen, occupancy = random(ROWS, WIDTH), np.arange(ROWS), abs(random(ROWS))
+    lse, written = np.log(np.exp(logits).sum(axis=1, dtype=float)), ptxemu.empty((ROWS, WIDTH))
+    expected, given = logits.copy(), (occupancy, occupancy, 5, chosen)
+    cpu.logits_grad(expected, None, lse, *given, -1.0, None, np.empty_like(logits))
+    occupancies = [shifted(occupancy, FAR)] * 2
+    finish = *occupancies, 5, shifted(chosen, FAR), np.inf, None, *FAR_ROWS
+    far = shifted(logits, FAR)
+    args = far, None, shifted(lse, FAR), -45.0, *finish, far
+    run_far("logits_grad.cu", "logits_grad<float, float>", FAR // 8, *args)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    args = *finish, shifted(written, FAR)
+    run_far("log_probs_grad.cu", "log_probs_grad<float, float>", FAR // 8, *args)
+    cpu.log_probs_grad(expected, *given, -1.0, None)
+    np.testing.assert_array_equal(written, expected)
+
+
+def test_far_elements():
+    first_block, size = 2**22, 256 * 4
+    first = first_block * size
+    pre, hidden, d_hidden = random(size), ptxemu.empty(size), np.ones(size, np.float32)
+    far = [shifted(values, first) for values in (pre, hidden, d_hidden)]
+    expected = [np.empty_like(pre), np.ones_like(pre)]
+    cpu.activate("silu", pre, expected[0])
+    args = far[0], first + size, far[1]
+    run_far("activate.cu", "activate<float, Silu>", first_block, *args)
+    np.testing.assert_allclose(hidden, expected[0], atol=1e-6)
+    args = far[0], far[1], first + size, far[2]
+    run_far("hidden_grad.cu", "hidden_grad<float, Silu>", first_block, *args)
+    cpu.hidden_grad(expected[1], hidden, pre, "silu")
+    np.testing.assert_allclose(d_hidden, expected[1], atol=1e-6)
+
+
+def test_far_chunks_of_a_matrix():
+    chunk, strips = 8, 7
+    first = FAR // chunk
+    matrix, sums = random(2 * chunk, WIDTH), ptxemu.empty((2, WIDTH))
+    run_far(
+        "column_sum.cu",
+        "column_sum<float>",
+        first * strips // 8,
+        shifted(matrix, FAR),
+        *(FAR + len(matrix), WIDTH, chunk, np.bool_(False)),
+        shifted(sums, first),
+    )
+    np.testing.assert_allclose(sums[0], matrix[:chunk].sum(axis=0), atol=1e-5)
+
+
+def test_far_runs_of_rows():
+    tile, out = random(70, WIDTH), np.zeros((3, WIDTH), np.float32)
+    sums = ptxemu.empty(tile.shape)
+    targets = np.repeat([0, FAR, FAR + 1, FAR + 2], [1, 20, 45, 5])  # the first one is before tile
+    order = FAR + np.arange(70)[::-1]
+    far = [shifted(values, FAR) for values in (tile, order, targets[1:], out, sums)]
+    for block in range(FAR // 32, FAR // 32 + 3):
+        args = *far[:3], FAR + 70, WIDTH, *far[3:]
+        run_far("add_rows.cu", "add_rows<float>", block, *args)
+    for block in range(FAR // 32, FAR // 32 + 3):
+        args = far[4], far[2], FAR + 70, WIDTH, far[3]
+        run_far("add_rows.cu", "add_long_runs<float>", block, *args)
+    expected = np.zeros_like(out)
+    np.add.at(expected, targets[1:] - FAR, tile[::-1])
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_far_cells_that_hold_enough():
+    first_block = 2**24
+    first = 256 * first_block
+    occupancy, keeps = np.linspace(0, 0.5, 256), ptxemu.empty(256, bool)
+    firsts, least = np.array([0, first + 100]), np.array([0.2, 0.8])
+    far = shifted(occupancy, first)
+    args = far, far, firsts, least, 2, first + 256, shifted(keeps, first)
+    run_far("keep.cu", "keep", first_block, *args)
+    np.testing.assert_array_equal(
+        keeps, 2 * occupancy >= least[(np.arange(256) >= 100).astype(int)]
+    )
