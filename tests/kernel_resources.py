@@ -9,6 +9,8 @@ import functools
 import importlib
 import pkgutil
 import re
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,14 +63,33 @@ def kernels() -> list[launch.Kernel]:
     return [kernel for kernel in launch.KERNELS if not Path(kernel.source).is_absolute()]
 
 
-@functools.cache
-def compiled(source: str, arch: int) -> tuple[dict[str, Resources], str]:
+Compiled = tuple[dict[str, Resources], str]
+
+
+def compiled(source: str, arch: int) -> Compiled:
     """Machine code of all kernels of a source: resources by name expression, and the warnings."""
+    return _started(source)[arch].result()
+
+
+@functools.cache
+def _started(source: str) -> dict[int, Future[Compiled]]:
+    """For all devices at once: whoever asks for one asks for the others next."""
+    expressions = [name for unit in launch.units(source).values() for name in unit]
+    code = launch.source_text(source)
+    return {arch: _pool().submit(_compiled, code, expressions, arch) for arch in MULTIPROCESSORS}
+
+
+@functools.cache
+def _pool() -> ProcessPoolExecutor:
+    """NVRTC compiles one program at a time in a process."""
+    return ProcessPoolExecutor(mp_context=get_context("spawn"))
+
+
+def _compiled(code: str, expressions: list[str], arch: int) -> Compiled:
     from cupy._core.core import assemble_cupy_compiler_options  # its folders of headers
     from cupy.cuda import nvrtc
 
-    expressions = [name for unit in launch.units(source).values() for name in unit]
-    program = nvrtc.createProgram(launch.source_text(source), source, (), ())
+    program = nvrtc.createProgram(code, "kernels.cu", (), ())
     try:
         for name in expressions:
             nvrtc.addNameExpression(program, name)
@@ -124,30 +145,39 @@ def table() -> str:
     from cupy.cuda import nvrtc
 
     version = ".".join(map(str, nvrtc.getVersion()))
-    heads = ["kernel", "threads", "shared", *(f"sm_{arch}" for arch in MULTIPROCESSORS)]
-    rows = [heads]
-    for kernel in sorted(kernels(), key=lambda kernel: (kernel.source, kernel.name)):
-        for variant in kernel.variants:
-            name = kernel.expression(variant)
-            cells = []
-            for arch in MULTIPROCESSORS:
-                found = compiled(kernel.source, arch)[0][name]
-                share = occupancy(kernel, found, arch)
-                cells.append(f"{found.registers}, {share:.0%}")
-            shared = found.shared + kernel.shared_bytes
-            rows.append([f"``{name}``", str(kernel.block), str(shared), *cells])
-    lines = [
-        ".. Written by ``python -m tests.kernel_resources``.",
-        "",
-        ".. list-table:: Threads and bytes of shared memory of a block, and for each device the",
-        f"    registers of a thread and occupancy (NVRTC {version})",
-        "    :header-rows: 1",
-        "",
-    ]
-    for row in rows:
-        marks = "    * - ", *["      - "] * (len(row) - 1)
-        lines += [mark + cell for mark, cell in zip(marks, row, strict=True)]
-    return "\n".join(lines) + "\n"
+    heads = ", ".join(f"sm_{arch}" for arch in MULTIPROCESSORS)
+    rows = "\n".join(f"    {_row(kernel, variant)}" for kernel, variant in _ordered())
+    return f"""\
+.. Written by ``python -m tests.kernel_resources``.
+
+CUDA kernels
+============
+
+Threads of a block and its bytes of shared memory; for each device the registers of a thread, and
+the share of the threads of a multiprocessor that blocks of the kernel can fill. Compiled by NVRTC
+{version}; no kernel spills registers.
+
+.. csv-table::
+    :header: kernel, threads, shared, {heads}
+
+{rows}
+"""
+
+
+def _ordered() -> list[tuple[launch.Kernel, tuple[str, ...]]]:
+    order = sorted(kernels(), key=lambda kernel: (kernel.source, kernel.name, kernel.block))
+    return [(kernel, variant) for kernel in order for variant in kernel.variants]
+
+
+def _row(kernel: launch.Kernel, variant: tuple[str, ...]) -> str:
+    name = kernel.expression(variant)
+    cells = []
+    for arch in MULTIPROCESSORS:
+        found = compiled(kernel.source, arch)[0][name]
+        cells.append(f"{found.registers}: {occupancy(kernel, found, arch):.0%}")
+    return ", ".join(
+        [f'"``{name}``"', f"{kernel.block}, {found.shared + kernel.shared_bytes}", *cells]
+    )
 
 
 if __name__ == "__main__":
