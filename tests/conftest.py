@@ -16,13 +16,12 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    given = metafunc.config.getoption("--devices")
-    names = given.split(",") if given else devices.default_names()
-    if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", names, indirect=True)
-    if "gpu" in metafunc.fixturenames:
-        names = [name for name in names if name != "numpy"]
-        metafunc.parametrize("gpu", names, indirect=True)
+    for fixture, others in ("device", ()), ("gpu", ("numpy",)):
+        if fixture in metafunc.fixturenames:
+            given = metafunc.config.getoption("--devices")
+            names = given.split(",") if given else devices.default_names()
+            names = [name for name in names if name not in others]
+            metafunc.parametrize(fixture, names, indirect=True)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +84,7 @@ def default_names() -> list[str]:
     return ["numpy", "emulated"] + ["cuda"] * has_gpu()
 
 
+@cache
 def has_gpu() -> bool:
     try:
         import cupy
