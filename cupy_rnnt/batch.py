@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import checks
 
+if TYPE_CHECKING:
+    from .ops import Operations
+
 
 class Cells(NamedTuple):
     """Some cells of a batch, one entry each: the coordinates every operation works from."""
 
-    sample: np.ndarray
-    frame: np.ndarray
-    position: np.ndarray
-    label: np.ndarray  # the label that leaves the cell; 0 where none is left
-    has_label: np.ndarray
+    sample: Any
+    frame: Any
+    position: Any
+    label: Any  # the label that leaves the cell; 0 where none is left
+    has_label: Any
 
 
 class Batch:
-    """Lengths, labels and cell offsets of a batch, valid by construction.
+    """Lengths, labels and cell offsets of a batch, valid by construction, on the host.
 
     Cells are numbered in packed order: sample by sample, then frame by frame, then position by
     position, so cell ``(b, t, u)`` is ``offsets[b] + t * columns[b] + u``.
@@ -58,9 +61,13 @@ class Batch:
     ) -> None:
         size, frames, columns = shape
         self.blank = checks.blank(blank, vocabulary)
-        targets = checks.integers("targets", targets, (size, columns - 1))
-        self.frames = checks.lengths("logit_lengths", logit_lengths, size, 1, frames)
-        label_counts = checks.lengths("target_lengths", target_lengths, size, 0, columns - 1)
+        targets, logit_lengths, target_lengths = checks.integers(
+            ("targets", targets, (size, columns - 1)),
+            ("logit_lengths", logit_lengths, (size,)),
+            ("target_lengths", target_lengths, (size,)),
+        )
+        self.frames = checks.lengths("logit_lengths", logit_lengths, 1, frames)
+        label_counts = checks.lengths("target_lengths", target_lengths, 0, columns - 1)
         self.columns = label_counts + 1
         checks.cell_count(self.frames, self.columns)
         self.offsets = np.concatenate(([0], np.cumsum(self.frames * self.columns)))
@@ -88,9 +95,23 @@ class Batch:
         """Packed indices of all cells of samples ``start`` to ``stop - 1``."""
         return range(int(self.offsets[start]), int(self.offsets[stop]))
 
-    def cells(self, packed: np.ndarray) -> Cells:
-        """Coordinates of cells given by their ascending packed indices."""
-        sample = np.searchsorted(self.offsets, packed, side="right") - 1
-        columns = self.columns[sample]
-        frame, position = np.divmod(packed - self.offsets[sample], columns)
-        return Cells(sample, frame, position, self.labels[sample, position], position < columns - 1)
+
+class Coordinates:
+    """Where the cells of a batch are, worked out on a device."""
+
+    def __init__(self, batch: Batch, ops: Operations) -> None:
+        self._xp = ops.xp
+        self._offsets, self._columns, self._labels = map(
+            ops.asarray, (batch.offsets, batch.columns, batch.labels)
+        )
+
+    def of(self, packed: Any) -> Cells:
+        """Those of cells given by their packed indices."""
+        sample = self._xp.searchsorted(self._offsets, packed, side="right") - 1
+        columns = self._columns[sample]
+        within = packed - self._offsets[sample]
+        frame = within // columns
+        position = within - frame * columns
+        return Cells(
+            sample, frame, position, self._labels[sample, position], position < columns - 1
+        )

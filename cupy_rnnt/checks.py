@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 
 from .defaults import FLOATING_DTYPES
+from .ops import is_on_cuda, on_host
 
 _CELL_LIMIT = 2**62
 
 
-def _array(name: str, value: Any) -> np.ndarray:
+def _array(name: str, value: Any) -> Any:
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
+        return value
+    if is_on_cuda(value):
         return value
     if isinstance(value, (list, tuple)):
         try:
@@ -30,7 +33,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     kind = type(value)
     raise TypeError(
         f"{name} is a {kind.__module__}.{kind.__qualname__}, "
-        "but a numpy.ndarray or a list is needed"
+        "but a numpy.ndarray, a cupy.ndarray or a list is needed"
     )
 
 
@@ -38,7 +41,7 @@ def _shape_text(shape: Sequence[int | str]) -> str:
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
-def floats(name: str, value: Any, axes: Sequence[str], dtype: np.dtype | None = None) -> np.ndarray:
+def floats(name: str, value: Any, axes: Sequence[str], dtype: np.dtype | None = None) -> Any:
     """An array of a supported floating dtype (of `dtype`, if given) with the axes named."""
     array = _array(name, value)
     if array.ndim != len(axes):
@@ -62,7 +65,21 @@ def floats(name: str, value: Any, axes: Sequence[str], dtype: np.dtype | None = 
     return array
 
 
-def shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+def same_device(**arrays: Any) -> None:
+    """All are where the first one is; None is anywhere."""
+    (first, expected), *others = (
+        (name, _place(array)) for name, array in arrays.items() if array is not None
+    )
+    for name, place in others:
+        if place != expected:
+            raise ValueError(f"{name} is on {place}, but {first} is on {expected}")
+
+
+def _place(array: Any) -> str:
+    return f"device {array.device.id}" if is_on_cuda(array) else "the CPU"
+
+
+def shape(name: str, array: Any, expected: tuple[int, ...]) -> None:
     if array.shape != expected:
         raise ValueError(
             f"{name} has shape {_shape_text(array.shape)}, "
@@ -70,10 +87,14 @@ def shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
         )
 
 
-def integers(name: str, value: Any, expected: tuple[int, ...]) -> np.ndarray:
-    """An array of an integer dtype and of the expected shape; the dtype is kept."""
+def integers(*arguments: tuple[str, Any, tuple[int, ...]]) -> list[np.ndarray]:
+    """Arrays on the host, given names, values and shapes, of integer dtypes, which are kept."""
+    return on_host(*(_integers(*argument) for argument in arguments))
+
+
+def _integers(name: str, value: Any, expected: tuple[int, ...]) -> Any:
     array = _array(name, value)
-    if array.size == 0 and array.dtype == np.float64 and not isinstance(value, np.ndarray):
+    if array.size == 0 and array.dtype == np.float64 and isinstance(value, (list, tuple)):
         array = array.astype(np.int64)  # what NumPy makes of an empty list
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {array.dtype}, but an integer dtype is needed")
@@ -81,9 +102,8 @@ def integers(name: str, value: Any, expected: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def lengths(name: str, value: Any, size: int, low: int, high: int) -> np.ndarray:
+def lengths(name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
     """Lengths within ``[low, high]``, as int64."""
-    array = integers(name, value, (size,))
     wrong = (array < low) | (array > high)
     if wrong.any():
         b = int(np.argmax(wrong))
@@ -150,11 +170,15 @@ def number(name: str, value: Any, low: float = -math.inf, below: float = math.in
 
 
 def writeable(name: str, value: Any) -> None:
-    if not isinstance(value, np.ndarray):
+    if is_on_cuda(value):
+        read_only = any(s == 0 < n - 1 for s, n in zip(value.strides, value.shape, strict=True))
+    elif isinstance(value, np.ndarray):
+        read_only = not value.flags.writeable
+    else:
         raise TypeError(
             f"{name} is a {type(value).__name__}, but an array is needed to overwrite it"
         )
-    if not value.flags.writeable:
+    if read_only:
         raise ValueError(f"{name} is read-only, but a writeable array is needed to overwrite it")
 
 
@@ -176,6 +200,7 @@ def cost_weights(value: Any, size: int, dtype: np.dtype) -> np.ndarray:
     shape("cost_weights", array, (size,))
     if array.dtype.kind not in "iuf" and array.dtype.name not in FLOATING_DTYPES:
         raise TypeError(f"cost_weights has dtype {array.dtype}, but a real dtype is needed")
+    (array,) = on_host(array)
     weights = array.astype(np.float64)
     wrong = ~(abs(weights) <= np.finfo(dtype).max)
     if wrong.any():

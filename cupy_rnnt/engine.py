@@ -69,8 +69,8 @@ class Result:
     """Costs, and what a later backward pass needs."""
 
     plan: Plan
-    costs: np.ndarray  # float64, (B,)
-    certificate: np.ndarray  # float64, (B,)
+    costs: Any  # float64, (B,)
+    certificate: Any  # float64, (B,)
     kept: list[tuple[Group, Kept]] = field(default_factory=list)
     computed_count: int = 0
     kept_count: int = 0
@@ -79,8 +79,10 @@ class Result:
     def add(self, group: Group, first: FirstPass, zero_infinity: bool) -> Kept | None:
         """Take over what the first pass over a group has found; returns its kept cells."""
         samples = slice(group.start, group.stop)
-        costs = first.costs
-        self.costs[samples] = np.where(np.isfinite(costs) | (not zero_infinity), costs, 0.0)
+        costs = self.costs[samples]
+        costs[...] = first.costs
+        if zero_infinity:
+            costs[~(abs(costs) < np.inf)] = 0.0
         self.certificate[samples] = first.certificate
         self.computed_count += first.computed
         self.rounds = max(self.rounds, first.rounds)
@@ -102,7 +104,7 @@ class Result:
 def forward(source: Source, batch: Batch, options: Options, keep: bool) -> Result:
     """Costs alone, or (`keep`) also the kept cells for :func:`backward`."""
     chosen = make_plan(source, batch, options, gradient=keep, store=False)
-    result = Result(chosen, np.empty(batch.size), np.zeros(batch.size))
+    result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
     with _running(source, batch, options, chosen, 1) as passes:
         for part in passes.parts():
             kept = result.add(part.group, passes.first(part, keep), options.zero_infinity)
@@ -111,10 +113,9 @@ def forward(source: Source, batch: Batch, options: Options, keep: bool) -> Resul
     return result
 
 
-def backward(
-    source: Source, batch: Batch, options: Options, result: Result, weights: np.ndarray
-) -> None:
+def backward(source: Source, batch: Batch, options: Options, result: Result, weights: Any) -> None:
     """Pass 2 over the cells that :func:`forward` kept, with cost weights known only now."""
+    weights = source.ops.asarray(weights)
     source.begin_gradient(result.plan.workers)
     with _running(source, batch, options, result.plan, 1) as passes:
         for group, kept in result.kept:
@@ -125,13 +126,14 @@ def backward(
 def forward_backward(source: Source, batch: Batch, options: Options, weights: np.ndarray) -> Result:
     """Both passes, part by part; logits of pass 1 serve pass 2 as far as the workspace goes."""
     chosen = make_plan(source, batch, options, gradient=True, store=True)
-    result = Result(chosen, np.empty(batch.size), np.zeros(batch.size))
+    on_device = source.ops.asarray(weights)
+    result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
     source.begin_gradient(chosen.workers)
     with _running(source, batch, options, chosen, 2) as passes:
         for part in passes.parts():
             kept = result.add(part.group, passes.first(part, keep=True), options.zero_infinity)
             assert kept is not None
-            passes.second(part.group, kept, weights)
+            passes.second(part.group, kept, on_device)
     source.end_gradient()
     return result
 

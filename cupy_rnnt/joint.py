@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from . import checks
 from .batch import Batch
 from .engine import Options, Progress, forward, forward_backward
+from .ops import operations_for
 from .ops.activations import ACTIVATIONS
 from .results import REDUCTIONS, JointGradients, reduced, weights_of
 from .sources import JointSource
@@ -53,6 +54,9 @@ def checked(
     if bias is not None:
         bias = checks.floats("bias", bias, ("V",), dtype)
         checks.shape("bias", bias, (vocabulary,))
+    checks.same_device(
+        encoder_out=encoder_out, predictor_out=predictor_out, weight=weight, bias=bias
+    )
     lattice = size, frames, columns
     batch = Batch(targets, logit_lengths, target_lengths, lattice, vocabulary, blank)
     arguments = JointGradients(encoder_out, predictor_out, weight, bias)
@@ -179,9 +183,10 @@ def joint_rnnt_loss(
         max_workspace_bytes=max_workspace_bytes,
         progress=progress,
     )
-    source = call.source(gradient=False)
-    result = forward(source, call.batch, call.options, keep=False)
-    loss = reduced(result.costs, call.reduction, source.dtype)
+    with operations_for(call.arguments.encoder_out).device_of(call.arguments.encoder_out):
+        source = call.source(gradient=False)
+        result = forward(source, call.batch, call.options, keep=False)
+        loss = reduced(result.costs, call.reduction, source.dtype)
     return (loss, result.info(call.batch)) if return_info else loss
 
 
@@ -271,8 +276,9 @@ def joint_rnnt_loss_and_grad(
         max_workspace_bytes=max_workspace_bytes,
         progress=progress,
     )
-    source = call.source(gradient=True)
-    weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
-    result = forward_backward(source, call.batch, call.options, weights)
-    results = reduced(result.costs, call.reduction, source.dtype), source.gradients
+    with operations_for(call.arguments.encoder_out).device_of(call.arguments.encoder_out):
+        source = call.source(gradient=True)
+        weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
+        result = forward_backward(source, call.batch, call.options, weights)
+        results = reduced(result.costs, call.reduction, source.dtype), source.gradients
     return (*results, result.info(call.batch)) if return_info else results

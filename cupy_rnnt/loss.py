@@ -151,10 +151,11 @@ def rnnt_loss(
         max_workspace_bytes=max_workspace_bytes,
         progress=progress,
     )
-    source = LogitsSource(call.batch, call.logits, fused_log_softmax)
-    result = forward(source, call.batch, call.options, keep=False)
-    warn_if_normalised(source)
-    loss = reduced(result.costs, call.reduction, source.dtype)
+    with operations_for(call.logits).device_of(call.logits):
+        source = LogitsSource(call.batch, call.logits, fused_log_softmax)
+        result = forward(source, call.batch, call.options, keep=False)
+        warn_if_normalised(source)
+        loss = reduced(result.costs, call.reduction, source.dtype)
     return (loss, result.info(call.batch)) if return_info else loss
 
 
@@ -238,12 +239,12 @@ def rnnt_loss_and_grad(
     )
     if overwrite_logits:
         checks.writeable("logits", logits)
-        grad = logits
-    else:
-        grad = operations_for(call.logits).zeros(call.logits.shape, call.logits.dtype)
-    source = LogitsSource(call.batch, call.logits, fused_log_softmax, grad)
-    weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
-    result = forward_backward(source, call.batch, call.options, weights)
-    warn_if_normalised(source)
-    results = reduced(result.costs, call.reduction, source.dtype), grad
+    ops = operations_for(call.logits)
+    with ops.device_of(call.logits):
+        grad = logits if overwrite_logits else ops.zeros(call.logits.shape, call.logits.dtype)
+        source = LogitsSource(call.batch, call.logits, fused_log_softmax, grad)
+        weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
+        result = forward_backward(source, call.batch, call.options, weights)
+        warn_if_normalised(source)
+        results = reduced(result.costs, call.reduction, source.dtype), grad
     return (*results, result.info(call.batch)) if return_info else results

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .batch import Batch, Cells
-from .ops import Lattice, Operations, Tile, Workers
+from .batch import Batch, Cells, Coordinates
+from .ops import BoundedLattice, Lattice, Operations, Tile, Workers
 from .schedule import Group, Needs, Plan, Tiles
-from .selection import next_cells, worth_selecting
+from .selection import counts_of, next_cells, worth_selecting
 from .tangents import Tangents
 
 if TYPE_CHECKING:
@@ -20,21 +19,20 @@ if TYPE_CHECKING:
 # Where bounds may cost more than they save, one sample is tried if the batch is _PILOTS times as
 # large; the others follow if no more than _GAINING of its cells are left.
 _PILOTS, _GAINING = 8, 0.3
-_KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
 
 
 class Kept(NamedTuple):
     """The cells of one group whose gradient is computed, one entry each, in packed order."""
 
-    packed: np.ndarray  # int64
-    lse: np.ndarray  # float64
-    blank_occupancy: np.ndarray  # compute dtype, as the gradient uses it
-    label_occupancy: np.ndarray
+    packed: Any  # int64
+    lse: Any  # float64
+    blank_occupancy: Any  # compute dtype, as the gradient uses it
+    label_occupancy: Any
 
     def part(self, start: int, stop: int) -> Kept:
         return Kept(*(values[start:stop] for values in self))
 
-    def weighted(self, weights: np.ndarray, clamp: float) -> tuple[Kept, np.ndarray | None]:
+    def weighted(self, weights: Any, clamp: float) -> tuple[Kept, Any | None]:
         """Cost weights go into the occupancies, as gradients are linear in them, or are left to be
         applied behind the bounds that `clamp` sets."""
         if clamp > 0:
@@ -49,6 +47,7 @@ class Source(Needs, Protocol):
     """Where logits come from and their gradient goes."""
 
     ops: Operations
+    coordinates: Coordinates
     dtype: np.dtype
     """The compute dtype."""
     selects: bool
@@ -59,9 +58,7 @@ class Source(Needs, Protocol):
     def scratch(self, rows: int) -> Any:
         """Buffers of one worker."""
 
-    def log_probs(
-        self, cells: Cells, scratch: Any, stored: Any | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def log_probs(self, cells: Cells, scratch: Any, stored: Any | None) -> tuple[Any, Any, Any]:
         """Log-sum-exp, blank and label log-probs of some cells, float64.
 
         Their logits are left in `stored`, (cells, V), if it is given.
@@ -72,7 +69,7 @@ class Source(Needs, Protocol):
 
     def begin_gradient(self, workers: int) -> None: ...
 
-    def begin_group(self, group: Group, kept: np.ndarray) -> None:
+    def begin_group(self, group: Group, kept: Any) -> None:
         """A group's gradient comes next; `kept` are the packed indices of its cells."""
 
     def add_gradient(
@@ -80,9 +77,9 @@ class Source(Needs, Protocol):
         worker: int,
         cells: Cells,
         kept: Kept,
-        stored: tuple[Any, np.ndarray] | None,
+        stored: tuple[Any, Any] | None,
         clamp: float,
-        weights: np.ndarray | None,
+        weights: Any | None,
         scratch: Any,
     ) -> None:
         """Add the gradient of some cells.
@@ -96,19 +93,26 @@ class Source(Needs, Protocol):
     def end_gradient(self) -> None: ...
 
 
+class Selected(NamedTuple):
+    """The cells of some samples to compute first."""
+
+    chosen: Any  # bool, (cells,), packed
+    counts: np.ndarray  # of each sample
+    bounds: Any  # float64, (2, cells): of blank and label log-probs
+
+
 class Part(NamedTuple):
     """Samples of a group whose passes follow each other, and what was selected of them."""
 
     group: Group
-    chosen: np.ndarray | None = None  # bool, (cells,), packed: to compute first; None for all
-    bounds: np.ndarray | None = None  # float64, (2, cells): of blank and label log-probs
+    selected: Selected | None = None  # None for all cells
 
 
 class FirstPass(NamedTuple):
     """What pass 1 over a part has found."""
 
-    costs: np.ndarray  # float64, (n,)
-    certificate: np.ndarray  # float64, (n,)
+    costs: Any  # float64, (n,)
+    certificate: Any  # float64, (n,)
     computed: int
     rounds: int
     kept: Kept | None
@@ -130,27 +134,28 @@ class Passes:
         self._plan, self._workers, self._count = plan, workers, count
         self._scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
         self._stored = source.ops.empty((plan.stored, source.width), source.dtype)
-        self._stored_cells = np.empty(0, np.int64)
+        self._stored_cells = source.ops.empty((0,), np.int64)
+        self._stores_all = False
         # The certificate may use up one half of the tolerance, the filter has what that leaves.
         self._most_leaving = options.tolerance / 2
 
     def parts(self) -> Iterator[Part]:
         """Select in one group after the other; cut it so that logits can be stored for pass 2."""
         gains = self._gains()
+        most = self._plan.stored if self._source.ops.sizes.cuts_groups else 0
         for group in self._plan.groups:
-            chosen, bounds = self._select(group) if gains else (None, None)
-            first = self._batch.offsets[group.start]
-            ends = self._batch.offsets[group.start + 1 : group.stop + 1] - first
-            counts = np.diff(ends, prepend=0)
-            if chosen is not None:
-                counts = np.add.reduceat(chosen, ends - counts, dtype=np.int64)
-            for start, stop in _runs(counts.tolist(), self._plan.stored):
+            selected = self._select(group) if gains else None
+            sizes = np.diff(self._batch.offsets[group.start : group.stop + 1])
+            ends = sizes.cumsum()
+            counts = sizes if selected is None else selected.counts
+            for start, stop in _runs(counts.tolist(), most):
                 part = Group(group.start + start, group.start + stop)
-                cells = slice(ends[start - 1] if start else 0, ends[stop - 1])
-                if chosen is None or bounds is None or chosen[cells].all():
+                mine, cells = slice(start, stop), slice(ends[start] - sizes[start], ends[stop - 1])
+                if selected is None or (counts[mine] == sizes[mine]).all():
                     yield Part(part)
                 else:
-                    yield Part(part, chosen[cells], bounds[:, cells])
+                    chosen, _, bounds = selected
+                    yield Part(part, Selected(chosen[cells], counts[mine], bounds[:, cells]))
 
     def _gains(self) -> bool:
         """Whether to select at all: where bounds may cost more than they save, they are tried on
@@ -163,18 +168,17 @@ class Passes:
         least = int(worth[cells[worth].argmin()])
         if cells[least] * _PILOTS > batch.cell_count:
             return False
-        chosen, _ = self._select(Group(least, least + 1))
-        return chosen is not None and chosen.mean() <= _GAINING
+        selected = self._select(Group(least, least + 1))
+        return selected is not None and int(selected.counts[0]) <= _GAINING * int(cells[least])
 
-    def _select(self, group: Group) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The cells of a group to begin with, and bounds of all log-probs; None if no sample is
-        worth it."""
+    def _select(self, group: Group) -> Selected | None:
+        """The cells of a group to begin with; None if no sample is worth it."""
         batch, ops = self._batch, self._source.ops
         samples = slice(group.start, group.stop)
         frames, columns = batch.frames[samples], batch.columns[samples]
         worth = worth_selecting(frames, columns)
         if len(worth) == 0:
-            return None, None
+            return None
         tangents = self._source.tangents(group.start + worth)
         for side, count in enumerate(tangents.references):
 
@@ -182,82 +186,77 @@ class Passes:
                 tangents.refer(side, *tile, self._scratch[worker])
 
             self._workers.run(refer, Tiles(count, self._plan.rows, self._plan.workers))
-        first = int(batch.offsets[group.start])
-        bounds = np.empty((2, int(batch.offsets[group.stop]) - first))
+        run = batch.run(group.start, group.stop)
+        bounds = ops.empty((2, len(run)), np.float64)
+        bounds.fill(-np.inf)
 
         def bound(worker: int, tile: Tile) -> None:
-            tangents.bound(*tile, self._scratch[worker], first, bounds)
+            tangents.bound(*tile, self._scratch[worker], run.start, bounds)
 
-        rows = max(1, self._plan.rows // int(columns.max()))
-        self._workers.run(bound, Tiles(tangents.references[0], rows, self._plan.workers))
+        count = tangents.references[0]
+        self._workers.run(bound, Tiles(count, self._plan.rows, self._plan.workers))
         lattice = ops.bounded_lattice(frames, columns, False)
-        for i in worth:
-            mine = bounds[:, slice(*(batch.offsets[group.start + i :][:2] - first))]
-            lattice.bound(i, *mine.reshape(2, frames[i], columns[i]))
-        none = np.zeros(bounds.shape[1], bool)
+        lattice.bound(bounds)
+        none = ops.zeros((len(run),), bool)
         chosen, _ = next_cells(lattice, frames, columns, none, 0, self._most_leaving)
-        return chosen, bounds
+        return Selected(chosen, ops.host(counts_of(chosen, frames * columns))[0], bounds)
 
     def first(self, part: Part, keep: bool) -> FirstPass:
         """Costs of a part and, if asked for, the cells that matter to a gradient."""
         batch, group, ops = self._batch, part.group, self._source.ops
         samples = slice(group.start, group.stop)
         frames, columns = batch.frames[samples], batch.columns[samples]
-        lse = np.empty(int(batch.offsets[group.stop] - batch.offsets[group.start]))
-        certificate, rounds = np.zeros(len(frames)), 1
-        if part.chosen is None:
+        lse = ops.empty((int((frames * columns).sum()),), np.float64)
+        if part.selected is None:
             lattice: Lattice = ops.lattice(frames, columns, keep)
-            computed = len(lse)
-            self._log_probs(group, np.arange(computed), lattice, lse)
+            computed, rounds, certificate = len(lse), 1, ops.zeros((len(frames),), np.float64)
+            self._log_probs(group, ops.xp.arange(computed), lattice, lse)
         else:
-            lattice, chosen, certificate, rounds = self._certified(part, keep, lse)
-            computed = int(chosen.sum())
+            lattice = bounded = ops.bounded_lattice(frames, columns, keep)
+            computed, rounds, certificate = self._certify(group, part.selected, bounded, lse)
+        self._stores_all = rounds == 1 and len(self._stored_cells) == computed
         costs = lattice.solve()
         kept = self._keep(group, lattice, lse, costs, certificate) if keep else None
         return FirstPass(costs, certificate, computed, rounds, kept)
 
-    def _certified(
-        self, part: Part, keep: bool, lse: np.ndarray
-    ) -> tuple[Lattice, np.ndarray, np.ndarray, int]:
-        """Compute cells until all samples are certified: the lattice, which cells, certificates
-        and the number of rounds."""
-        group, batch = part.group, self._batch
-        assert part.chosen is not None
-        assert part.bounds is not None
+    def _certify(
+        self, group: Group, selected: Selected, lattice: BoundedLattice, lse: Any
+    ) -> tuple[int, int, Any]:
+        """Compute cells until all samples are certified: the number of cells and of rounds, and
+        the certificates."""
+        batch, ops = self._batch, self._source.ops
         samples = slice(group.start, group.stop)
-        frames, columns = batch.frames[samples], batch.columns[samples]
-        lattice = self._source.ops.bounded_lattice(frames, columns, keep)
-        offsets = batch.offsets[group.start : group.stop + 1] - batch.offsets[group.start]
-        for i, (start, stop) in enumerate(pairwise(offsets.tolist())):
-            if not part.chosen[start:stop].all():
-                lattice.bound(i, *part.bounds[:, start:stop].reshape(2, frames[i], columns[i]))
-        chosen, new = np.zeros_like(part.chosen), part.chosen
-        rounds = 0
-        while new.any():
-            self._log_probs(group, np.flatnonzero(new), lattice, lse, rounds == 0)
-            chosen |= new
+        lengths = batch.frames[samples], batch.columns[samples]
+        lattice.bound(selected.bounds)
+        chosen = ops.xp.zeros_like(selected.chosen)
+        cells = ops.indices(selected.chosen, int(selected.counts.sum()))
+        computed = rounds = 0
+        while True:
+            self._log_probs(group, cells, lattice, lse, rounds == 0)
+            chosen[cells] = True
+            computed += len(cells)
             rounds += 1
-            new, certificate = next_cells(
-                lattice, frames, columns, chosen, rounds, self._most_leaving
-            )
-        return lattice, chosen, certificate, rounds
+            new, certificate = next_cells(lattice, *lengths, chosen, rounds, self._most_leaving)
+            cells = ops.indices(new) if new is not None else ()
+            if len(cells) == 0:
+                return computed, rounds, certificate
 
     def _log_probs(
-        self, group: Group, cells: np.ndarray, lattice: Lattice, lse: np.ndarray, first: bool = True
+        self, group: Group, cells: Any, lattice: Lattice, lse: Any, first: bool = True
     ) -> None:
         """Pass 1 over some cells of a group, given by their numbers in it.
 
         Those of the `first` round have their logits stored.
         """
-        source, batch = self._source, self._batch
-        packed = cells + batch.offsets[group.start]
+        source = self._source
+        packed = cells + int(self._batch.offsets[group.start])
         count = self._plan.stored if first else 0
         if first:
             self._stored_cells = packed[:count]
 
         def tile(worker: int, part: Tile) -> None:
             start, stop = part
-            mine = batch.cells(packed[start:stop])
+            mine = source.coordinates.of(packed[start:stop])
             stored = self._stored[start:stop] if stop <= count else None
             lse[cells[start:stop]], blank, label = source.log_probs(
                 mine, self._scratch[worker], stored
@@ -272,9 +271,9 @@ class Passes:
         self,
         group: Group,
         lattice: Lattice,
-        lse: np.ndarray,
-        costs: np.ndarray,
-        certificate: np.ndarray,
+        lse: Any,
+        costs: Any,
+        certificate: Any,
     ) -> Kept:
         """The cells that hold at least a share of the mean occupancy of their sample.
 
@@ -282,46 +281,30 @@ class Passes:
         at most the share of `tolerance` that the certificate has left, of the sample's occupancy.
         Where the cost is not finite, none is kept.
         """
-        batch, kept = self._batch, []
-        shares = self._options.tolerance - certificate
-        for i in np.flatnonzero(np.isfinite(costs)).tolist():
-            b = group.start + i
-            frames, columns = int(batch.frames[b]), int(batch.columns[b])
-            least = shares[i] * (frames + columns - 1) / (frames * columns)
-            of_blank, of_label = lattice.occupancies(i)
-            rows = max(1, _KEEP_CHUNK // columns)
-            for start in range(0, frames, rows):
-                blank, label = of_blank[start : start + rows], of_label[start : start + rows]
-                mask = blank + label >= least
-                first = batch.offsets[b] + start * columns
-                kept.append((first + np.flatnonzero(mask), blank[mask], label[mask]))
-        if not kept:
-            kept.append((np.empty(0, np.int64), np.empty(0), np.empty(0)))
-        packed, *both = map(np.concatenate, zip(*kept, strict=True))
-        occupancies = np.array(both, self._source.dtype)
+        batch, ops = self._batch, self._source.ops
+        samples = slice(group.start, group.stop)
+        frames, columns = batch.frames[samples], batch.columns[samples]
+        means = ops.asarray((frames + columns - 1) / (frames * columns))
+        least = (self._options.tolerance - certificate) * means
+        cells, *both = lattice.keep(ops.xp.where(ops.xp.isfinite(costs), least, np.inf))
+        dtype = self._source.dtype
+        occupancies = ops.xp.stack(both, dtype=dtype, casting="same_kind")
         # One denormal number in a row would slow its products as much as many.
-        limits = np.finfo(self._source.dtype)
+        limits = np.finfo(dtype)
         occupancies[occupancies < limits.tiny / limits.eps] = 0
         occupancies[1] *= 1 + self._options.fastemit_lambda
-        return Kept(packed, lse[packed - batch.offsets[group.start]], *occupancies)
+        return Kept(cells + int(batch.offsets[group.start]), lse[cells], *occupancies)
 
-    def second(self, group: Group, kept: Kept, weights: np.ndarray) -> None:
-        """Gradient of the kept cells of a group."""
-        source, batch = self._source, self._batch
-        rows = np.searchsorted(self._stored_cells, kept.packed)
-        stored = np.zeros(len(rows), bool)
-        inside = rows < len(self._stored_cells)
-        stored[inside] = self._stored_cells[rows[inside]] == kept.packed[inside]
-        count = int(stored.sum())
-        if 0 < count < len(rows):
-            order = np.argsort(~stored, kind="stable")
-            rows, kept = rows[order], Kept(*(values[order] for values in kept))
+    def second(self, group: Group, kept: Kept, weights: Any) -> None:
+        """Gradient of the kept cells of a group, given weights of the costs of all samples."""
+        source = self._source
+        kept, rows, count = self._stored_first(kept)
         source.begin_group(group, kept.packed)
 
         def tile(worker: int, part: Tile) -> None:
             start, stop = part
             mine = kept.part(start, stop)
-            cells = batch.cells(mine.packed)
+            cells = source.coordinates.of(mine.packed)
             mine, cell_weights = mine.weighted(weights[cells.sample], self._options.clamp)
             source.add_gradient(
                 worker,
@@ -337,6 +320,24 @@ class Passes:
 
         self._run_stored_first(tile, len(kept.packed), count, fixed=True)
         source.end_group(group)
+
+    def _stored_first(self, kept: Kept) -> tuple[Kept, Any, int]:
+        """Kept cells with those in front whose logits are stored, the rows of these, and how many
+        there are."""
+        there, ops = self._stored_cells, self._source.ops
+        if len(there) == 0:
+            return kept, there, 0
+        rows = ops.xp.searchsorted(there, kept.packed)
+        if self._stores_all:
+            return kept, rows, len(rows)
+        rows[rows == len(there)] = 0
+        stored = there[rows] == kept.packed
+        count = int(ops.host(stored.sum())[0])
+        if 0 < count < len(rows):
+            parts = ops.indices(stored, count), ops.indices(~stored, len(rows) - count)
+            order = ops.xp.concatenate(parts)
+            rows, kept = rows[order], Kept(*(values[order] for values in kept))
+        return kept, rows, count
 
     def _run_stored_first(
         self, tile: Callable[[int, Tile], None], count: int, stored: int, fixed: bool = False

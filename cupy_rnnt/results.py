@@ -37,7 +37,7 @@ class Info:
         Cells whose softmax was computed.
     kept : int
         Those of them whose gradient was computed; 0 if no gradient was asked for.
-    certificate : numpy.ndarray, shape (B,), float64
+    certificate : numpy.ndarray or cupy.ndarray, shape (B,), float64
         Proven bound of ``P(all paths) / P(paths inside the computed cells) - 1`` of each sample, at
         most half the tolerance; 0 where every cell was computed. A cost is never too small for what
         was left out, and at most ``log1p(certificate)`` too large.
@@ -52,17 +52,17 @@ class Info:
     cells: int
     computed: int
     kept: int
-    certificate: np.ndarray
+    certificate: Any
     rounds: int
     workspace_bytes: int
 
 
-def reduced(costs: np.ndarray, reduction: str, dtype: np.dtype) -> Any:
+def reduced(costs: Any, reduction: str, dtype: np.dtype) -> Any:
     """The costs, their mean over the batch or their sum, in `dtype`."""
     if reduction == "mean":
-        return dtype.type(costs.mean())
-    if reduction == "sum":
-        return dtype.type(costs.sum())
+        costs = costs.mean()
+    elif reduction == "sum":
+        costs = costs.sum()
     return costs.astype(dtype)
 
 

@@ -12,25 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from .batch import Batch
-from .ops import Operations
+from .ops import Operations, Sizes
 
-# A tile of 4 MiB in float32, and at least 1024 rows: a GEMM of 512 is a twentieth slower.
-_TILE_ELEMENTS = 2**20
-_FULL_ROWS = 1024
-_MOST_ROWS = 2**13
-# Tiles below both of these lose more to overhead than a second worker gains.
-_SMALL_ROWS = 64
-_SMALL_ELEMENTS = 2**16
-_BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
+_SMALL_ROWS = 64  # tiles are not made smaller so that all workers have as many
 ROW_BYTES = 512
 """For indices, occupancies and other vectors with an entry a row of a tile."""
-# Logits kept for pass 2. More of them fall out of the caches, and their pages have to be faulted in
-# anew in every call: with 256 MiB a call took up to a fifth longer than with 64.
-_STORED_BYTES = 2**26
-# A group is large enough when every worker is kept busy and a diagonal is a vector operation that
-# costs more than calling it.
-_GROUP_CELLS = 2**16
-_GROUP_WIDTH = 1024
 _CELL_BYTES = 3 * 8 + 2 * 8 + 5 * 8  # lse and list; choosing kept cells; a kept cell, its row
 _SELECTION_BYTES = 2 * 8 + 8  # of a cell: its bounds, masks
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
@@ -89,11 +75,6 @@ class Plan:
     stored: int
     selecting: bool
     workspace_bytes: int
-
-
-def block_rows(rows: int, width: int) -> int:
-    """How many rows of a tile of logits are worked on at once."""
-    return min(rows, max(1, _BLOCK_ELEMENTS // width))
 
 
 class Tiles(Sequence[tuple[int, int]]):
@@ -181,20 +162,20 @@ def plan(
     def least_bytes(workers: int, rows: int) -> int:
         return base_bytes(workers, rows) + max(group_bytes(e, workers) for e in extents)
 
-    selecting = select and needs.selects
-    full, small = _tile_rows(batch, needs.width)
+    sizes, selecting = ops.sizes, select and needs.selects
+    full, small = _tile_rows(batch, needs.width, sizes)
     selecting = selecting and least_bytes(1, small) <= budget
     workers, rows = _workers_and_rows(batch, full, small, budget, ops.threads(), least_bytes)
     room = budget - base_bytes(workers, rows)
 
     def is_full(held: _Extent, joined: _Extent) -> bool:
-        busy = held.cells >= _GROUP_CELLS * workers and held.width >= _GROUP_WIDTH
+        busy = held.cells >= sizes.group_cells * workers and held.width >= sizes.group_width
         return busy or group_bytes(joined, workers) > room // 2
 
     groups = _grouped(extents, is_full)
     largest = max(group_bytes(extent, workers) for _, extent in groups)
     row_bytes = needs.stored_row_bytes if store else 0
-    most = min(room - largest, _STORED_BYTES) // row_bytes if row_bytes else 0
+    most = min(room - largest, sizes.stored_bytes) // row_bytes if row_bytes else 0
     stored = min(most, max(extent.cells for _, extent in groups))
     starts = [0, *(stop for stop, _ in groups)]
     return Plan(
@@ -222,10 +203,11 @@ def _grouped(
     return [*groups, (len(extents), held)]
 
 
-def _tile_rows(batch: Batch, width: int) -> tuple[int, int]:
+def _tile_rows(batch: Batch, width: int, sizes: Sizes) -> tuple[int, int]:
     """Rows of a tile if there is room, and the fewest worth having."""
-    full = min(max(_TILE_ELEMENTS // width, _FULL_ROWS), _MOST_ROWS, batch.cell_count)
-    return full, min(max(_SMALL_ELEMENTS // width, _SMALL_ROWS), full)
+    rows = max(sizes.tile_elements // width, sizes.full_rows)
+    full = min(rows, sizes.most_rows, batch.cell_count)
+    return full, min(max(sizes.small_elements // width, sizes.small_rows), full)
 
 
 def _workers_and_rows(

@@ -8,9 +8,11 @@ share of it. As long as it is above the tolerance, C grows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from .ops import BoundedLattice
+from .ops import BoundedLattice, operations_for
 
 _WORTH_REFERENCES = 16.0  # cells for each reference; with fewer, a sample is computed whole
 _MOST = 0.8  # share of a sample's cells above which the others are computed too
@@ -21,14 +23,22 @@ def worth_selecting(frames: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return np.flatnonzero(frames * columns >= _WORTH_REFERENCES * (frames + columns))
 
 
+def counts_of(mask: Any, cells: np.ndarray) -> Any:
+    """How many cells of each sample a mask marks, given how many there are: int64, (n,)."""
+    ops = operations_for(mask)
+    ends = ops.xp.zeros(len(cells) + 1, np.int64)
+    ends[1:] = ops.xp.cumsum(mask, dtype=np.int64)[ops.asarray(cells.cumsum() - 1)]
+    return ends[1:] - ends[:-1]
+
+
 def next_cells(
     lattice: BoundedLattice,
     frames: np.ndarray,
     columns: np.ndarray,
-    chosen: np.ndarray,
+    chosen: Any,
     rounds: int,
     tolerance: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Any, Any]:
     """The cells to compute next, and the certificates so far.
 
     The first round goes by the bound of P: it leaves out cells below ``tolerance / (T + S)`` of
@@ -42,8 +52,8 @@ def next_cells(
     lattice : BoundedLattice
     frames, columns : numpy.ndarray, shape (n,), int64
         T and S = U + 1 of its samples.
-    chosen : numpy.ndarray, shape (cells,), bool
-        The cells computed so far, in packed order.
+    chosen : shape (cells,), bool
+        The cells computed so far, in packed order, on the device of the lattice.
     rounds : int
         How many rounds there were.
     tolerance : float
@@ -51,31 +61,31 @@ def next_cells(
 
     Returns
     -------
-    new : numpy.ndarray, shape (cells,), bool
-        Some cells of every sample whose certificate is too large, none of the others.
-    certificate : numpy.ndarray, shape (n,), float64
+    new : shape (cells,), bool, or None
+        Some cells of every sample whose certificate is too large, none of the others. None if no
+        certificate is.
+    certificate : shape (n,), float64
     """
-    cells = frames * columns
-    ends = cells.cumsum()
+    ops = operations_for(chosen)
+    xp, cells = ops.xp, frames * columns
     inside, leaving = lattice.certify()
-    counts = np.add.reduceat(chosen, ends - cells, dtype=np.int64)
+    counts, cells_there = counts_of(chosen, cells), ops.asarray(cells)
     with np.errstate(all="ignore"):
-        certificate = np.where(counts == cells, 0.0, np.exp(leaving - inside))
+        certificate = xp.where(counts == cells_there, 0.0, xp.exp(leaving - inside))
     failing = ~(certificate <= tolerance)
-    if not failing.any():
-        return np.zeros_like(chosen), certificate
+    if rounds and not ops.host(failing.any())[0]:
+        return None, certificate
     with np.errstate(invalid="ignore"):  # nothing reaches NaN, so that such a sample is done whole
+        share_each = ops.asarray(np.log(tolerance / (frames + columns)))
         if rounds == 0:
-            thresholds = leaving + np.log(tolerance / (frames + columns))
+            thresholds = leaving + share_each
         elif rounds == 1:
-            half_way = np.maximum(leaving - inside, 0.0) / 2
-            thresholds = inside + half_way + np.log(tolerance / (frames + columns))
+            half_way = xp.maximum(leaving - inside, 0.0) / 2
+            thresholds = inside + half_way + share_each
         else:
-            thresholds = inside + np.log(0.999 * tolerance / cells)
-    new = lattice.likely(np.where(failing, thresholds, np.inf))
-    added = np.add.reduceat(new, ends - cells, dtype=np.int64)
-    whole = (added == 0) | (counts + added > _MOST * cells) | (rounds > 2)
-    for i in np.flatnonzero(failing & whole):
-        mine = slice(ends[i] - cells[i], ends[i])
-        new[mine] = ~chosen[mine]
+            thresholds = inside + ops.asarray(np.log(0.999 * tolerance / cells))
+    new = lattice.likely(xp.where(failing, thresholds, np.inf))
+    added = counts_of(new, cells)
+    whole = (added == 0) | (counts + added > _MOST * cells_there) | (rounds > 2)
+    new |= ops.repeat(failing & whole, cells) & ~chosen
     return new, certificate

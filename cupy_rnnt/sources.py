@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import defaults
-from .batch import Batch, Cells
+from .batch import Batch, Cells, Coordinates
 from .ops import operations_for
 from .passes import Kept
 from .results import JointGradients
-from .schedule import ROW_BYTES, Group, block_rows
-from .tangents import Tangents
+from .schedule import ROW_BYTES, Group
+from .tangents import Magnitudes, Tangents
 
 _STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again sooner than fetched
 # Bounds are four products with a vector of H, the logits V of them: with few weights, or labels,
@@ -24,7 +24,7 @@ _STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again soone
 _SELECTING_ELEMENTS = 2**12
 _SURELY_GAINING_ELEMENTS, _SURELY_GAINING_WIDTH = 2**14, 128
 _FRAME_CELL_BYTES = 128  # of a cell while its bounds are formed, a frame at a time
-_SLAB_ELEMENTS = 2**18  # of a weight gradient: what is added to it at once stays in the cache
+_CLEAR_ROWS = 2**14  # of a gradient, at once
 
 
 class _LogitsScratch(NamedTuple):
@@ -32,6 +32,7 @@ class _LogitsScratch(NamedTuple):
 
     logits: Any
     block: Any  # a few rows of logits
+    largest: Any  # log-sum-exp so far, (1,)
 
 
 class LogitsSource:
@@ -50,19 +51,29 @@ class LogitsSource:
         self.dtype: np.dtype = defaults.compute_dtype(logits.dtype)
         self.width: int = logits.shape[-1]
         self.grad = grad
+        self.coordinates = Coordinates(batch, self.ops)
         self._batch, self._logits, self._fused = batch, logits, fused_log_softmax
         self._rows = None  # the logits by rows, where a tile can be had without a copy
-        if logits.flags.c_contiguous and logits.dtype == self.dtype:
-            self._rows = logits.reshape(-1, self.width)
-        self.looks_normalised = fused_log_softmax and self.width > 1
-        self._normalised_within = float(np.sqrt(np.finfo(self.dtype).eps))
+        if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
+            self._rows = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
+        self._largest: list[Any] = []  # log-sum-exp, of each worker
+
+    @property
+    def looks_normalised(self) -> bool:
+        """Whether every row that :meth:`log_probs` saw sums to 1 without a softmax."""
+        if not self._fused or self.width == 1:
+            return False
+        largest = np.concatenate(self.ops.host(*self._largest))
+        return bool((largest < np.sqrt(np.finfo(self.dtype).eps)).all())
 
     def scratch(self, rows: int) -> _LogitsScratch:
-        shapes = (rows, self.width), (block_rows(rows, self.width), self.width)
-        return _LogitsScratch(*(self.ops.empty(shape, self.dtype) for shape in shapes))
+        shapes = (rows, self.width), (self.ops.scratch_rows(rows, self.width), self.width)
+        logits, block = (self.ops.empty(shape, self.dtype) for shape in shapes)
+        self._largest.append(self.ops.zeros((1,), np.float64))
+        return _LogitsScratch(logits, block, self._largest[-1])
 
     def tile_bytes(self, rows: int) -> int:
-        elements = (2 * rows + block_rows(rows, self.width)) * self.width
+        elements = (2 * rows + self.ops.scratch_rows(rows, self.width)) * self.width
         return elements * self.dtype.itemsize + ROW_BYTES * rows
 
     def fixed_bytes(self, workers: int) -> int:
@@ -91,46 +102,48 @@ class LogitsSource:
 
     def log_probs(
         self, cells: Cells, scratch: _LogitsScratch, stored: Any | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[Any, Any, Any]:
         tile = self._tile(cells, scratch)
         blank, labels = self._batch.blank, cells.label
         if not self._fused:
             return self.ops.pick_log_probs(tile, blank, labels)
         results = self.ops.row_log_probs(tile, None, blank, labels, scratch.block)
-        if self.looks_normalised and not (abs(results[0]) < self._normalised_within).all():
-            self.looks_normalised = False
+        self.ops.xp.maximum(scratch.largest, abs(results[0]).max(), out=scratch.largest)
         return results
 
     def begin_gradient(self, workers: int) -> None:
         pass
 
-    def begin_group(self, group: Group, kept: np.ndarray) -> None:
+    def begin_group(self, group: Group, kept: Any) -> None:
         """Clear the rows that get no gradient, where the gradient overwrites the logits."""
         if self.grad is not self._logits:
             return
-        batch = self._batch
+        batch, ops = self._batch, self.ops
         for b in range(group.start, group.stop):
-            frames, columns = batch.frames[b], batch.columns[b]
+            frames, columns = int(batch.frames[b]), int(batch.columns[b])
             self.grad[b, frames:] = 0
-            self.grad[b, :, columns:] = 0
-            dropped = np.ones(frames * columns, bool)
-            mine = slice(*np.searchsorted(kept, batch.offsets[b : b + 2]))
-            dropped[kept[mine] - batch.offsets[b]] = False
-            for frame, row in enumerate(dropped.reshape(frames, columns)):
-                self.grad[b, frame, :columns][row] = 0
+            self.grad[b, :frames, columns:] = 0
+        cells = batch.run(group.start, group.stop)
+        dropped = ops.xp.ones(len(cells), bool)
+        dropped[kept - cells.start] = False
+        others = ops.indices(dropped, len(cells) - len(kept))
+        for start in range(0, len(others), _CLEAR_ROWS):
+            there = self.coordinates.of(others[start : start + _CLEAR_ROWS] + cells.start)
+            self.grad[there.sample, there.frame, there.position] = 0
 
     def add_gradient(
         self,
         worker: int,
         cells: Cells,
         kept: Kept,
-        stored: tuple[Any, np.ndarray] | None,
+        stored: tuple[Any, Any] | None,
         clamp: float,
-        weights: np.ndarray | None,
+        weights: Any | None,
         scratch: _LogitsScratch,
     ) -> None:
-        blank, rows = self._batch.blank, len(scratch.block)
-        for start in range(0, len(cells.sample), rows):
+        blank, count = self._batch.blank, len(cells.sample)
+        rows = self.ops.block_rows(count, self.width)
+        for start in range(0, count, rows):
             part = slice(start, start + rows)
             labels, of_kept = cells.label[part], kept.part(start, start + rows)
             occupancies = of_kept.blank_occupancy, of_kept.label_occupancy
@@ -201,20 +214,24 @@ class JointSource:
             elements >= _SURELY_GAINING_ELEMENTS and self.width >= _SURELY_GAINING_WIDTH
         )
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
+        self.coordinates = Coordinates(batch, self.ops)
         self._batch, self._arguments = batch, arguments
         self._activation, self._gradient = activation, gradient
         weight, bias = arguments.weight, arguments.bias
         dense = weight.flags.c_contiguous or weight.flags.f_contiguous
-        self._weight = weight.astype(self.dtype, order="K" if dense else "C", copy=not dense)
-        self._row_size: float | None = None
-        self._bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
+        self._copied = not dense or weight.dtype != self.dtype
+        if self._copied:
+            weight = weight.astype(self.dtype, order="K" if dense else "C")
+        self._weight = weight
+        self._bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
+        self._magnitudes: Magnitudes | None = None
 
     def _shapes(self, rows: int) -> _JointScratch:
         tile = rows, self.hidden_size
-        slab = min(self.width, max(1, _SLAB_ELEMENTS // self.hidden_size))
+        slab = min(self.width, max(1, self.ops.sizes.slab_elements // self.hidden_size))
         return _JointScratch(
             logits=(rows, self.width),
-            block=(block_rows(rows, self.width), self.width),
+            block=(self.ops.scratch_rows(rows, self.width), self.width),
             pre=tile,
             hidden=tile,
             d_hidden=tile if self._gradient else (0,),
@@ -231,7 +248,7 @@ class JointSource:
 
     def fixed_bytes(self, workers: int) -> int:
         weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize
-        copies = int(self._weight is not self._arguments.weight)
+        copies = int(self._copied)
         if self._gradient:
             copies += workers
         return copies * weight_bytes + self.width * self.dtype.itemsize
@@ -246,14 +263,14 @@ class JointSource:
         return references + workers * _FRAME_CELL_BYTES * columns
 
     def tangents(self, samples: np.ndarray) -> Tangents:
-        if self._row_size is None:
-            self._row_size = self.ops.largest_row_sum(self._weight)
         inputs = self._arguments._replace(weight=self._weight, bias=self._bias)
-        return Tangents(self.ops, self._batch, samples, inputs, self._activation, self._row_size)
+        if self._magnitudes is None:
+            self._magnitudes = Magnitudes.of(self.ops, self._batch, inputs)
+        return Tangents(self.ops, self._batch, samples, inputs, self._activation, self._magnitudes)
 
     def log_probs(
         self, cells: Cells, scratch: _JointScratch, stored: Any | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[Any, Any, Any]:
         scratch = scratch.rows(len(cells.sample))
         logits = scratch.logits if stored is None else stored
         self._hidden(cells, scratch)
@@ -278,25 +295,33 @@ class JointSource:
         self._d_weight = zeros((workers, self.width, self.hidden_size), self.dtype)
         self._d_bias = zeros((workers, self.width), self.dtype)
 
-    def begin_group(self, group: Group, kept: np.ndarray) -> None:
-        samples = slice(group.start, group.stop)
-        frames, columns = self._batch.frames[samples], self._batch.columns[samples]
+    def begin_group(self, group: Group, kept: Any) -> None:
         self._group_start = group.start
-        self._first_frame = np.cumsum(frames) - frames
-        self._first_column = np.cumsum(columns) - columns
-        sums = self._workers, int(frames.sum()), self.hidden_size
-        self._d_encoder = self.ops.zeros(sums, self.dtype)
-        sums = self._workers, int(columns.sum()), self.hidden_size
-        self._d_predictor = self.ops.zeros(sums, self.dtype)
+        self._first_frame, self._frames, self._d_encoder = self._sums(group, self._batch.frames)
+        self._first_column, self._columns, self._d_predictor = self._sums(
+            group, self._batch.columns
+        )
+
+    def _sums(self, group: Group, lengths: np.ndarray) -> tuple[Any, tuple[Any, Any], Any]:
+        """Gradients of the frames, or of the prefixes, of a group: where each sample begins, where
+        they belong, and each worker's sums."""
+        counts = lengths[group.start : group.stop]
+        ends = counts.cumsum()
+        firsts, total = ends - counts, int(ends[-1])
+        samples = np.repeat(np.arange(group.start, group.stop), counts)
+        places = samples, np.arange(total) - np.repeat(firsts, counts)
+        sums = self.ops.zeros((self._workers, total, self.hidden_size), self.dtype)
+        asarray = self.ops.asarray
+        return asarray(firsts), (asarray(places[0]), asarray(places[1])), sums
 
     def add_gradient(
         self,
         worker: int,
         cells: Cells,
         kept: Kept,
-        stored: tuple[Any, np.ndarray] | None,
+        stored: tuple[Any, Any] | None,
         clamp: float,
-        weights: np.ndarray | None,
+        weights: Any | None,
         scratch: _JointScratch,
     ) -> None:
         ops, blank = self.ops, self._batch.blank
@@ -312,7 +337,7 @@ class JointSource:
             logits, self._bias, kept.lse, *occupancies, blank, cells.label, clamp, weights, block
         )
         ops.add_weight_grad(logits, hidden, self._d_weight[worker], slab)
-        ops.add_column_sum(logits, self._d_bias[worker])
+        ops.add_column_sum(logits, self._d_bias[worker], block)
         ops.matmul(logits, self._weight, d_hidden)
         ops.hidden_grad(d_hidden, hidden, pre, self._activation)
         sample = cells.sample - self._group_start
@@ -322,12 +347,9 @@ class JointSource:
         ops.add_rows(d_hidden, columns, self._d_predictor[worker], pre)
 
     def end_group(self, group: Group) -> None:
-        d_encoder, d_predictor = _total(self._d_encoder), _total(self._d_predictor)
-        for i, b in enumerate(range(group.start, group.stop)):
-            frames, first = self._batch.frames[b], self._first_frame[i]
-            self.gradients.encoder_out[b, :frames] = d_encoder[first : first + frames]
-            columns, first = self._batch.columns[b], self._first_column[i]
-            self.gradients.predictor_out[b, :columns] = d_predictor[first : first + columns]
+        gradients = self.gradients
+        self.ops.scatter(_total(self._d_encoder), self._frames, gradients.encoder_out)
+        self.ops.scatter(_total(self._d_predictor), self._columns, gradients.predictor_out)
 
     def end_gradient(self) -> None:
         self.gradients.weight[...] = _total(self._d_weight)

@@ -15,15 +15,16 @@ below, and so the log-probs of blank and label from above.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .batch import Batch
-from .ops import Operations
+from .ops import Operations, Runs
 from .results import JointGradients
 
-_BLOCK_ELEMENTS = 2**17  # hidden values at once, which stay in the inner caches
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
 _LARGEST_EXPONENT = 40.0  # the product of two such exponentials is far from overflow in float32
 
@@ -44,6 +45,27 @@ _LOGISTIC = {"tanh": _Logistic(2.0, -2.0, 1.0), "sigmoid": _Logistic(-1.0, 1.0, 
 _OTHER = _Logistic(0.0, 1.0, 0.0)  # rate 0: the activation is applied as it is
 
 
+class Magnitudes(NamedTuple):
+    """How large the inputs of a joint network are, on the host."""
+
+    encoder: np.ndarray  # of each sample, (B,)
+    predictor: np.ndarray
+    weight: np.ndarray  # largest sum of the absolute values in a row
+    bias: np.ndarray  # of those that are finite
+
+    @staticmethod
+    def of(ops: Operations, batch: Batch, inputs: JointGradients) -> Magnitudes:
+        xp, bias = ops.xp, inputs.bias
+        return Magnitudes(
+            *ops.host(
+                ops.magnitudes(inputs.encoder_out, batch.frames),
+                ops.magnitudes(inputs.predictor_out, batch.columns),
+                ops.largest_row_sum(inputs.weight),
+                xp.zeros(()) if bias is None else xp.where(xp.isfinite(bias), abs(bias), 0.0).max(),
+            )
+        )
+
+
 class Tangents:
     """The references of some samples, and the bounds they give.
 
@@ -55,8 +77,8 @@ class Tangents:
     inputs : JointGradients
         Encoder and predictor outputs; weights and bias in the compute dtype.
     activation : str
-    row_size : float
-        Largest sum of the absolute values in a row of the weights.
+    magnitudes : Magnitudes
+        Of the inputs.
     """
 
     def __init__(
@@ -66,10 +88,10 @@ class Tangents:
         samples: np.ndarray,
         inputs: JointGradients,
         activation: str,
-        row_size: float,
+        magnitudes: Magnitudes,
     ) -> None:
         self._ops, self._batch, self._samples = ops, batch, samples
-        self._inputs, self._activation = inputs, activation
+        self._inputs, self._activation, self._magnitudes = inputs, activation, magnitudes
         lengths = batch.frames[samples], batch.columns[samples]
         self._ends = [count.cumsum() for count in lengths]
         self._firsts = [last - count for last, count in zip(self._ends, lengths, strict=True)]
@@ -79,22 +101,19 @@ class Tangents:
         hidden_size, dtype = inputs.weight.shape[1], inputs.weight.dtype
         self._means = ops.empty((2, len(samples), hidden_size), dtype)
         self._slopes = ops.empty((frames, hidden_size), dtype)
-        self._constants = np.empty(frames)
+        self._constants = ops.empty((frames,), np.float64)
         # The vectors of a prefix: weights of the blank and of the label, and the slope.
         self._vectors = ops.empty((prefixes, 3, hidden_size), dtype)
-        self._vector_constants = np.empty((prefixes, 3))
+        self._vector_constants = ops.empty((prefixes, 3), np.float64)
         self._predictor = ops.empty((prefixes, hidden_size), dtype)
-        sizes = np.empty((2, len(samples)))
-        for side, counts in enumerate(lengths):
-            for i, (b, count) in enumerate(zip(samples, counts, strict=True)):
-                rows = inputs[side][b, :count]
-                rows.mean(axis=0, dtype=dtype, out=self._means[side, i])
-                sizes[side, i] = max(rows.max(), -rows.min())
+        for array, counts, means in zip(inputs[:2], lengths, self._means, strict=True):
+            ops.means(array, samples, counts, means)
+        sizes = np.stack((magnitudes.encoder, magnitudes.predictor))[:, samples]
         logistic = _LOGISTIC.get(activation, _OTHER)
-        fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
-        self._form = np.where(fits[:, None], logistic, _OTHER)
+        self._fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
         hidden_sizes = 1.0 if activation in _LOGISTIC else sizes.sum(axis=0)
-        self._slack = np.broadcast_to(self._slack_of(row_size * hidden_sizes), len(samples))
+        slack = self._slack_of(float(magnitudes.weight) * hidden_sizes)
+        self._slack = np.broadcast_to(slack, len(samples))
 
     @staticmethod
     def nbytes(frames: int, columns: int, samples: int, hidden_size: int, itemsize: int) -> int:
@@ -115,28 +134,41 @@ class Tangents:
         the bound by as much times :math:`1 + |g| |h - h_0|`. A log-prob is the difference of one
         dot product and of the larger of a tangent and a dot product.
         """
-        bias, (vocabulary, hidden_size) = self._inputs.bias, self._inputs.weight.shape
-        largest_bias = 0.0
-        if bias is not None:
-            largest_bias = float(abs(bias[np.isfinite(bias)]).max(initial=0.0))
+        vocabulary, hidden_size = self._inputs.weight.shape
+        largest_bias = float(self._magnitudes.bias)
         u = float(np.finfo(self._inputs.weight.dtype).eps) / 2
         dot = u * (3 * (hidden_size + _HIDDEN_ERROR) * size + 2 * (size + largest_bias))
         return 4 * dot + 2 * vocabulary * u * size + 4 * u * (12 + size + largest_bias) * (1 + size)
 
+    def _alike(self, side: int, start: int, stop: int) -> Iterator[tuple[_Logistic, int, int]]:
+        """Runs of frames or prefixes whose hidden vectors are worked out in the same form."""
+        of_sample = np.searchsorted(self._ends[side], np.arange(start, stop), side="right")
+        fits = self._fits[of_sample]
+        edges = start + 1 + np.flatnonzero(fits[1:] != fits[:-1])
+        logistic = _LOGISTIC.get(self._activation, _OTHER)
+        for first, last in pairwise([start, *edges.tolist(), stop]):
+            yield logistic if fits[first - start] else _OTHER, first, last
+
+    def _rows(self, side: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each frame or prefix the sample, by its number among these and in the batch, and where
+        it is there."""
+        rows = np.arange(start, stop)
+        of_sample = np.searchsorted(self._ends[side], rows, side="right")
+        return of_sample, self._samples[of_sample], rows - self._firsts[side][of_sample]
+
     def refer(self, side: int, start: int, stop: int, scratch: Any) -> None:
         """Work out the references of frames (`side` 0) or of prefixes (1) from `start` on."""
+        for form, first, last in self._alike(side, start, stop):
+            self._refer(side, first, last, form, scratch.rows(last - first))
+
+    def _refer(self, side: int, start: int, stop: int, form: _Logistic, scratch: Any) -> None:
         ops, batch, (*outputs, weight, bias) = self._ops, self._batch, self._inputs
-        logits, block, pre, hidden, *_ = scratch.rows(stop - start)
-        rows = np.arange(start, stop)
-        sample = np.searchsorted(self._ends[side], rows, side="right")
-        index = self._samples[sample], rows - self._firsts[side][sample]
-        ops.gather(outputs[side], index, pre)
-        rate, scale, shift = self._form[sample].T[:, :, None].astype(pre.dtype)
+        logits, block, pre, hidden, *_ = scratch
+        of_sample, *index = self._rows(side, start, stop)
+        ops.gather(outputs[side], tuple(map(ops.asarray, index)), pre)
         if side == 1:
-            terms = np.multiply(pre, -rate, out=self._predictor[start:stop])
-            np.exp(terms, out=terms)
-            np.copyto(terms, pre, where=rate == 0)
-        pre += self._means[1 - side][sample]
+            self._exponentials(pre, -form.rate, self._predictor[start:stop])
+        pre += self._means[1 - side][ops.asarray(of_sample)]
         ops.activate(self._activation, pre, hidden)
         ops.matmul(hidden, weight.T, logits)
         constants = ops.label_softmax(logits, bias, batch.blank, block)
@@ -146,43 +178,64 @@ class Tangents:
             self._slopes[start:stop], self._constants[start:stop] = pre, constants
             vectors, constants = self._slopes[start:stop, None], self._constants[start:stop, None]
         else:
-            labels = batch.labels[index]
+            sample, position = index
+            labels = ops.asarray(batch.labels[sample, position])
             vectors, into = self._vectors[start:stop], self._vector_constants[start:stop]
             vectors[:, 0], vectors[:, 1], vectors[:, 2] = weight[batch.blank], weight[labels], pre
             into[:, 0], into[:, 1], into[:, 2] = 0.0, 0.0, constants
             if bias is not None:
                 into[:, 0], into[:, 1] = bias[batch.blank], bias[labels]
-            into[index[1] == batch.columns[index[0]] - 1, 1] = -np.inf  # no label is left
+            no_label = np.flatnonzero(position == batch.columns[sample] - 1)
+            into[ops.asarray(no_label), 1] = -np.inf
             constants = into
-        constants += shift * vectors.sum(axis=-1, dtype=np.float64)
-        vectors *= scale[:, None]
+        constants += form.shift * vectors.sum(axis=-1, dtype=np.float64)
+        vectors *= form.scale
 
-    def bound(self, start: int, stop: int, scratch: Any, base: int, out: np.ndarray) -> None:
+    def _exponentials(self, values: Any, rate: float, out: Any) -> None:
+        """``out = exp(rate * values)``, or the values as they are if the rate is 0."""
+        if rate:
+            self._ops.xp.multiply(values, rate, out=out)
+            self._ops.xp.exp(out, out=out)
+        elif out is not values:
+            out[...] = values
+
+    def bound(self, start: int, stop: int, scratch: Any, base: int, out: Any) -> None:
         """Bounds of blank and label log-probs of all cells of frames `start` to ``stop - 1``.
 
         They go to ``out[:, packed - base]``, float64.
         """
-        (encoder_out, _, weight, _), batch = self._inputs, self._batch
-        block = max(1, _BLOCK_ELEMENTS // weight.shape[1])
-        i = int(np.searchsorted(self._ends[0], start, side="right"))
-        while start < stop:
-            b, until = self._samples[i], min(stop, int(self._ends[0][i]))
-            first = start - int(self._firsts[0][i])
-            rows = encoder_out[b, first : first + until - start].astype(weight.dtype)
-            rate = float(self._form[i, 0])
-            columns = slice(int(self._firsts[1][i]), int(self._ends[1][i]))
-            bounds = self._ops.bounds(
-                np.exp(rate * rows) if rate else rows,
-                self._predictor[columns],
-                None if rate else self._activation,
-                self._slopes[start:until],
-                self._constants[start:until],
-                self._vectors[columns],
-                self._vector_constants[columns],
-                float(self._slack[i]),
-                scratch.hidden[:block],
+        ops = self._ops
+        for form, first, last in self._alike(0, start, stop):
+            _, *index = self._rows(0, first, last)
+            encoder = scratch.pre[: last - first]
+            ops.gather(self._inputs.encoder_out, tuple(map(ops.asarray, index)), encoder)
+            self._exponentials(encoder, form.rate, encoder)
+            ops.bounds(
+                encoder,
+                self._predictor,
+                None if form.rate else self._activation,
+                self._slopes[first:last],
+                self._constants[first:last],
+                self._vectors,
+                self._vector_constants,
+                self._runs(first, last, base),
+                scratch.hidden,
+                out,
             )
-            place = int(batch.offsets[b] + first * batch.columns[b]) - base
-            for values, of_cells in zip(bounds, out, strict=True):
-                of_cells[place : place + values.size] = values.reshape(-1)
-            start, i = until, i + 1
+
+    def _runs(self, start: int, stop: int, base: int) -> Runs:
+        """The samples of frames `start` to ``stop - 1``."""
+        first, last = np.searchsorted(self._ends[0], [start, stop - 1], side="right")
+        samples = slice(first, last + 1)
+        columns = self._batch.columns[self._samples[samples]]
+        begin = np.maximum(self._firsts[0][samples], start)
+        end = np.minimum(self._ends[0][samples], stop)
+        frames_before = begin - self._firsts[0][samples]
+        return Runs(
+            frame=begin - start,
+            frames=end - begin,
+            prefix=self._firsts[1][samples],
+            columns=columns,
+            cell=self._batch.offsets[self._samples[samples]] + frames_before * columns - base,
+            slack=self._slack[samples],
+        )

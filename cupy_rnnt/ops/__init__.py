@@ -1,20 +1,23 @@
 """The array operations the engine is written in: their contracts, and the choice of a device.
 
 The engine knows no device. It calls the operations below, which NumPy implements in
-:mod:`cupy_rnnt.ops.cpu`. An implementation for another device is one more module with the same
-names. Shapes use ``n`` for the rows of a tile (cells), ``V`` for the vocabulary, ``H`` for the
+:mod:`cupy_rnnt.ops.cpu` and CuPy in :mod:`cupy_rnnt.ops.cuda`. What has an entry for each cell is
+on the device, and so are costs; lengths are on the host, and all that follows from them alone.
+Shapes use ``n`` for the rows of a tile (cells), ``V`` for the vocabulary, ``H`` for the
 hidden size; "compute" is the dtype of the arithmetic (float32, or float64 for float64 input).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..batch import Cells
+if TYPE_CHECKING:
+    from ..batch import Cells
 
 Shape = tuple[int, ...]
 Tile = tuple[int, int]
@@ -33,13 +36,51 @@ class Workers(Protocol):
         """
 
 
+class Sizes(NamedTuple):
+    """What a device likes to work on."""
+
+    tile_elements: int
+    """Of the logits of a tile, if these are more than `full_rows`."""
+    full_rows: int
+    most_rows: int
+    small_elements: int
+    """A smaller tile, of fewer than `small_rows`, is not worth another worker."""
+    small_rows: int
+    group_cells: int
+    """A group has no more samples than that many cells a worker, on diagonals of `group_width`, ask
+    for."""
+    group_width: int
+    slab_elements: int
+    """Of a weight gradient: what is added to it at once."""
+    stored_bytes: int
+    """Of logits that pass 2 finds stored, at most."""
+    cuts_groups: bool
+    """Whether lattices of fewer samples are solved in less time, so that a group may be cut into
+    parts whose logits can all be stored."""
+
+
+class Runs(NamedTuple):
+    """Some frames of some samples, an entry a sample, on the host: where things are.
+
+    Each has `frames` rows of the encoder from row `frame` on, all its `columns` rows of the
+    predictor from row `prefix` on, and its cells, in packed order, from `cell` on.
+    """
+
+    frame: np.ndarray
+    frames: np.ndarray
+    prefix: np.ndarray
+    columns: np.ndarray
+    cell: np.ndarray
+    slack: np.ndarray
+
+
 class Lattice(Protocol):
     """The lattices of a group of samples, in float64."""
 
-    def write(self, cells: Cells, blank: np.ndarray, label: np.ndarray) -> None:
+    def write(self, cells: Cells, blank: Any, label: Any) -> None:
         """Store both transition log-probs of cells; ``cells.sample`` counts within the group."""
 
-    def solve(self) -> np.ndarray:
+    def solve(self) -> Any:
         """Costs of the samples, float64, in nats (section 3.1 of Graves 2012).
 
         If the lattice was made with ``gradient=True``, the occupancies take the place of the
@@ -47,24 +88,26 @@ class Lattice(Protocol):
         log-prob costs NaN.
         """
 
-    def occupancies(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
-        """Blank and label occupancies of a sample, float64 (T, S)."""
+    def keep(self, least: Any) -> tuple[Any, Any, Any]:
+        """Cells whose occupancies add up to at least that of their sample, (n,): their numbers in
+        packed order, ascending, int64, and both occupancies. Needs ``gradient=True``."""
 
 
 class BoundedLattice(Lattice, Protocol):
     """Lattices that hold exact log-probs in the cells that were written, the set C, and upper
     bounds of log-probs in others; in the rest nothing, which is a probability of 0.
 
-    :meth:`solve` and :meth:`occupancies` are those of the paths inside C.
+    :meth:`solve` and :meth:`keep` are those of the paths inside C.
     """
 
-    def bound(self, sample: int, blank: np.ndarray, label: np.ndarray) -> None:
-        """Store bounds of all log-probs of a sample, float64 (T, S)."""
+    def bound(self, bounds: Any) -> None:
+        """Store bounds of blank and label log-probs, float64 (2, cells), in packed order; -inf
+        where there are none."""
 
-    def certify(self) -> tuple[np.ndarray, np.ndarray]:
+    def certify(self) -> tuple[Any, Any]:
         """Log-probability of the paths inside C, and a bound of that of the others, (n,)."""
 
-    def likely(self, thresholds: np.ndarray) -> np.ndarray:
+    def likely(self, thresholds: Any) -> Any:
         """Cells outside C through which paths of at least a log-probability may lead, by bounds of
         alpha and beta, given a threshold (n,) for each sample: bool (cells,), in packed order.
 
@@ -74,6 +117,32 @@ class BoundedLattice(Lattice, Protocol):
 
 class Operations(Protocol):
     """What a device must implement."""
+
+    xp: Any
+    """NumPy, or what has its functions for arrays on the device."""
+    sizes: Sizes
+
+    def device_of(self, array: Any) -> AbstractContextManager[Any]:
+        """Makes the device of an array the current one."""
+
+    def asarray(self, array: np.ndarray) -> Any:
+        """An array of the host on the device."""
+
+    def host(self, *arrays: Any) -> list[np.ndarray]:
+        """Arrays of the device on the host, which waits for them: once, however many there are."""
+
+    def indices(self, mask: Any, count: int | None = None) -> Any:
+        """Where a mask is true, ascending, int64. The host has to wait unless it knows how many
+        these are."""
+
+    def repeat(self, values: Any, counts: np.ndarray) -> Any:
+        """``values[i]`` as often as ``counts[i]`` says, one after the other."""
+
+    def block_rows(self, rows: int, width: int) -> int:
+        """How many rows of a tile of logits to work on at once."""
+
+    def scratch_rows(self, rows: int, width: int) -> int:
+        """How many rows `scratch` must have where an operation on a tile of logits asks for it."""
 
     def threads(self) -> int:
         """How many workers the device can use at once."""
@@ -93,10 +162,10 @@ class Operations(Protocol):
     def lattice_nbytes(self, diagonals: int, width: int, gradient: bool, bounded: bool) -> int:
         """Bytes a lattice takes while it is solved."""
 
-    def gather(self, source: Any, index: tuple[np.ndarray, ...], out: Any) -> None:
+    def gather(self, source: Any, index: tuple[Any, ...], out: Any) -> None:
         """``out[...] = source[index]``, (n, width), cast to the dtype of `out`."""
 
-    def scatter(self, tile: Any, index: tuple[np.ndarray, ...], out: Any) -> None:
+    def scatter(self, tile: Any, index: tuple[Any, ...], out: Any) -> None:
         """``out[index] = tile``, cast to the dtype of `out`."""
 
     def hidden(
@@ -114,15 +183,21 @@ class Operations(Protocol):
     def activate(self, activation: str, pre: Any, out: Any) -> None:
         """``out = act(pre)``; `out` may be `pre`."""
 
-    def label_softmax(self, logits: Any, bias: Any | None, blank: int, scratch: Any) -> np.ndarray:
+    def label_softmax(self, logits: Any, bias: Any | None, blank: int, scratch: Any) -> Any:
         """Overwrite `logits` (n, V) compute by the softmax of logits + bias over the labels, 0 at
         the blank; return its log-sum-exp, float64 (n,)."""
 
-    def row_dots(self, a: Any, b: Any) -> np.ndarray:
+    def row_dots(self, a: Any, b: Any) -> Any:
         """``(a * b).sum(axis=1)``, float64 (n,)."""
 
-    def largest_row_sum(self, weight: Any) -> float:
+    def largest_row_sum(self, weight: Any) -> Any:
         """``abs(weight).sum(axis=1).max()``"""
+
+    def means(self, array: Any, samples: np.ndarray, counts: np.ndarray, out: Any) -> None:
+        """Mean of the first ``counts[i]`` rows of ``array[samples[i]]``, (n, H) compute."""
+
+    def magnitudes(self, array: Any, counts: np.ndarray) -> Any:
+        """Largest magnitude in the first ``counts[b]`` rows of ``array[b]``, (B,)."""
 
     def bounds(
         self,
@@ -130,20 +205,22 @@ class Operations(Protocol):
         predictor: Any,
         activation: str | None,
         slopes: Any,
-        constants: np.ndarray,
+        constants: Any,
         vectors: Any,
-        vector_constants: np.ndarray,
-        slack: float,
+        vector_constants: Any,
+        runs: Runs,
         scratch: Any,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Upper bounds of the log-probs of blank and label in some frames of a sample, float64
-        (n, S); never above 0, and 0, which says nothing, where a number that goes into them is NaN.
+        out: Any,
+    ) -> None:
+        """Upper bounds of the log-probs of blank and label in some frames of some samples, float64
+        (2, cells); never above 0, and 0, which says nothing, where a number that goes into them is
+        NaN. `scratch` is (rows, H) compute.
 
         With a hidden vector ``h = act(encoder[t] + predictor[u])``, or ``predictor[u] /
         (predictor[u] + encoder[t])`` if there is no activation, the logits are ``vectors[u, 0] . h
         + vector_constants[u, 0]`` of the blank and the same with 1 of the label, and two bounds of
         the log-sum-exp over the labels are that with 2 and ``slopes[t] . h + constants[t]``.
-        `slack` is added to the bounds of both log-probs.
+        ``runs.slack`` is added to the bounds of both log-probs.
         """
 
     def row_log_probs(
@@ -151,9 +228,9 @@ class Operations(Protocol):
         logits: Any,
         bias: Any | None,
         blank: int,
-        labels: np.ndarray,
+        labels: Any,
         scratch: Any,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[Any, Any, Any]:
         """Log-sum-exp of each row of logits + bias, and the log-probs of blank and label.
 
         `logits` (n, V) compute is left as it is. Results are float64 (n,); the log-sum-exp is kept
@@ -164,13 +241,13 @@ class Operations(Protocol):
         self,
         logits: Any,
         bias: Any | None,
-        lse: np.ndarray,
-        blank_occupancy: np.ndarray,
-        label_occupancy: np.ndarray,
+        lse: Any,
+        blank_occupancy: Any,
+        label_occupancy: Any,
         blank: int,
-        labels: np.ndarray,
+        labels: Any,
         clamp: float,
-        weights: np.ndarray | None,
+        weights: Any | None,
         scratch: Any,
     ) -> None:
         """Overwrite `logits` (n, V) by d cost / d logits (design: occupancy times softmax, less
@@ -181,20 +258,18 @@ class Operations(Protocol):
         the others, and their products would be denormal numbers, which slow a GEMM tenfold.
         """
 
-    def pick_log_probs(
-        self, log_probs: Any, blank: int, labels: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def pick_log_probs(self, log_probs: Any, blank: int, labels: Any) -> tuple[Any, Any, Any]:
         """:meth:`row_log_probs` of rows that are normalised already: their log-sum-exp is 0."""
 
     def log_probs_grad(
         self,
         log_probs: Any,
-        blank_occupancy: np.ndarray,
-        label_occupancy: np.ndarray,
+        blank_occupancy: Any,
+        label_occupancy: Any,
         blank: int,
-        labels: np.ndarray,
+        labels: Any,
         clamp: float,
-        weights: np.ndarray | None,
+        weights: Any | None,
     ) -> None:
         """Overwrite `log_probs` (n, V) by d cost / d log_probs: the occupancies at blank and label,
         negative, and 0 elsewhere; bounded and weighted as by :meth:`logits_grad`."""
@@ -205,18 +280,39 @@ class Operations(Protocol):
     def add_weight_grad(self, d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
         """``out += d_logits.T @ hidden``, (V, H) compute, through slabs of `scratch`."""
 
-    def add_column_sum(self, d_logits: Any, out: Any) -> None:
+    def add_column_sum(self, d_logits: Any, out: Any, scratch: Any) -> None:
         """``out += d_logits.sum(axis=0)``, (V,) compute."""
 
     def hidden_grad(self, d_hidden: Any, hidden: Any, pre: Any, activation: str) -> None:
         """Multiply `d_hidden` by the derivative of the activation. `pre` is overwritten."""
 
-    def add_rows(self, tile: Any, rows: np.ndarray, out: Any, scratch: Any) -> None:
+    def add_rows(self, tile: Any, rows: Any, out: Any, scratch: Any) -> None:
         """``out[rows[i]] += tile[i]`` for every i, in a fixed order; rows may repeat."""
 
 
 def operations_for(array: Any) -> Operations:
     """The operations of the device an array lives on."""
+    if is_on_cuda(array):
+        from . import cuda
+
+        return cuda
     from . import cpu
 
     return cpu
+
+
+def is_on_cuda(array: Any) -> bool:
+    """Whether it is an array of CuPy, which need not be installed."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(array, cupy.ndarray)
+
+
+def on_host(*arrays: Any) -> list[np.ndarray]:
+    """Arrays on the host, wherever they are, which waits for its device once at most."""
+    elsewhere = [i for i, array in enumerate(arrays) if is_on_cuda(array)]
+    found = list(arrays)
+    if elsewhere:
+        ops = operations_for(arrays[elsewhere[0]])
+        for i, array in zip(elsewhere, ops.host(*(arrays[i] for i in elsewhere)), strict=True):
+            found[i] = array
+    return found

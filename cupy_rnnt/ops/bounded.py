@@ -8,6 +8,7 @@ C bounds the probability of all paths that are not inside: positive terms, nothi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,10 +27,13 @@ class BoundedLattice(Lattice):
         self._exact = np.zeros((self._rows, self._width), bool)
         self._inside: tuple[np.ndarray, np.ndarray] | None = None
 
-    def bound(self, sample: int, blank: np.ndarray, label: np.ndarray) -> None:
-        of_blank, of_label = self._views(sample)
-        of_blank[...] = blank
-        of_label[...] = label
+    def bound(self, bounds: np.ndarray) -> None:
+        first = 0
+        for i, extents in enumerate(self._extents):
+            mine = slice(first, first + math.prod(extents))
+            for view, values in zip(self._views(i), bounds[:, mine], strict=True):
+                view[...] = values.reshape(extents)
+            first = mine.stop
 
     def write(self, cells: Cells, blank: np.ndarray, label: np.ndarray) -> None:
         super().write(cells, blank, label)

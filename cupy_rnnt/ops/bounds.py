@@ -4,8 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import Runs
 from .activations import ACTIVATIONS
 from .lattice import logaddexp
+
+_BLOCK_ELEMENTS = 2**17  # hidden values at once, which stay in the inner caches
+
+
+def means(array: np.ndarray, samples: np.ndarray, counts: np.ndarray, out: np.ndarray) -> None:
+    for mean, b, count in zip(out, samples, counts, strict=True):
+        array[b, :count].mean(axis=0, dtype=out.dtype, out=mean)
+
+
+def magnitudes(array: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    found = np.empty(len(counts))
+    for b, count in enumerate(counts):
+        rows = array[b, :count]
+        found[b] = np.maximum(rows.max(), -rows.min())
+    return found
+
+
+def largest_row_sum(weight: np.ndarray) -> np.ndarray:
+    sums = [abs(weight[v : v + 64]).sum(axis=1).max() for v in range(0, len(weight), 64)]
+    largest: np.ndarray = np.array(sums).max()
+    return largest
 
 
 def label_softmax(
@@ -41,9 +63,34 @@ def bounds(
     constants: np.ndarray,
     vectors: np.ndarray,
     vector_constants: np.ndarray,
+    runs: Runs,
+    scratch: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    hidden = scratch[: max(1, _BLOCK_ELEMENTS // scratch.shape[1])]
+    for frame, frames, prefix, columns, cell, slack in zip(*runs, strict=True):
+        mine = slice(prefix, prefix + columns)
+        of_prefixes = predictor[mine], vectors[mine], vector_constants[mine]
+        rows = max(1, len(scratch) // columns)
+        for start in range(frame, frame + frames, rows):
+            some = slice(start, min(start + rows, frame + frames))
+            of_frames = encoder[some], slopes[some], constants[some]
+            both = _bounds(of_frames, of_prefixes, activation, slack, hidden)
+            place = cell + (start - frame) * columns
+            for values, to in zip(both, out, strict=True):
+                to[place : place + values.size] = values.reshape(-1)
+
+
+def _bounds(
+    of_frames: tuple[np.ndarray, np.ndarray, np.ndarray],
+    of_prefixes: tuple[np.ndarray, np.ndarray, np.ndarray],
+    activation: str | None,
     slack: float,
     scratch: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Of blank and label in some frames of a sample, (n, S)."""
+    encoder, slopes, constants = of_frames
+    predictor, vectors, vector_constants = of_prefixes
     shape = len(encoder), len(predictor)
     of_frame = np.empty((*shape, 1), encoder.dtype)
     of_prefix = np.empty((3, *shape), encoder.dtype)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import numpy as np
 from scipy.sparse import csr_array
 
 from ..batch import Cells
+from . import Sizes
 from .activations import ACTIVATIONS
 from .bounded import BoundedLattice
-from .bounds import bounds, label_softmax, row_dots
+from .bounds import bounds, label_softmax, largest_row_sum, magnitudes, means, row_dots
 from .lattice import Lattice, lattice_nbytes
 from .workers import threads, workers
 
@@ -17,36 +21,93 @@ __all__ = [
     "add_column_sum",
     "add_rows",
     "add_weight_grad",
+    "asarray",
+    "block_rows",
     "bounded_lattice",
     "bounds",
+    "device_of",
     "empty",
     "gather",
     "hidden",
     "hidden_grad",
+    "host",
+    "indices",
     "label_softmax",
     "largest_row_sum",
     "lattice",
     "lattice_nbytes",
     "log_probs_grad",
     "logits_grad",
+    "magnitudes",
     "matmul",
+    "means",
     "pick_log_probs",
+    "repeat",
     "row_dots",
     "row_log_probs",
     "scatter",
+    "scratch_rows",
+    "sizes",
     "threads",
     "workers",
+    "xp",
     "zeros",
 ]
 
+xp: Any = np
 empty = np.empty
 zeros = np.zeros
+repeat = np.repeat
 lattice = Lattice
 bounded_lattice = BoundedLattice
+
+sizes = Sizes(
+    # A tile of 4 MiB in float32, and at least 1024 rows: a GEMM of 512 is a twentieth slower.
+    tile_elements=2**20,
+    full_rows=1024,
+    most_rows=2**13,
+    # Tiles below both of these lose more to overhead than a second worker gains.
+    small_elements=2**16,
+    small_rows=64,
+    # A group is large enough when every worker is kept busy and a diagonal is a vector operation
+    # that costs more than calling it.
+    group_cells=2**16,
+    group_width=1024,
+    slab_elements=2**18,  # stay in the cache
+    # More logits fall out of the caches, and their pages have to be faulted in anew in every call:
+    # with 256 MiB a call took up to a fifth longer than with 64.
+    stored_bytes=2**26,
+    cuts_groups=True,
+)
+
+_BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
 
 # Softmax values below exp(-45) = 3e-20 are flushed to 0. The occupancy that multiplies the others
 # is at least some 1e-13 in a kept cell, so that no product comes near the denormals below 1e-38.
 _EXPONENT_FLOOR = {"float32": -45.0, "float64": -300.0}
+
+
+def device_of(array: np.ndarray) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def asarray(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def host(*arrays: Any) -> list[np.ndarray]:
+    return list(map(np.asarray, arrays))
+
+
+def indices(mask: np.ndarray, count: int | None = None) -> np.ndarray:
+    return np.flatnonzero(mask)
+
+
+def block_rows(rows: int, width: int) -> int:
+    return min(rows, max(1, _BLOCK_ELEMENTS // width))
+
+
+scratch_rows = block_rows
 
 
 def gather(source: np.ndarray, index: tuple[np.ndarray, ...], out: np.ndarray) -> None:
@@ -214,12 +275,7 @@ def add_weight_grad(
         out[rows] += product
 
 
-def largest_row_sum(weight: np.ndarray) -> float:
-    sums = [abs(weight[v : v + 64]).sum(axis=1).max() for v in range(0, len(weight), 64)]
-    return float(np.max(sums))
-
-
-def add_column_sum(d_logits: np.ndarray, out: np.ndarray) -> None:
+def add_column_sum(d_logits: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
     out += d_logits.sum(axis=0)
 
 

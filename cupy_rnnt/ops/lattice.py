@@ -21,6 +21,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from ..batch import Cells
 
+_KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
 _VECTOR_LOGADDEXP = 300  # from this length on, NumPy's vector exp and log1p beat its logaddexp
 
 
@@ -110,8 +111,20 @@ class Lattice:
                 self._backward(alpha, np.where(np.isfinite(costs), log_prob, np.inf))
         return costs
 
-    def occupancies(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._views(sample)
+    def keep(self, least: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        kept = [(np.empty(0, np.int64), np.empty(0), np.empty(0))]
+        first = 0
+        for i, (frames, columns) in enumerate(self._extents):
+            of_blank, of_label = self._views(i)
+            rows = max(1, _KEEP_CHUNK // columns)
+            for start in range(0, frames, rows) if least[i] < np.inf else ():
+                blank, label = of_blank[start : start + rows], of_label[start : start + rows]
+                mask = blank + label >= least[i]
+                cells = first + start * columns + np.flatnonzero(mask)
+                kept.append((cells, blank[mask], label[mask]))
+            first += frames * columns
+        cells, blank, label = map(np.concatenate, zip(*kept, strict=True))
+        return cells, blank, label
 
     def _last_blank(self) -> np.ndarray:
         """Log-prob of the blank that leaves each sample's last cell."""
