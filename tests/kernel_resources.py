@@ -140,11 +140,15 @@ def occupancy(kernel: launch.Kernel, resources: Resources, arch: int) -> float:
     return blocks * warps * launch.WARP / limits.threads
 
 
-def table() -> str:
-    """As reStructuredText."""
+def compiler() -> str:
+    """Its name and version."""
     from cupy.cuda import nvrtc
 
-    version = ".".join(map(str, nvrtc.getVersion()))
+    return "NVRTC {}.{}".format(*nvrtc.getVersion())
+
+
+def table() -> str:
+    """As reStructuredText."""
     heads = ", ".join(f"sm_{arch}" for arch in MULTIPROCESSORS)
     rows = "\n".join(f"    {_row(kernel, variant)}" for kernel, variant in _ordered())
     return f"""\
@@ -154,8 +158,8 @@ CUDA kernels
 ============
 
 Threads of a block and its bytes of shared memory; for each device the registers of a thread, and
-the share of the threads of a multiprocessor that blocks of the kernel can fill. Compiled by NVRTC
-{version}; no kernel spills registers.
+the share of the threads of a multiprocessor that blocks of the kernel can fill. Compiled by
+{compiler()}; no kernel spills registers.
 
 .. csv-table::
     :header: kernel, threads, shared, {heads}

@@ -13,6 +13,7 @@ from .kernel_resources import (
     ROOT,
     TABLE,
     compiled,
+    compiler,
     kernels,
     occupancy,
     table,
@@ -66,4 +67,7 @@ def test_every_function_is_declared():
 
 
 def test_the_table_is_that_of_these_kernels():
-    assert TABLE.read_text() == table(), "python -m tests.kernel_resources writes it"
+    text = TABLE.read_text()
+    if compiler() not in text:
+        pytest.skip(f"{compiler()} did not write it")
+    assert text == table(), "python -m tests.kernel_resources writes it"
