@@ -4,15 +4,15 @@
 
 #include "lattice.cuh"
 
-// Stores the bounds of all log-probs of a sample, given in packed order.
+// Stores the bounds of all log-probs, given in packed order.
 //
 // Grid: a thread a cell. Moves 16 bytes a cell in, and 16 out that lie apart.
 __global__ void __launch_bounds__(256)
-bounded_wrap(int64 cells, const Lattice* of_sample, const double* packed_blank,
+bounded_wrap(int64 cells, int64 samples, const Lattice* lattices, const double* packed_blank,
              const double* packed_label, double* blank, double* label) {
-    const Lattice lattice = *of_sample;
     for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
-        const int64 place = lattice.place_of(i / lattice.positions, i % lattice.positions);
+        const Lattice lattice = entry_of(i, lattices, samples);
+        const int64 place = lattice.place_of_packed(i);
         blank[place] = packed_blank[i];
         label[place] = packed_label[i];
     }

@@ -91,8 +91,7 @@ lattice_unwrap(int64 cells, int64 samples, const Lattice* lattices, const double
                const double* label, double* packed_blank, double* packed_label) {
     for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
         const Lattice lattice = entry_of(i, lattices, samples);
-        const int64 cell = i - lattice.first;
-        const int64 place = lattice.place_of(cell / lattice.positions, cell % lattice.positions);
+        const int64 place = lattice.place_of_packed(i);
         packed_blank[i] = blank[place];
         packed_label[i] = label[place];
     }

@@ -30,6 +30,9 @@ struct Lattice {
     __device__ int64 place_of(int frame, int position) const {
         return place(frame + position, flipped() ? frame : position);
     }
+    __device__ int64 place_of_packed(int64 cell) const {
+        return place_of((cell - first) / positions, (cell - first) % positions);
+    }
     __device__ int64 packed(int d, int c) const {
         const int frame = flipped() ? c : d - c;
         return first + static_cast<int64>(frame) * positions + d - frame;

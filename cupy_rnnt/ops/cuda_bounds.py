@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from . import Runs
 from .activations import ACTIVATIONS
 from .launch import BLOCK, WARP, Kernel, cupy
 
-__all__ = ["bounds", "bounds_of_samples", "label_softmax", "row_dots"]
+__all__ = ["bounds", "label_softmax", "row_dots"]
 
 _COMPUTE = (("float",), ("double",))
 _FORMS: dict[str | None, str] = {
@@ -20,9 +21,12 @@ _FORMS: dict[str | None, str] = {
 _TILE_FRAMES, _TILE_POSITIONS = 64, 16  # as in bounds.cu
 _LONG_ROW = 2048  # elements from which on a row is shared by a block
 
-# A sample as in bounds.cu: its first tile, cell and rows, its lengths.
-_FIRSTS = "tile", "cell", "frame", "prefix"
-_RUN = np.dtype([*((name, "i8") for name in _FIRSTS), ("T", "i4"), ("S", "i4"), ("slack", "f8")])
+_RUN = np.dtype(  # as in bounds.cu
+    {
+        "names": ["tile", "cell", "frame", "prefix", "frames", "columns", "slack"],
+        "formats": ["i8", "i8", "i8", "i8", "i4", "i4", "f8"],
+    }
+)
 
 _BOUNDS = Kernel(
     "bounds",
@@ -64,73 +68,28 @@ def bounds(
     constants: Any,
     vectors: Any,
     vector_constants: Any,
-    slack: float,
+    runs: Runs,
     scratch: Any,
-) -> tuple[Any, Any]:
+    out: Any,
+) -> None:
     """As the contract says; `scratch` is not used."""
-    frames, columns = len(encoder), len(predictor)
-    both = bounds_of_samples(
-        encoder,
-        predictor,
-        activation,
-        slopes,
-        constants,
-        vectors,
-        vector_constants,
-        *map(np.array, ([frames], [columns], [slack])),
-    )
-    blank, label = both.reshape(2, frames, columns)
-    return blank, label
-
-
-def bounds_of_samples(
-    encoder: Any,
-    predictor: Any,
-    activation: str | None,
-    slopes: Any,
-    constants: Any,
-    vectors: Any,
-    vector_constants: Any,
-    frames: np.ndarray,
-    columns: np.ndarray,
-    slack: np.ndarray,
-) -> Any:
-    """Bounds of several samples in one launch: :meth:`cupy_rnnt.ops.Operations.bounds` of each.
-
-    Parameters
-    ----------
-    encoder, slopes, constants : cupy.ndarray
-        Rows of the frames of one sample after the other.
-    predictor, vectors, vector_constants : cupy.ndarray
-        Rows of their prefixes.
-    frames, columns, slack : numpy.ndarray, shape (n,)
-        Of each sample, on the host.
-
-    Returns
-    -------
-    cupy.ndarray, shape (2, cells), float64
-        Of blank and label, in packed order.
-    """
-    tiles = -(-frames // _TILE_FRAMES) * -(-columns // _TILE_POSITIONS)
-    cells = frames * columns
-    runs = np.empty(len(frames), _RUN)
-    for name, sizes in zip(_FIRSTS, (tiles, cells, frames, columns), strict=True):
-        runs[name] = np.cumsum(sizes) - sizes
-    runs["T"], runs["S"], runs["slack"] = frames, columns, slack
-    count, size = int(tiles.sum()), encoder.shape[1]
-    both = cupy().empty((2, int(cells.sum())))
+    tiles = -(-runs.frames // _TILE_FRAMES) * -(-runs.columns // _TILE_POSITIONS)
+    table = np.empty(len(tiles), _RUN)
+    table["tile"] = np.cumsum(tiles) - tiles
+    for name, values in zip(runs._fields, runs, strict=True):
+        table[name] = values
+    count = int(tiles.sum())
     _BOUNDS[_FORMS[activation], encoder.dtype](
         count,
         count,
-        len(runs),
-        cupy().asarray(runs.view("i8").reshape(len(runs), -1)),
-        size,
+        len(table),
+        cupy().asarray(table.view("i8").reshape(len(table), -1)),
+        encoder.shape[1],
         encoder,
         slopes,
         constants,
         predictor,
         vectors,
         vector_constants,
-        *both,
+        *out,
     )
-    return both

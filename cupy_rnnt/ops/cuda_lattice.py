@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..batch import Cells
+from .cuda_rows import keep
 from .launch import BLOCK, MOST_SHARED_BYTES, Kernel, cupy
 
 __all__ = ["BoundedLattice", "Lattice", "lattice_nbytes"]
@@ -59,11 +60,10 @@ class Lattice:
 
     def __init__(self, frames: np.ndarray, columns: np.ndarray, gradient: bool) -> None:
         self._gradient = gradient
-        self._extents = list(zip(frames.tolist(), columns.tolist(), strict=True))
-        ends = np.cumsum(frames * columns)
-        self._ends, self._cells = ends.tolist(), int(ends[-1])
+        cells = frames * columns
+        self._cells = int(cells.sum())
         table = np.empty(len(frames), _SAMPLE)
-        table["first"], table["T"], table["S"] = ends - frames * columns, frames, columns
+        table["first"], table["T"], table["S"] = np.cumsum(cells) - cells, frames, columns
         self._table = cupy().asarray(table.view("i8").reshape(-1, 2))
         self._widest = int(np.minimum(frames, columns).max())
         self._both = cupy().full((2, self._cells), -np.inf)
@@ -91,17 +91,10 @@ class Lattice:
             self._both = alpha, beta
         return costs
 
-    def all_occupancies(self) -> tuple[Any, Any]:
-        """Blank and label occupancies of all samples, float64 (cells,), in packed order."""
+    def keep(self, least: Any) -> tuple[Any, Any, Any]:
         blank, label = self._both
-        return blank, label
-
-    def occupancies(self, sample: int) -> tuple[Any, Any]:
-        frames, columns = self._extents[sample]
-        end = self._ends[sample]
-        mine = slice(end - frames * columns, end)
-        blank, label = self.all_occupancies()
-        return blank[mine].reshape(frames, columns), label[mine].reshape(frames, columns)
+        cells = keep(blank, label, self._table[:, 0].copy(), least)
+        return cells, blank[cells], label[cells]
 
     def _sweep(self, kernels: dict[int, Kernel], sweeps: int, *arguments: Any) -> None:
         block = next((threads for threads in _BLOCKS if threads >= self._widest), _BLOCKS[-1])
@@ -123,8 +116,9 @@ class BoundedLattice(Lattice):
         self._upper_beta = cupy().empty(self._cells)
         self._written = False
 
-    def bound(self, sample: int, blank: Any, label: Any) -> None:
-        _WRAP[()](blank.size, blank.size, self._table[sample], blank, label, *self._both)
+    def bound(self, bounds: Any) -> None:
+        sizes = self._cells, self._cells, len(self._table), self._table
+        _WRAP[()](*sizes, *bounds, *self._both)
 
     def write(self, cells: Cells, blank: Any, label: Any) -> None:
         super().write(cells, blank, label)
