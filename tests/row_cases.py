@@ -154,7 +154,8 @@ def add_column_sum(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     sums = []
     for rows in 1, 2, 31:
         out = on.array(rng.standard_normal(width), compute_dtype(dtype))
-        on.ops.add_column_sum(on.computed(rng.standard_normal((rows, width)), dtype), out)
+        scratch = on.empty((cuda_rows.scratch_rows(rows, width), width), out.dtype)
+        on.ops.add_column_sum(on.computed(rng.standard_normal((rows, width)), dtype), out, scratch)
         sums.append(out)
     return sums
 

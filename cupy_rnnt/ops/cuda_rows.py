@@ -30,6 +30,7 @@ __all__ = [
     "pick_log_probs",
     "row_log_probs",
     "scatter",
+    "scratch_rows",
 ]
 
 _COMPUTE = (("float",), ("double",))
@@ -203,15 +204,20 @@ def _finish(
     return *occupancies, blank, _entries(labels), bound, weights
 
 
-def add_column_sum(d_logits: Any, out: Any) -> None:
-    """As the contract says; allocates about the square root of n rows."""
+def scratch_rows(rows: int, width: int) -> int:
+    """As the contract says: :func:`add_column_sum` has a use for them."""
+    return math.isqrt(rows) + 1
+
+
+def add_column_sum(d_logits: Any, out: Any, scratch: Any) -> None:
+    """As the contract says; `scratch` (at least 1, V) need have no more than about the square root
+    of n rows, and with fewer there is less to do at once."""
     rows, width = d_logits.shape
-    chunk = math.isqrt(rows) + 1
+    chunk = max(math.isqrt(rows) + 1, -(-rows // len(scratch)))
     chunks, strips = -(-rows // chunk), -(-width // WARP)
-    sums = cupy().empty((chunks, width), out.dtype)
     first, second = _COLUMN_SUM[d_logits.dtype], _COLUMN_SUM[out.dtype]
-    first(chunks * strips, d_logits, rows, width, chunk, np.bool_(False), sums)
-    second(strips, sums, chunks, width, max(1, chunks), np.bool_(True), out)
+    first(chunks * strips, d_logits, rows, width, chunk, np.bool_(False), scratch)
+    second(strips, scratch, chunks, width, max(1, chunks), np.bool_(True), out)
 
 
 def add_rows(tile: Any, rows: Any, out: Any, scratch: Any) -> None:

@@ -217,8 +217,9 @@ def _function(library: Any, device: int, kernel: Kernel, variant: tuple[str, ...
         raise TypeError(f"no kernel {kernel.expression(variant)} was declared")
     _check_capability(library, device)
     try:
-        function = _module(library, kernel.source, variant[:1])
-        return function.get_function(kernel.expression(variant))
+        expressions = tuple(units(kernel.source)[variant[:1]])
+        module = _module(library, kernel.source, expressions)
+        return module.get_function(kernel.expression(variant))
     except library.cuda.compiler.CompileException as error:
         if "could not open source file" in str(error):
             text = "CuPy finds no CUDA headers: install cupy-cuda12x[ctk] or cupy-cuda13x[ctk]"
@@ -227,8 +228,7 @@ def _function(library: Any, device: int, kernel: Kernel, variant: tuple[str, ...
 
 
 @functools.cache
-def _module(library: Any, source: str, leading: tuple[str, ...]) -> Any:
-    expressions = tuple(units(source)[leading])
+def _module(library: Any, source: str, expressions: tuple[str, ...]) -> Any:
     code = source_text(source)
     return library.RawModule(code=code, options=OPTIONS, name_expressions=expressions)
 

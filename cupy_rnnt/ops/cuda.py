@@ -1,0 +1,170 @@
+"""The operations of :mod:`cupy_rnnt.ops` on CuPy arrays.
+
+Everything runs on the current stream of the current device, and all memory is from CuPy's current
+allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from . import Sizes, Tile
+from .cuda_bounds import bounds, label_softmax, row_dots
+from .cuda_lattice import BoundedLattice, Lattice, lattice_nbytes
+from .cuda_rows import (
+    activate,
+    add_column_sum,
+    add_rows,
+    gather,
+    hidden,
+    hidden_grad,
+    log_probs_grad,
+    logits_grad,
+    pick_log_probs,
+    row_log_probs,
+    scatter,
+    scratch_rows,
+)
+from .cuda_samples import largest_row_sum, magnitudes, means
+from .launch import cupy
+
+__all__ = [
+    "activate",
+    "add_column_sum",
+    "add_rows",
+    "add_weight_grad",
+    "asarray",
+    "block_rows",
+    "bounded_lattice",
+    "bounds",
+    "device_of",
+    "empty",
+    "gather",
+    "hidden",
+    "hidden_grad",
+    "host",
+    "indices",
+    "label_softmax",
+    "largest_row_sum",
+    "lattice",
+    "lattice_nbytes",
+    "log_probs_grad",
+    "logits_grad",
+    "magnitudes",
+    "matmul",
+    "means",
+    "pick_log_probs",
+    "repeat",
+    "row_dots",
+    "row_log_probs",
+    "scatter",
+    "scratch_rows",
+    "sizes",
+    "threads",
+    "workers",
+    "xp",
+    "zeros",
+]
+
+# Tiles and groups as large as the budget allows: a GPU is filled by many rows of a GEMM, and by
+# many samples whose diagonals follow each other in parallel.
+sizes = Sizes(
+    tile_elements=2**24,
+    full_rows=2**13,
+    most_rows=2**16,
+    small_elements=2**16,
+    small_rows=64,
+    group_cells=2**62,
+    group_width=2**62,
+    slab_elements=0,
+    stored_bytes=2**62,
+    cuts_groups=False,
+)
+
+lattice = Lattice
+bounded_lattice = BoundedLattice
+
+
+class _Library:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(cupy(), name)
+
+
+xp: Any = _Library()
+
+
+def device_of(array: Any) -> Any:
+    return array.device
+
+
+def asarray(array: np.ndarray) -> Any:
+    return xp.asarray(array)
+
+
+def host(*arrays: Any) -> list[np.ndarray]:
+    copies = [array.get(blocking=False) for array in arrays]
+    for device in {array.device for array in arrays}:
+        with device:
+            xp.cuda.get_current_stream().synchronize()
+    return copies
+
+
+def indices(mask: Any, count: int | None = None) -> Any:
+    if count is None:
+        return xp.flatnonzero(mask)
+    return xp.searchsorted(xp.cumsum(mask, dtype=np.int64), xp.arange(1, count + 1))
+
+
+def repeat(values: Any, counts: np.ndarray) -> Any:
+    ends = counts.cumsum()
+    return values[xp.searchsorted(xp.asarray(ends), xp.arange(int(ends[-1])), side="right")]
+
+
+def block_rows(rows: int, width: int) -> int:
+    return rows
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    return xp.empty(shape, dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+    return xp.zeros(shape, dtype)
+
+
+def matmul(a: Any, b: Any, out: Any) -> None:
+    _gemm("N", a, b, out, 0.0)
+
+
+def add_weight_grad(d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
+    _gemm("T", d_logits, hidden, out, 1.0)
+
+
+def _gemm(transposed: str, a: Any, b: Any, out: Any, beta: float) -> None:
+    """Unlike :func:`cupy.matmul`, into `out` itself."""
+    from cupy import cublas
+
+    cublas.gemm(transposed, "N", a, b, out=out, beta=beta)
+
+
+def threads() -> int:
+    return 1
+
+
+class _InOrder:
+    """One after the other; see :class:`cupy_rnnt.ops.Workers`."""
+
+    def run(
+        self, function: Callable[[int, Tile], None], tiles: Sequence[Tile], fixed: bool = False
+    ) -> None:
+        for tile in tiles:
+            function(0, tile)
+
+
+@contextmanager
+def workers(count: int) -> Iterator[_InOrder]:
+    yield _InOrder()
