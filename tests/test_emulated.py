@@ -24,7 +24,7 @@ def xp():
 # Names and parameters
 
 OF_CUDA = [name for name in emulated.cuda.__all__ if name not in ("compiler", "nvrtc", "runtime")]
-OWN = {"kernels", "memory"}
+OWN = {"cublas", "kernels", "memory"}
 C_TYPES = r"\b(str|bool|int|tuple|size_t|Py_ssize_t|_ndarray_base)\s+(?=\w)"
 
 
@@ -97,6 +97,11 @@ def test_names_of_cuda(name):
     for member, value in vars(own).items() if inspect.isclass(own) else ():
         if inspect.isfunction(value) and not member.startswith("_"):
             assert parameters(value) == parameters(getattr(cupys, member))
+
+
+def test_gemm():
+    cublas = pytest.importorskip("cupy.cublas")
+    assert parameters(emulated.cublas.gemm) == parameters(cublas.gemm)
 
 
 def test_names_of_the_runtime():

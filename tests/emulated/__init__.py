@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, cuda, kernels, memory
+from . import arrays, cublas, cuda, kernels, memory
 from .arrays import FUNCTIONS, UFUNCS, WAITING, ndarray
 from .kernels import RawKernel, RawModule
 
@@ -32,6 +32,7 @@ __all__ = [
     "asnumpy",
     "broadcast_to",
     "copyto",
+    "cublas",
     "cuda",
     "empty",
     "empty_like",

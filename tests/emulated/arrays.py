@@ -154,7 +154,8 @@ class ndarray:
         self[...] = value
 
     def get(self, stream: Any = None, order: str = "C", out: None = None, blocking=True) -> Any:
-        wait()
+        if blocking:
+            wait()
         return memory.checked(self.host).copy(order)
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
@@ -191,6 +192,8 @@ class ndarray:
 
     def __getitem__(self, key: Any) -> ndarray:
         key = _key(key)
+        if _masks(key):
+            wait()
         part = self.host[key]
         if memory.allocation_of(np.asarray(part)) is not None:
             return self.of(part)
@@ -225,6 +228,12 @@ class Pointer:
 def _basic(key: Any) -> bool:
     parts = key if isinstance(key, tuple) else (key,)
     return all(isinstance(part, int | np.integer) or part is ... for part in parts)
+
+
+def _masks(key: Any) -> bool:
+    """Whether it depends on values how much it selects."""
+    parts = key if isinstance(key, tuple) else (key,)
+    return any(getattr(part, "dtype", None) == bool for part in parts)
 
 
 def _key(key: Any) -> Any:
