@@ -233,7 +233,7 @@ def _basic(key: Any) -> bool:
 def _masks(key: Any) -> bool:
     """Whether it depends on values how much it selects."""
     parts = key if isinstance(key, tuple) else (key,)
-    return any(getattr(part, "dtype", None) == bool for part in parts)
+    return any(getattr(part, "dtype", None) == np.bool_ for part in parts)
 
 
 def _key(key: Any) -> Any:
