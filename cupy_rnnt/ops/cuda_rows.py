@@ -205,15 +205,14 @@ def _finish(
 
 
 def scratch_rows(rows: int, width: int) -> int:
-    """As the contract says: :func:`add_column_sum` has a use for them."""
+    """As the contract says: :func:`add_column_sum` has a use for that many."""
     return math.isqrt(rows) + 1
 
 
 def add_column_sum(d_logits: Any, out: Any, scratch: Any) -> None:
-    """As the contract says; `scratch` (at least 1, V) need have no more than about the square root
-    of n rows, and with fewer there is less to do at once."""
+    """As the contract says, of a matrix of any type."""
     rows, width = d_logits.shape
-    chunk = max(math.isqrt(rows) + 1, -(-rows // len(scratch)))
+    chunk = math.isqrt(rows) + 1
     chunks, strips = -(-rows // chunk), -(-width // WARP)
     first, second = _COLUMN_SUM[d_logits.dtype], _COLUMN_SUM[out.dtype]
     first(chunks * strips, d_logits, rows, width, chunk, np.bool_(False), scratch)
