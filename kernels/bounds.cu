@@ -68,11 +68,13 @@ template <typename C, int ROWS> struct Part {
         for (int i = threadIdx.x * N; i < ROWS * kWidth; i += kThreads * N) {
             const int row = i / kWidth, j = i % kWidth;
             const C* x = from + row * stride + j;
-            auto& to = reinterpret_cast<Pack<C, N>&>(rows[row][j]);
+            Pack<C, N> values;
             if (aligned && row < count && j + N <= width)
-                to = load<N>(x);
+                values = load<N>(x);
             else
-                for (int k = 0; k < N; ++k) to[k] = row < count && j + k < width ? x[k] : beyond;
+                for (int k = 0; k < N; ++k)
+                    values[k] = row < count && j + k < width ? x[k] : beyond;
+            reinterpret_cast<Pack<C, N>&>(rows[row][j]) = values;
         }
     }
     __device__ Pack<C, kPack<C>> at(int row, int j) const { return load<kPack<C>>(&rows[row][j]); }
