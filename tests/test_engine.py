@@ -3,7 +3,6 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
@@ -12,6 +11,7 @@ from cupy_rnnt import reference
 from cupy_rnnt.ops.activations import ACTIVATIONS
 from cupy_rnnt.results import REDUCTIONS
 
+from .device_calls import examples, on, to_device, to_host
 from .helpers import least_budget, random_joint_case, random_logits_case
 from .tolerances import (
     DTYPES,
@@ -34,8 +34,9 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=120, deadline=None)
-@given(
+@examples(
+    120,
+    5,
     shape=st.fixed_dictionaries({**SHAPES, "hidden": st.integers(1, 9) | st.just(131)}),
     options=st.fixed_dictionaries(OPTIONS),
     dtype=st.sampled_from(DTYPES),
@@ -47,19 +48,19 @@ OPTIONS = {
     seed=st.integers(0, 2**32 - 1),
 )
 def test_joint_equals_reference(
-    shape, options, dtype, activation, blank, bias, spare_bytes, threads, seed
+    device, shape, options, dtype, activation, blank, bias, spare_bytes, threads, seed
 ):
     case = random_joint_case(
         np.random.default_rng(seed), **shape, dtype=dtype, blank=blank, bias=bias
     )
     options["activation"] = activation
-    function = cupy_rnnt.joint_rnnt_loss_and_grad
+    function = on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
     budget = least_budget(function, *case, **options) + spare_bytes
     with threadpool_limits(threads):
         loss, gradients, info = function(
             *case, **options, max_workspace_bytes=budget, return_info=True
         )
-        alone = cupy_rnnt.joint_rnnt_loss(*case, **options, max_workspace_bytes=budget)
+        alone = on(device, cupy_rnnt.joint_rnnt_loss)(*case, **options, max_workspace_bytes=budget)
     expected_loss, expected = reference.joint_rnnt_loss_and_grad(*case, **options)
     assert_costs_close(loss, expected_loss, dtype, case.length)
     assert_gradients_close(gradients, expected, dtype, case.length)
@@ -68,8 +69,9 @@ def test_joint_equals_reference(
     assert [g.dtype for g in gradients if g is not None] == [dtype] * (4 if bias else 3)
 
 
-@settings(max_examples=120, deadline=None)
-@given(
+@examples(
+    120,
+    5,
     shape=st.fixed_dictionaries(SHAPES),
     options=st.fixed_dictionaries(OPTIONS),
     dtype=st.sampled_from(DTYPES),
@@ -81,50 +83,49 @@ def test_joint_equals_reference(
     seed=st.integers(0, 2**32 - 1),
 )
 def test_logits_equal_reference(
-    shape, options, dtype, blank, fused, overwrite, spare_bytes, threads, seed
+    device, shape, options, dtype, blank, fused, overwrite, spare_bytes, threads, seed
 ):
     case = random_logits_case(np.random.default_rng(seed), **shape, dtype=dtype, blank=blank)
     options["fused_log_softmax"] = fused
     expected_loss, expected = reference.rnnt_loss_and_grad(*case, **options)
     function = cupy_rnnt.rnnt_loss_and_grad
-    budget = least_budget(function, *case, **options) + spare_bytes
-    copy = case._replace(logits=case.logits.copy())
+    budget = least_budget(on(device, function), *case, **options) + spare_bytes
+    copy = to_device(device, case._replace(logits=case.logits.copy()))
     with threadpool_limits(threads):
         loss, grad = function(
             *copy, **options, overwrite_logits=overwrite, max_workspace_bytes=budget
         )
-        alone = cupy_rnnt.rnnt_loss(*case, **options, max_workspace_bytes=budget)
+        alone = on(device, cupy_rnnt.rnnt_loss)(*case, **options, max_workspace_bytes=budget)
+    assert (grad is copy.logits) == overwrite
+    loss, grad = to_host(device, (loss, grad))
     assert_costs_close(loss, expected_loss, dtype, case.length)
     assert_costs_close(alone, expected_loss, dtype, case.length)
     assert_gradient_close(grad, expected, dtype, case.length)
-    assert (grad is copy.logits) == overwrite
     if not overwrite:
-        np.testing.assert_array_equal(copy.logits, case.logits)
+        np.testing.assert_array_equal(to_host(device, copy.logits), case.logits)
 
 
-def big_case(dtype=np.float32):
+def big_case(device):
     """Enough cells for several tiles a worker, and hidden units for logits to be stored."""
-    return random_joint_case(np.random.default_rng(3), 6, 90, 23, 31, 129, dtype=dtype)
+    shape = (6, 90, 23, 31, 129) if device.name == "numpy" else (6, 20, 9, 11, 129)
+    return random_joint_case(np.random.default_rng(3), *shape, dtype=np.float32)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bits_from_run_to_run(threads):
-    case = big_case()
+def test_same_bits_from_run_to_run(device, threads):
+    """Of several threads, and of several blocks, which an emulated device runs in random order."""
+    case, function = big_case(device), on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
     with threadpool_limits(threads):
-        first, second = (
-            cupy_rnnt.joint_rnnt_loss_and_grad(*case, reduction="none") for _ in range(2)
-        )
+        first, second = (function(*case, reduction="none") for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
     for one, other in zip(first[1], second[1], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_batch_equals_its_samples_alone():
-    case = big_case()
+def test_batch_equals_its_samples_alone(device):
+    case, function = big_case(device), on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
     weights = np.linspace(-1, 2, 6)
-    costs, gradients = cupy_rnnt.joint_rnnt_loss_and_grad(
-        *case, reduction="none", cost_weights=weights
-    )
+    costs, gradients = function(*case, reduction="none", cost_weights=weights)
     d_weight = np.zeros_like(case.weight, np.float64)
     for b in range(6):
         frames, columns = case.logit_lengths[b], case.target_lengths[b] + 1
@@ -135,7 +136,7 @@ def test_batch_equals_its_samples_alone():
             logit_lengths=[frames],
             target_lengths=[columns - 1],
         )
-        cost, gradient = cupy_rnnt.joint_rnnt_loss_and_grad(*one, cost_weights=weights[b : b + 1])
+        cost, gradient = function(*one, cost_weights=weights[b : b + 1])
         assert_costs_close(cost, costs[b], np.float32, frames + columns)
         for name in ("encoder_out", "predictor_out"):
             alone = getattr(gradient, name)[0]
@@ -160,70 +161,71 @@ def poisoned_padding(case):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_padding_never_matters_to_logits(overwrite):
+def test_padding_never_matters_to_logits(device, overwrite):
     case = random_logits_case(np.random.default_rng(0), 5, 8, 6, 10)
-    loss, grad = cupy_rnnt.rnnt_loss_and_grad(*case)
-    other_loss, other_grad = cupy_rnnt.rnnt_loss_and_grad(
-        *poisoned_padding(case), overwrite_logits=overwrite
-    )
+    function = on(device, cupy_rnnt.rnnt_loss_and_grad)
+    loss, grad = function(*case)
+    other_loss, other_grad = function(*poisoned_padding(case), overwrite_logits=overwrite)
     np.testing.assert_array_equal(other_loss, loss)
     np.testing.assert_array_equal(other_grad, grad)
 
 
-def test_padding_never_matters_to_joint():
+def test_padding_never_matters_to_joint(device):
     case = random_joint_case(np.random.default_rng(0), 5, 8, 6, 10, 7)
-    loss, gradients = cupy_rnnt.joint_rnnt_loss_and_grad(*case)
-    other_loss, others = cupy_rnnt.joint_rnnt_loss_and_grad(*poisoned_padding(case))
+    function = on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
+    loss, gradients = function(*case)
+    other_loss, others = function(*poisoned_padding(case))
     np.testing.assert_array_equal(other_loss, loss)
     for one, other in zip(gradients, others, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_sample_that_is_not_finite_touches_no_other(bad):
+def test_a_sample_that_is_not_finite_touches_no_other(device, bad):
     case = random_logits_case(np.random.default_rng(1), 4, 7, 5, 9)
     _, expected = reference.rnnt_loss_and_grad(*case, reduction="sum")
     logits = case.logits.copy()
     logits[1, 3, 0] = bad  # a whole row: even -inf leaves it without a softmax
-    costs, grad = cupy_rnnt.rnnt_loss_and_grad(logits, *case[1:], reduction="none")
+    function = on(device, cupy_rnnt.rnnt_loss_and_grad)
+    costs, grad = function(logits, *case[1:], reduction="none")
     assert np.isnan(costs[1])
     assert np.isfinite(np.delete(costs, 1)).all()
     assert not grad[1].any()
     np.testing.assert_allclose(np.delete(grad, 1, 0), np.delete(expected, 1, 0), atol=1e-12)
 
 
-def test_joint_sample_that_is_not_finite_touches_no_other():
+def test_joint_sample_that_is_not_finite_touches_no_other(device):
     case = random_joint_case(np.random.default_rng(1))
     weights = np.array([1.0, 0.0, 1.0, 1.0])
     _, expected = reference.joint_rnnt_loss_and_grad(*case, cost_weights=weights)
     encoder_out = case.encoder_out.copy()
     encoder_out[1, 2, 3] = np.nan
-    costs, gradients = cupy_rnnt.joint_rnnt_loss_and_grad(encoder_out, *case[1:], reduction="none")
+    function = on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
+    costs, gradients = function(encoder_out, *case[1:], reduction="none")
     np.testing.assert_array_equal(np.isnan(costs), [False, True, False, False])
     assert_gradients_close(gradients, expected, np.float64, case.length)
 
 
 @pytest.mark.parametrize("zero_infinity", [False, True])
-def test_probability_zero(zero_infinity):
+def test_probability_zero(device, zero_infinity):
     case = random_logits_case(np.random.default_rng(2), 3, 6, 4, 8)
     logits = case.logits.copy()
     logits[0, :, :, case.targets[0, 1]] = -np.inf
-    costs, grad = cupy_rnnt.rnnt_loss_and_grad(
-        logits, *case[1:], reduction="none", zero_infinity=zero_infinity
-    )
+    function = on(device, cupy_rnnt.rnnt_loss_and_grad)
+    costs, grad = function(logits, *case[1:], reduction="none", zero_infinity=zero_infinity)
     assert costs[0] == (0.0 if zero_infinity else np.inf)
     assert np.isfinite(costs[1:]).all()
     assert not grad[0].any()
     assert grad[1].any()
 
 
-def test_masked_vocabulary_gets_no_gradient():
+def test_masked_vocabulary_gets_no_gradient(device):
     case = random_joint_case(np.random.default_rng(4), vocabulary=12)
     bias = case.bias.copy()
     masked = np.setdiff1d(np.arange(11), case.targets)
     bias[masked] = -np.inf
     case = case._replace(bias=bias)
-    loss, gradients = cupy_rnnt.joint_rnnt_loss_and_grad(*case)
+    loss, gradients = on(device, cupy_rnnt.joint_rnnt_loss_and_grad)(*case)
     expected_loss, expected = reference.joint_rnnt_loss_and_grad(*case)
     assert len(masked)
     assert not gradients.weight[masked].any()
@@ -233,33 +235,35 @@ def test_masked_vocabulary_gets_no_gradient():
 
 
 @pytest.mark.parametrize(("frames", "labels"), [(400, 80), (3, 1500), (1500, 2), (1, 700)])
-def test_long_lattices(frames, labels):
+def test_long_lattices(device, frames, labels):
     rng = np.random.default_rng(5)
     logits = rng.standard_normal((1, frames, labels + 1, 3)).astype(np.float32)
     arguments = logits, np.zeros((1, labels), int), [frames], [labels]
-    loss, grad = cupy_rnnt.rnnt_loss_and_grad(*arguments)
+    loss, grad = on(device, cupy_rnnt.rnnt_loss_and_grad)(*arguments)
     expected_loss, expected = reference.rnnt_loss_and_grad(*arguments)
     assert_costs_close(loss, expected_loss, np.float32, frames + labels)
     assert_gradient_close(grad, expected, np.float32, frames + labels)
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1000, 0), (1, 10000)])
-def test_gradient_error_is_absolute_and_tiny(scale, offset):
-    logits = np.random.default_rng(6).standard_normal((1, 400, 81, 30)).astype(np.float32)
+def test_gradient_error_is_absolute_and_tiny(device, scale, offset):
+    frames, labels = (400, 80) if device.name == "numpy" else (90, 40)
+    shape = 1, frames, labels + 1, 30
+    logits = np.random.default_rng(6).standard_normal(shape).astype(np.float32)
     logits = logits * np.float32(scale) + np.float32(offset)
-    arguments = logits, np.arange(80)[None] % 29, [400], [80]
-    _, grad = cupy_rnnt.rnnt_loss_and_grad(*arguments)
+    arguments = logits, np.arange(labels)[None] % 29, [frames], [labels]
+    _, grad = on(device, cupy_rnnt.rnnt_loss_and_grad)(*arguments)
     _, expected = reference.rnnt_loss_and_grad(*arguments)
     assert np.abs(grad - expected).max() <= 2e-6
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("tolerance", [None, 1e-2, 1e-4])
-def test_what_is_dropped_is_bounded(dtype, tolerance):
+def test_what_is_dropped_is_bounded(device, dtype, tolerance):
     rng = np.random.default_rng(7)
     case = random_logits_case(rng, 3, 60, 20, 6, dtype=dtype, scale=4.0)
     used = tolerance or unit_roundoff(dtype)
-    _, grad, info = cupy_rnnt.rnnt_loss_and_grad(
+    _, grad, info = on(device, cupy_rnnt.rnnt_loss_and_grad)(
         *case, reduction="sum", tolerance=tolerance, return_info=True
     )
     kept = 0
@@ -284,53 +288,54 @@ def test_what_is_dropped_is_bounded(dtype, tolerance):
         assert kept < info.cells / 2  # the filter has something to do
 
 
-def test_tolerance_zero_keeps_every_cell():
+def test_tolerance_zero_keeps_every_cell(device):
     case = random_logits_case(np.random.default_rng(7), 3, 60, 20, 6, scale=4.0)
-    *_, info = cupy_rnnt.rnnt_loss_and_grad(*case, tolerance=0, return_info=True)
+    function = on(device, cupy_rnnt.rnnt_loss_and_grad)
+    *_, info = function(*case, tolerance=0, return_info=True)
     assert info.kept == info.computed == info.cells
-    *_, info = cupy_rnnt.rnnt_loss(*case, return_info=True)
+    *_, info = on(device, cupy_rnnt.rnnt_loss)(*case, return_info=True)
     assert info.kept == 0
 
 
-def test_no_denormal_gradients():
+def test_no_denormal_gradients(device):
     case = random_joint_case(
         np.random.default_rng(8), 2, 60, 20, 40, 16, dtype=np.float32, scale=40
     )
     logits = np.tanh(case.encoder_out[:, :, None] + case.predictor_out[:, None])
     logits = (logits @ case.weight.T + case.bias) * np.float32(2)
-    _, grad = cupy_rnnt.rnnt_loss_and_grad(logits, *case[4:])
+    _, grad = on(device, cupy_rnnt.rnnt_loss_and_grad)(logits, *case[4:])
     magnitudes = np.abs(grad[grad != 0])
     assert (grad == 0).any()
     assert magnitudes.min() > 1e-36
 
 
 @pytest.mark.parametrize("function", ["loss", "gradient"])
-def test_progress_rises_to_the_number_of_cells(function):
+def test_progress_rises_to_the_number_of_cells(device, function):
     calls = []
-    case = big_case()
+    case = big_case(device)
     run = cupy_rnnt.joint_rnnt_loss if function == "loss" else cupy_rnnt.joint_rnnt_loss_and_grad
-    run(*case, progress=lambda done, total: calls.append((done, total)))
+    on(device, run)(*case, progress=lambda done, total: calls.append((done, total)))
     cells = int((case.logit_lengths * (case.target_lengths + 1)).sum())
     assert calls == sorted(calls)
     assert calls[-1] == (cells, cells)
 
 
-def test_an_error_in_a_tile_surfaces():
+def test_an_error_in_a_tile_surfaces(device):
     def stop(done, total):
         raise RuntimeError("enough")
 
     with threadpool_limits(2), pytest.raises(RuntimeError, match="enough"):
-        cupy_rnnt.joint_rnnt_loss(*big_case(), progress=stop)
+        on(device, cupy_rnnt.joint_rnnt_loss)(*big_case(device), progress=stop)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_types_are_as_good_as_their_storage(dtype):
+def test_half_types_are_as_good_as_their_storage(device, dtype):
     """From the truth of the unrounded inputs, the cost is off by no more than their rounding."""
     case = random_joint_case(np.random.default_rng(9), 3, 40, 12, 20, 16, dtype=np.float32)
     truth, _ = reference.joint_rnnt_loss_and_grad(*case)
     rounded = case._replace(
         **{name: getattr(case, name).astype(dtype) for name in case._fields[:4]}
     )
-    loss = cupy_rnnt.joint_rnnt_loss(*rounded)
+    loss = on(device, cupy_rnnt.joint_rnnt_loss)(*rounded)
     assert loss.dtype == np.float32
     assert abs(loss - truth) <= 2 * unit_roundoff(dtype) * abs(truth)
