@@ -64,7 +64,7 @@ def next_cells(
     failing = ~(certificate <= tolerance)
     if not failing.any():
         return np.zeros_like(chosen), certificate
-    with np.errstate(invalid="ignore"):  # nothing reaches NaN, so that such a sample is done whole
+    with np.errstate(all="ignore"):  # nothing reaches NaN, so that such a sample is done whole
         if rounds == 0:
             thresholds = leaving + np.log(tolerance / (frames + columns))
         elif rounds == 1:

@@ -84,17 +84,25 @@ class Tangents:
         self._vectors = ops.empty((prefixes, 3, hidden_size), dtype)
         self._vector_constants = np.empty((prefixes, 3))
         self._predictor = ops.empty((prefixes, hidden_size), dtype)
-        sizes = np.empty((2, len(samples)))
-        for side, counts in enumerate(lengths):
-            for i, (b, count) in enumerate(zip(samples, counts, strict=True)):
-                rows = inputs[side][b, :count]
-                rows.mean(axis=0, dtype=dtype, out=self._means[side, i])
-                sizes[side, i] = max(rows.max(), -rows.min())
-        logistic = _LOGISTIC.get(activation, _OTHER)
-        fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
-        self._form = np.where(fits[:, None], logistic, _OTHER)
-        hidden_sizes = 1.0 if activation in _LOGISTIC else sizes.sum(axis=0)
-        self._slack = np.broadcast_to(self._slack_of(row_size * hidden_sizes), len(samples))
+        with np.errstate(all="ignore"):
+            sizes = np.array([self._measure(side) for side in range(2)])
+            logistic = _LOGISTIC.get(activation, _OTHER)
+            fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
+            self._form = np.where(fits[:, None], logistic, _OTHER)
+            hidden_sizes = 1.0 if activation in _LOGISTIC else sizes.sum(axis=0)
+            self._slack = np.broadcast_to(self._slack_of(row_size * hidden_sizes), len(samples))
+
+    def _measure(self, side: int) -> list[float]:
+        """Take the means of the encoder (`side` 0) or predictor outputs (1), and return the largest
+        absolute value in each sample."""
+        sizes = []
+        for mean, b, first, last in zip(
+            self._means[side], self._samples, self._firsts[side], self._ends[side], strict=True
+        ):
+            rows = self._inputs[side][b, : last - first]
+            rows.mean(axis=0, dtype=mean.dtype, out=mean)
+            sizes.append(float(max(rows.max(), -rows.min())))
+        return sizes
 
     @staticmethod
     def nbytes(frames: int, columns: int, samples: int, hidden_size: int, itemsize: int) -> int:
