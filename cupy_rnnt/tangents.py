@@ -25,6 +25,7 @@ from .results import JointGradients
 
 _BLOCK_ELEMENTS = 2**17  # hidden values at once, which stay in the inner caches
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
+_MASKED = 200.0  # nats below the others, an entry has no share in a softmax in any precision
 _LARGEST_EXPONENT = 40.0  # the product of two such exponentials is far from overflow in float32
 
 
@@ -89,8 +90,11 @@ class Tangents:
             logistic = _LOGISTIC.get(activation, _OTHER)
             fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
             self._form = np.where(fits[:, None], logistic, _OTHER)
-            hidden_sizes = 1.0 if activation in _LOGISTIC else sizes.sum(axis=0)
-            self._slack = np.broadcast_to(self._slack_of(row_size * hidden_sizes), len(samples))
+            hidden_sizes = np.ones(len(samples)) if activation in _LOGISTIC else sizes.sum(axis=0)
+            self._slack = [
+                self._slack_of(b, size)
+                for b, size in zip(samples, row_size * hidden_sizes, strict=True)
+            ]
 
     def _measure(self, side: int) -> list[float]:
         """Take the means of the encoder (`side` 0) or predictor outputs (1), and return the largest
@@ -109,7 +113,7 @@ class Tangents:
         vectors = frames + 4 * columns + 2 * samples
         return vectors * hidden_size * itemsize + 8 * (frames + 3 * columns + 16 * samples)
 
-    def _slack_of(self, size: Any) -> Any:
+    def _slack_of(self, sample: int, size: float) -> float:
         r"""How far rounding may take a bound below the truth, in nats.
 
         Let u be the unit round-off, and `size` a bound of :math:`|W_v| \cdot |h|` for every row v.
@@ -123,13 +127,24 @@ class Tangents:
         the bound by as much times :math:`1 + |g| |h - h_0|`. A log-prob is the difference of one
         dot product and of the larger of a tangent and a dot product.
         """
-        bias, (vocabulary, hidden_size) = self._inputs.bias, self._inputs.weight.shape
-        largest_bias = 0.0
-        if bias is not None:
-            largest_bias = float(abs(bias[np.isfinite(bias)]).max(initial=0.0))
+        vocabulary, hidden_size = self._inputs.weight.shape
+        largest_bias = self._largest_bias(sample, size)
         u = float(np.finfo(self._inputs.weight.dtype).eps) / 2
         dot = u * (3 * (hidden_size + _HIDDEN_ERROR) * size + 2 * (size + largest_bias))
-        return 4 * dot + 2 * vocabulary * u * size + 4 * u * (12 + size + largest_bias) * (1 + size)
+        second_order = 4 * u * (12 + size + largest_bias) * (1 + size)
+        return float(4 * dot + 2 * vocabulary * u * size + second_order)
+
+    def _largest_bias(self, sample: int, size: float) -> float:
+        """Largest absolute bias of the blank, of a label of the sample, or of an entry that can
+        have a share in a softmax: not of one that is masked."""
+        bias, batch = self._inputs.bias, self._batch
+        if bias is None:
+            return 0.0
+        most = bias.max(initial=-np.inf, where=np.isfinite(bias))
+        matters = bias >= most - 2 * size - _MASKED
+        matters[batch.labels[sample, : batch.columns[sample] - 1]] = True
+        matters[batch.blank] = True
+        return float(abs(bias[matters & np.isfinite(bias)]).max(initial=0.0))
 
     def refer(self, side: int, start: int, stop: int, scratch: Any) -> None:
         """Work out the references of frames (`side` 0) or of prefixes (1) from `start` on."""
@@ -187,7 +202,7 @@ class Tangents:
                 self._constants[start:until],
                 self._vectors[columns],
                 self._vector_constants[columns],
-                float(self._slack[i]),
+                self._slack[i],
                 scratch.hidden[:block],
             )
             place = int(batch.offsets[b] + first * batch.columns[b]) - base

@@ -2,8 +2,9 @@ import os
 
 import pytest
 
-for family in "argument", "reference", "torch":  # their assertions explain themselves, too
+for family in "argument", "reference", "selection", "torch":  # their assertions explain themselves
     pytest.register_assert_rewrite(f"tests.{family}_cases")
+pytest.register_assert_rewrite("tests.selection_lattices")
 
 
 @pytest.hookimpl(trylast=True)

@@ -41,7 +41,7 @@ def random_log_probs(rng, frames, columns):
 def test_group_equals_textbook(shapes, seed):
     frames, columns = zip(*shapes, strict=True)
     log_probs = list(random_log_probs(np.random.default_rng(seed), frames, columns))
-    batch, costs, lattice = solved(frames, columns, log_probs)
+    _, costs, lattice = solved(frames, columns, log_probs)
     _, costs_alone, *_ = solved(frames, columns, log_probs, gradient=False)
     np.testing.assert_array_equal(costs, costs_alone)
     for b, (t, s) in enumerate(shapes):
