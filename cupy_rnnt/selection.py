@@ -75,7 +75,7 @@ def next_cells(
     failing = ~(certificate <= tolerance)
     if rounds and not ops.host(failing.any())[0]:
         return None, certificate
-    with np.errstate(invalid="ignore"):  # nothing reaches NaN, so that such a sample is done whole
+    with np.errstate(all="ignore"):  # nothing reaches NaN, so that such a sample is done whole
         share_each = ops.asarray(np.log(tolerance / (frames + columns)))
         if rounds == 0:
             thresholds = leaving + share_each

@@ -26,6 +26,7 @@ from .ops import Operations, Runs
 from .results import JointGradients
 
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
+_MASKED = 200.0  # nats below the others, an entry has no share in a softmax in any precision
 _LARGEST_EXPONENT = 40.0  # the product of two such exponentials is far from overflow in float32
 
 
@@ -51,19 +52,19 @@ class Magnitudes(NamedTuple):
     encoder: np.ndarray  # of each sample, (B,)
     predictor: np.ndarray
     weight: np.ndarray  # largest sum of the absolute values in a row
-    bias: np.ndarray  # of those that are finite
+    bias: np.ndarray | None = None
 
     @staticmethod
     def of(ops: Operations, batch: Batch, inputs: JointGradients) -> Magnitudes:
-        xp, bias = ops.xp, inputs.bias
-        return Magnitudes(
-            *ops.host(
-                ops.magnitudes(inputs.encoder_out, batch.frames),
-                ops.magnitudes(inputs.predictor_out, batch.columns),
-                ops.largest_row_sum(inputs.weight),
-                xp.zeros(()) if bias is None else xp.where(xp.isfinite(bias), abs(bias), 0.0).max(),
+        with np.errstate(all="ignore"):
+            return Magnitudes(
+                *ops.host(
+                    ops.magnitudes(inputs.encoder_out, batch.frames),
+                    ops.magnitudes(inputs.predictor_out, batch.columns),
+                    ops.largest_row_sum(inputs.weight),
+                    *(() if inputs.bias is None else (inputs.bias,)),
+                )
             )
-        )
 
 
 class Tangents:
@@ -106,21 +107,26 @@ class Tangents:
         self._vectors = ops.empty((prefixes, 3, hidden_size), dtype)
         self._vector_constants = ops.empty((prefixes, 3), np.float64)
         self._predictor = ops.empty((prefixes, hidden_size), dtype)
-        for array, counts, means in zip(inputs[:2], lengths, self._means, strict=True):
-            ops.means(array, samples, counts, means)
-        sizes = np.stack((magnitudes.encoder, magnitudes.predictor))[:, samples]
-        logistic = _LOGISTIC.get(activation, _OTHER)
-        self._fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
-        hidden_sizes = 1.0 if activation in _LOGISTIC else sizes.sum(axis=0)
-        slack = self._slack_of(float(magnitudes.weight) * hidden_sizes)
-        self._slack = np.broadcast_to(slack, len(samples))
+        with np.errstate(all="ignore"):
+            for array, counts, means in zip(inputs[:2], lengths, self._means, strict=True):
+                ops.means(array, samples, counts, means)
+            sizes = np.stack((magnitudes.encoder, magnitudes.predictor))[:, samples]
+            logistic = _LOGISTIC.get(activation, _OTHER)
+            self._fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
+            hidden_sizes = np.ones(len(samples)) if activation in _LOGISTIC else sizes.sum(axis=0)
+            self._slack = np.array(
+                [
+                    self._slack_of(b, float(magnitudes.weight) * size)
+                    for b, size in zip(samples.tolist(), hidden_sizes.tolist(), strict=True)
+                ]
+            )
 
     @staticmethod
     def nbytes(frames: int, columns: int, samples: int, hidden_size: int, itemsize: int) -> int:
         vectors = frames + 4 * columns + 2 * samples
         return vectors * hidden_size * itemsize + 8 * (frames + 3 * columns + 16 * samples)
 
-    def _slack_of(self, size: Any) -> Any:
+    def _slack_of(self, sample: int, size: float) -> float:
         r"""How far rounding may take a bound below the truth, in nats.
 
         Let u be the unit round-off, and `size` a bound of :math:`|W_v| \cdot |h|` for every row v.
@@ -135,10 +141,23 @@ class Tangents:
         dot product and of the larger of a tangent and a dot product.
         """
         vocabulary, hidden_size = self._inputs.weight.shape
-        largest_bias = float(self._magnitudes.bias)
+        largest_bias = self._largest_bias(sample, size)
         u = float(np.finfo(self._inputs.weight.dtype).eps) / 2
         dot = u * (3 * (hidden_size + _HIDDEN_ERROR) * size + 2 * (size + largest_bias))
-        return 4 * dot + 2 * vocabulary * u * size + 4 * u * (12 + size + largest_bias) * (1 + size)
+        second_order = 4 * u * (12 + size + largest_bias) * (1 + size)
+        return float(4 * dot + 2 * vocabulary * u * size + second_order)
+
+    def _largest_bias(self, sample: int, size: float) -> float:
+        """Largest absolute bias of the blank, of a label of the sample, or of an entry that can
+        have a share in a softmax: not of one that is masked."""
+        bias, batch = self._magnitudes.bias, self._batch
+        if bias is None:
+            return 0.0
+        most = bias.max(initial=-np.inf, where=np.isfinite(bias))
+        matters = bias >= most - 2 * size - _MASKED
+        matters[batch.labels[sample, : batch.columns[sample] - 1]] = True
+        matters[batch.blank] = True
+        return float(abs(bias[matters & np.isfinite(bias)]).max(initial=0.0))
 
     def _alike(self, side: int, start: int, stop: int) -> Iterator[tuple[_Logistic, int, int]]:
         """Runs of frames or prefixes whose hidden vectors are worked out in the same form."""

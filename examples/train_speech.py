@@ -348,8 +348,10 @@ class Trainer:
         figure = Figure(figsize=(12, 3.4), layout="constrained")
         for axes, (title, keys) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
             for key in keys:
-                axes.plot([row[key] for row in self.history], label=key)
-            axes.set(title=title, xlabel="epochs before", ylim=(0, None))
+                axes.plot(
+                    range(1, len(self.history) + 1), [row[key] for row in self.history], label=key
+                )
+            axes.set(title=title, xlabel="epoch", ylim=(0, None))
             axes.legend()
         figure.savefig(self.out / "curves.png", dpi=120)
 

@@ -4,8 +4,9 @@ import pytest
 
 from . import devices
 
-for family in "argument", "reference", "torch":  # their assertions explain themselves, too
+for family in "argument", "reference", "selection", "torch":  # their assertions explain themselves
     pytest.register_assert_rewrite(f"tests.{family}_cases")
+pytest.register_assert_rewrite("tests.selection_lattices")
 
 
 def pytest_addoption(parser):

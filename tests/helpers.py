@@ -1,4 +1,5 @@
-"""Random ragged batches, the arguments of a loss in order: ``rnnt_loss(*case)``; least budgets."""
+"""Random ragged batches, the arguments of a loss in order: ``rnnt_loss(*case)``; least budgets;
+what a lattice has found."""
 
 from __future__ import annotations
 
@@ -88,3 +89,14 @@ def least_budget(function, *args, **kwargs) -> int:
     with pytest.raises(ValueError, match="max_workspace_bytes is 0") as error:
         function(*args, **kwargs, max_workspace_bytes=0)
     return int(re.search(r"at least (\d+) bytes", str(error.value))[1])
+
+
+def occupancies(lattice, frames, columns):
+    """Blank and label occupancies of each sample, (2, T, S)."""
+    cells, *both = lattice.keep(np.full(len(frames), -np.inf))
+    counts = np.multiply(frames, columns)
+    np.testing.assert_array_equal(cells, np.arange(counts.sum()))
+    of_samples = np.split(np.stack(both), counts.cumsum()[:-1], axis=1)
+    return [
+        values.reshape(2, t, s) for values, t, s in zip(of_samples, frames, columns, strict=True)
+    ]

@@ -10,6 +10,8 @@ from cupy_rnnt.batch import Batch, Coordinates
 from cupy_rnnt.ops import cpu
 from cupy_rnnt.ops.lattice import Lattice
 
+from .helpers import occupancies
+
 
 def solved(frames, columns, log_probs, gradient=True):
     """A group of samples with given (blank, label) log-probs, and where its cells are."""
@@ -26,17 +28,6 @@ def solved(frames, columns, log_probs, gradient=True):
     )
     lattice.write(cells, blank, label)
     return batch, lattice.solve(), lattice
-
-
-def occupancies(lattice, frames, columns):
-    """Blank and label occupancies of each sample, (2, T, S)."""
-    cells, *both = lattice.keep(np.full(len(frames), -np.inf))
-    counts = np.multiply(frames, columns)
-    np.testing.assert_array_equal(cells, np.arange(counts.sum()))
-    of_samples = np.split(np.stack(both), counts.cumsum()[:-1], axis=1)
-    return [
-        values.reshape(2, t, s) for values, t, s in zip(of_samples, frames, columns, strict=True)
-    ]
 
 
 def random_log_probs(rng, frames, columns):
