@@ -58,9 +58,9 @@ def on_host(inputs):
 
 
 def on_gpu(gpu, inputs):
-    cells = int((inputs[-1].cell + inputs[-1].frames * inputs[-1].columns).max())
-    out = gpu.asarray(np.full((2, cells), np.nan))
     *arrays, runs = inputs
+    out = gpu.xp.empty((2, int((runs.cell + runs.frames * runs.columns).max())))
+    out[:, : runs.cell[0]] = np.nan
     arrays = [gpu.asarray(each) if isinstance(each, np.ndarray) else each for each in arrays]
     cuda_bounds.bounds(*arrays, runs, None, out)
     return gpu.asnumpy(out)

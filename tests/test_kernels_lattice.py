@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from cupy_rnnt.ops import cuda_lattice, launch
 
+from . import devices, ptxemu
 from .lattice_cases import RAGGED, Side, random_case
+from .test_kernels_rows_memory import run_far, shifted
 
 LIMIT = -600.0  # a log-prob below is made of the least numbers
+WASTE = 1.1  # bytes of sectors for each byte that is needed, at most
+FAR, FAR_CELLS = 2**31 + 2**20, 35  # the first cell of a sample, and how many it has
 
 shapes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6)
 seeds = st.integers(0, 2**32 - 1)
@@ -214,3 +218,98 @@ def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room):
     of.solve()
     announced = cuda_lattice.lattice_nbytes(diagonals, width, gradient, bounded)
     assert pool.total_bytes() - before <= announced
+
+
+# Bytes of a cell that lie side by side, and words that lie apart, in a sector each
+TRAFFIC = {
+    "lattice_write": (40, 2),
+    "lattice_sweep": (2 * 24, 0),
+    "lattice_occupancies": (32 + 8 + 16, 0),  # beta is read twice
+    "lattice_unwrap": (16, 2),
+    "bounded_wrap": (16, 2),
+    "bounded_beta": (24, 0),
+    "bounded_leaving": (25, 0),
+    "bounded_likely": (25, 1),
+}
+
+
+def test_traffic(monkeypatch):
+    case = random_case(np.random.default_rng(11), [(150, 64)])
+    with devices.emulated() as gpu:
+        monkeypatch.setattr(gpu.xp.kernels.options, "counters", True)
+        side = Side(case, gpu)
+        lattice = side.exact()
+        side.costs(lattice)
+        side.occupancies(lattice)
+        bounded = side.bounded()
+        side.certify(bounded)
+        bounded._written = True  # as if there were cells, of which none is exact
+        side.certify(bounded)
+        side.likely(bounded, np.zeros(1))
+        launches = list(gpu.xp.kernels.launches)
+    for name, (near, far) in TRAFFIC.items():
+        counters = next(each.report.counters for each in launches if each.kernel.startswith(name))
+        sectors = counters["global_load_sectors"] + counters["global_store_sectors"]
+        assert 32 * sectors <= WASTE * len(case.blank) * (near + 32 * far), name
+
+
+def far_arrays(count):
+    """Places for cells from FAR on, poisoned, and what a kernel is given for them."""
+    arrays = [ptxemu.empty(FAR_CELLS, np.float64) for _ in range(count)]
+    return arrays, [shifted(values, FAR) for values in arrays]
+
+
+def test_far_samples():
+    case = random_case(np.random.default_rng(12), [(7, 5)])
+    table = np.array([(FAR, 7, 5)], cuda_lattice._SAMPLE).view("i8")
+    end, poisoned, costs = FAR + FAR_CELLS, np.zeros(1, np.int32), np.empty(1)
+    ((*_, alpha, beta), far), block = far_arrays(4), FAR // 256
+    given = [shifted(values, FAR) for values in (*case.cells[:3], case.blank, case.label)]
+    run_far("lattice.cu", "lattice_write", block, end, table, *given, *far[:2], None, poisoned)
+    rest = 1, None, poisoned, *far[2:], costs
+    for sweep in range(2):
+        args = 2, table, *far[:2], np.int32(0), *rest
+        run_far("lattice.cu", "lattice_sweep<128>", sweep, *args)
+    run_far("lattice.cu", "lattice_occupancies", block, end, 1, table, *far[2:], costs, *far[:2])
+    run_far("lattice.cu", "lattice_unwrap", block, end, 1, table, *far)
+    side = Side(case)
+    lattice = side.exact()
+    np.testing.assert_allclose(costs, side.costs(lattice), rtol=1e-13)
+    np.testing.assert_allclose([alpha, beta], side.occupancies(lattice), atol=1e-13)
+
+
+def test_far_samples_between_bounds():
+    case = random_case(np.random.default_rng(13), [(7, 5)])
+    table = np.array([(FAR, 7, 5)], cuda_lattice._SAMPLE).view("i8")
+    (_, far), block = far_arrays(4), FAR // 256
+    exact, likely = np.zeros(FAR_CELLS, bool), ptxemu.empty(FAR_CELLS, bool)
+    (inside, leaving), threshold = np.empty((2, 1)), np.array([-4.0])
+    packed = [shifted(values, FAR) for values in case.bounds]
+    run_far("bounded.cu", "bounded_wrap", block, FAR + FAR_CELLS, 1, table, *packed, *far[:2])
+    both, marks = (1, table, *far[:2], np.int32(0)), shifted(exact, FAR)
+    run_far("bounded.cu", "bounded_beta<128>", 0, *both, far[2])
+    bounds = marks, far[2]
+    run_far("bounded.cu", "bounded_leaving<128>", 0, *both, *bounds, far[3], inside, leaving)
+    out = far[3], shifted(likely, FAR)
+    run_far("bounded.cu", "bounded_likely<128>", 0, *both, *bounds, threshold, *out)
+    side = Side(case)
+    lattice = side.bounded()
+    np.testing.assert_allclose([inside, leaving], side.certify(lattice), rtol=1e-13)
+    np.testing.assert_array_equal(likely, side.likely(lattice, threshold))
+    assert 0 < likely.sum() < FAR_CELLS
+
+
+def test_far_cells_of_a_sample():
+    frames, columns, count = 2**17, 2**16, 8
+    table = np.array([(0, frames, columns)], cuda_lattice._SAMPLE).view("i8")
+    position = columns - 20 + np.arange(count)
+    frame = frames - 3 - np.arange(count)
+    first = int((frame[0] + position[0] - frames) * columns + position[0])
+    assert first > 2**31
+    blank, label = np.random.default_rng(14).random((2, count))
+    stored = [ptxemu.empty(count, np.float64) for _ in range(2)]
+    index, poisoned = (np.zeros(count, int), frame, position), np.zeros(1, np.int32)
+    far = [shifted(values, first) for values in stored]
+    args = count, table, *index, blank, label, *far, None, poisoned
+    run_far("lattice.cu", "lattice_write", 0, *args)
+    np.testing.assert_array_equal(stored, [blank, label])

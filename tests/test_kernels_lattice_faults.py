@@ -1,0 +1,175 @@
+"""Kernels of lattices and bounds with a planted fault, which the emulator must find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cupy_rnnt.ops import cuda_bounds, cuda_lattice, launch
+
+from . import devices, test_kernels_rows_faults
+from .emulated.memory import UninitialisedRead
+from .lattice_cases import Side, random_case
+from .ptxemu import KernelError
+from .test_kernels_bounds import on_gpu, random_inputs
+
+BARRIER = "__syncthreads();"
+
+# What runs, file, what is replaced by what, what is found
+FAULTS = {
+    "diagonals overwritten before they are read": (
+        *("exact", "lattice.cuh", f"{BARRIER}\n    }}\n    return", "}\n    return"),
+        "race",
+    ),
+    "diagonals of beta overwritten before they are read": (
+        *("exact", "lattice.cuh", f"most);\n        }}\n        {BARRIER}", "most);\n        }"),
+        "race",
+    ),
+    "sweeps of a block that overlap": (
+        *("exact", "lattice.cu", f"        {BARRIER}  // the sweep before has been read\n", ""),
+        "race",
+    ),
+    "a cell with one that stays too many": (
+        *("exact", "lattice.cuh", "if (c < d) value", "if (c <= d) value"),
+        "uninitialised",
+    ),
+    "a cell with one that steps too many": (
+        *("exact", "lattice.cuh", "if (c > 0) value", "if (c >= 0) value"),
+        "out-of-bounds|uninitialised",
+    ),
+    "a frame too many behind a cell": (
+        *("exact", "lattice.cuh", "if (d + 1 - c < lattice.rows())", "if (true)"),
+        "uninitialised",
+    ),
+    "a column too many behind a cell": (
+        *("exact", "lattice.cuh", "if (c + 1 < lattice.columns())", "if (true)"),
+        "out-of-bounds|uninitialised",
+    ),
+    "diagonals longer than their room": (
+        *("exact", "lattice.cuh", "lattice.columns() <= room", "true"),
+        "out-of-bounds",
+    ),
+    "occupancies by the cost of another sample": (
+        *("exact", "lattice.cu", "found - lattices", "found + samples - lattices"),
+        "out-of-bounds",
+    ),
+    "a sweep whose diagonals are not kept": (
+        *("exact", "lattice.cu", "if (all) all[place] = value;", ""),
+        "uninitialised",
+    ),
+    "two that poison a sample": (
+        *("exact", "lattice.cu", "atomicOr(poisoned + sample[i], 1)", "poisoned[sample[i]] = 1"),
+        "race",
+    ),
+    "cells that are not marked as exact": (
+        *("bounded", "lattice.cu", "if (exact) exact[place] = true", "if (exact) exact[-1] = true"),
+        "out-of-bounds",
+    ),
+    "bounds of beta that are not kept": (
+        *("bounded", "bounded.cu", "return upper_beta[lattice.place(d, c)] =", "return"),
+        "uninitialised",
+    ),
+    "certificates that are not written": (
+        *("bounded", "bounded.cu", "if (threadIdx.x == 0) {", "if (threadIdx.x == THREADS) {"),
+        "uninitialised",
+    ),
+    "marks in the order of the diagonals, without their sample": (
+        *("bounded", "bounded.cu", "likely[lattice.packed(d, c)]", "likely[d * 64 + c]"),
+        "race|uninitialised|out-of-bounds",
+    ),
+    "parts of rows read before they are there": (
+        *("bounds", "bounds.cu", f"{BARRIER}\n#pragma unroll 1", "#pragma unroll 1"),
+        "race|uninitialised",
+    ),
+    "parts of rows overwritten before they are read": (
+        *("bounds", "bounds.cu", f"{BARRIER}  // the part before has been read", ""),
+        "race",
+    ),
+    "frames behind the last": (
+        *("bounds", "bounds.cu", "t < min(tile.frames, kFrames)", "t < kFrames"),
+        "race|out-of-bounds",
+    ),
+    "positions behind the last": (
+        *("bounds", "bounds.cu", "if (u >= tile.positions) continue;", ""),
+        "race|out-of-bounds",
+    ),
+    "rows behind the last": (
+        *("bounds", "bounds.cu", "row < count && j + k < width", "j + k < width"),
+        "out-of-bounds",
+    ),
+    "elements behind the last": (
+        *("bounds", "bounds.cu", "row < count && j + k < width", "row < count"),
+        "out-of-bounds",
+    ),
+    "packs that are not aligned": (
+        *("bounds", "bounds.cu", "if (aligned && row < count", "if (row < count"),
+        "misaligned",
+    ),
+    "tiles of the sample before": (
+        *("bounds", "entries.cuh", "first <= item ?", "first < item ?"),
+        "uninitialised",
+    ),
+    "a total that is read too early": (
+        *("softmax", "label_softmax.cu", f"whole = part;\n        {BARRIER}", "whole = part;"),
+        "race",
+    ),
+    "an element too many": (
+        *("softmax", "row_dots.cu", "j < width", "j <= width"),
+        "out-of-bounds",
+    ),
+}
+
+kernels = test_kernels_rows_faults.kernels
+
+
+def exact(gpu, case):
+    case.blank[case.cells.sample == 2] = np.nan
+    side = Side(case, gpu)
+    of = side.exact()
+    side.costs(of)
+    side.occupancies(of)
+
+
+def bounded(gpu, case):
+    side = Side(case, gpu)
+    of = side.bounded()
+    side.write(of, np.flatnonzero(case.cells.position < 4))
+    side.certify(of)
+    side.likely(of, np.full(len(case.frames), -9.0))
+    side.costs(of)
+
+
+def bounds(gpu, _):
+    on_gpu(
+        gpu, random_inputs(np.random.default_rng(0), 35, np.float32, None, [(70, 9), (3, 20)], 0)
+    )
+
+
+def softmax(gpu, _):
+    rows = gpu.asarray(np.ones((3, 2100)))
+    gpu.asnumpy(cuda_bounds.label_softmax(rows, None, 5, None))
+    gpu.asnumpy(cuda_bounds.row_dots(rows, rows))
+
+
+def run(name, monkeypatch):
+    """In so few blocks that each has several items; one lattice does not fit into shared memory."""
+    monkeypatch.setattr(launch, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(cuda_lattice, "_ROOM", 33)
+    case = random_case(np.random.default_rng(0), [(36, 34), (1, 1), (9, 4), (1, 1), (7, 12)])
+    with devices.emulated() as gpu:
+        globals()[name](gpu, case)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(kernels, monkeypatch, fault):
+    name, source, sound, broken, finding = FAULTS[fault]
+    text = (kernels / source).read_text()
+    assert text.count(sound) == 1
+    (kernels / source).write_text(text.replace(sound, broken))
+    with pytest.raises((KernelError, UninitialisedRead, RuntimeError), match=finding):
+        run(name, monkeypatch)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in FAULTS.values()}))
+def test_without_one_nothing_is_found(monkeypatch, name):
+    run(name, monkeypatch)
