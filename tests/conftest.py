@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from . import devices
+from . import device_calls, devices
 
 for family in "argument", "reference", "selection", "torch":  # their assertions explain themselves
     pytest.register_assert_rewrite(f"tests.{family}_cases")
@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def device(request):
     """One device after the other: see tests/devices.py."""
-    with devices.factory(request.param)() as found:
+    with devices.factory(request.param)() as found, device_calls.running_on(found):
         yield found
 
 

@@ -1,51 +1,84 @@
-"""Calls of the package on a device, with NumPy arrays in and out, and examples for them."""
+"""The package on the device of the running test, with NumPy arrays in and out.
+
+``joint_rnnt_loss`` and the others here are those of the package. With the fixture `device`, tests
+run on one device after the other; without it, on NumPy.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 
 import cupy_rnnt
+from cupy_rnnt.ops import Operations, cpu
 
 from .devices import Device
 
-
-def on(device: Device, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of the package as one of NumPy arrays."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        moved = {name: to_device(device, value) for name, value in kwargs.items()}
-        return to_host(device, function(*to_device(device, args), **moved))
-
-    return run
+_devices = [Device("numpy", np)]
 
 
-def to_device(device: Device, value: Any) -> Any:
+@contextmanager
+def running_on(device: Device) -> Iterator[None]:
+    _devices.append(device)
+    try:
+        yield
+    finally:
+        _devices.pop()
+
+
+def operations() -> Operations:
+    """Those of the device."""
+    if _devices[-1].name == "numpy":
+        return cpu
+    from cupy_rnnt.ops import cuda
+
+    return cuda
+
+
+def to_device(value: Any) -> Any:
     """The arrays in it on the device, in the same order in memory."""
+    device = _devices[-1]
     if isinstance(value, tuple):
-        made = [to_device(device, item) for item in value]
+        made = map(to_device, value)
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
     if not isinstance(value, np.ndarray) or device.name == "numpy":
         return value
     return device.xp.array(value, order="K")
 
 
-def to_host(device: Device, value: Any) -> Any:
-    """Results, which must have been on the device, on the host."""
+def to_host(value: Any) -> Any:
+    """Results, whose arrays must be on the device, on the host."""
+    device = _devices[-1]
     if isinstance(value, tuple):
-        made = [to_host(device, item) for item in value]
+        made = map(to_host, value)
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
     if isinstance(value, cupy_rnnt.Info):
-        certificate = to_host(device, value.certificate)
-        return dataclasses.replace(value, certificate=certificate)
+        return dataclasses.replace(value, certificate=to_host(value.certificate))
     if value is None or device.name == "numpy":
         return value
     assert isinstance(value, device.xp.ndarray)
     return device.asnumpy(value)
+
+
+def _on_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        moved = {name: to_device(value) for name, value in kwargs.items()}
+        return to_host(function(*to_device(args), **moved))
+
+    return run
+
+
+rnnt_loss = _on_device(cupy_rnnt.rnnt_loss)
+rnnt_loss_and_grad = _on_device(cupy_rnnt.rnnt_loss_and_grad)
+joint_rnnt_loss = _on_device(cupy_rnnt.joint_rnnt_loss)
+joint_rnnt_loss_and_grad = _on_device(cupy_rnnt.joint_rnnt_loss_and_grad)
 
 
 def examples(many: int, few: int, **strategies: Any) -> Callable[..., Callable[[Device], None]]:

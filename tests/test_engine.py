@@ -11,7 +11,15 @@ from cupy_rnnt import reference
 from cupy_rnnt.ops.activations import ACTIVATIONS
 from cupy_rnnt.results import REDUCTIONS
 
-from .device_calls import examples, on, to_device, to_host
+from .device_calls import (
+    examples,
+    joint_rnnt_loss,
+    joint_rnnt_loss_and_grad,
+    rnnt_loss,
+    rnnt_loss_and_grad,
+    to_device,
+    to_host,
+)
 from .helpers import least_budget, random_joint_case, random_logits_case
 from .tolerances import (
     DTYPES,
@@ -54,13 +62,12 @@ def test_joint_equals_reference(
         np.random.default_rng(seed), **shape, dtype=dtype, blank=blank, bias=bias
     )
     options["activation"] = activation
-    function = on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
-    budget = least_budget(function, *case, **options) + spare_bytes
+    budget = least_budget(joint_rnnt_loss_and_grad, *case, **options) + spare_bytes
     with threadpool_limits(threads):
-        loss, gradients, info = function(
+        loss, gradients, info = joint_rnnt_loss_and_grad(
             *case, **options, max_workspace_bytes=budget, return_info=True
         )
-        alone = on(device, cupy_rnnt.joint_rnnt_loss)(*case, **options, max_workspace_bytes=budget)
+        alone = joint_rnnt_loss(*case, **options, max_workspace_bytes=budget)
     expected_loss, expected = reference.joint_rnnt_loss_and_grad(*case, **options)
     assert_costs_close(loss, expected_loss, dtype, case.length)
     assert_gradients_close(gradients, expected, dtype, case.length)
@@ -88,21 +95,20 @@ def test_logits_equal_reference(
     case = random_logits_case(np.random.default_rng(seed), **shape, dtype=dtype, blank=blank)
     options["fused_log_softmax"] = fused
     expected_loss, expected = reference.rnnt_loss_and_grad(*case, **options)
-    function = cupy_rnnt.rnnt_loss_and_grad
-    budget = least_budget(on(device, function), *case, **options) + spare_bytes
-    copy = to_device(device, case._replace(logits=case.logits.copy()))
+    budget = least_budget(rnnt_loss_and_grad, *case, **options) + spare_bytes
+    copy = to_device(case._replace(logits=case.logits.copy()))
     with threadpool_limits(threads):
-        loss, grad = function(
+        loss, grad = cupy_rnnt.rnnt_loss_and_grad(
             *copy, **options, overwrite_logits=overwrite, max_workspace_bytes=budget
         )
-        alone = on(device, cupy_rnnt.rnnt_loss)(*case, **options, max_workspace_bytes=budget)
+        alone = rnnt_loss(*case, **options, max_workspace_bytes=budget)
     assert (grad is copy.logits) == overwrite
-    loss, grad = to_host(device, (loss, grad))
+    loss, grad = to_host((loss, grad))
     assert_costs_close(loss, expected_loss, dtype, case.length)
     assert_costs_close(alone, expected_loss, dtype, case.length)
     assert_gradient_close(grad, expected, dtype, case.length)
     if not overwrite:
-        np.testing.assert_array_equal(to_host(device, copy.logits), case.logits)
+        np.testing.assert_array_equal(to_host(copy.logits), case.logits)
 
 
 def big_case(device):
@@ -114,18 +120,18 @@ def big_case(device):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_same_bits_from_run_to_run(device, threads):
     """Of several threads, and of several blocks, which an emulated device runs in random order."""
-    case, function = big_case(device), on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
+    case = big_case(device)
     with threadpool_limits(threads):
-        first, second = (function(*case, reduction="none") for _ in range(2))
+        first, second = (joint_rnnt_loss_and_grad(*case, reduction="none") for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
     for one, other in zip(first[1], second[1], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_batch_equals_its_samples_alone(device):
-    case, function = big_case(device), on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
+    case = big_case(device)
     weights = np.linspace(-1, 2, 6)
-    costs, gradients = function(*case, reduction="none", cost_weights=weights)
+    costs, gradients = joint_rnnt_loss_and_grad(*case, reduction="none", cost_weights=weights)
     d_weight = np.zeros_like(case.weight, np.float64)
     for b in range(6):
         frames, columns = case.logit_lengths[b], case.target_lengths[b] + 1
@@ -136,7 +142,7 @@ def test_batch_equals_its_samples_alone(device):
             logit_lengths=[frames],
             target_lengths=[columns - 1],
         )
-        cost, gradient = function(*one, cost_weights=weights[b : b + 1])
+        cost, gradient = joint_rnnt_loss_and_grad(*one, cost_weights=weights[b : b + 1])
         assert_costs_close(cost, costs[b], np.float32, frames + columns)
         for name in ("encoder_out", "predictor_out"):
             alone = getattr(gradient, name)[0]
@@ -163,18 +169,16 @@ def poisoned_padding(case):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_padding_never_matters_to_logits(device, overwrite):
     case = random_logits_case(np.random.default_rng(0), 5, 8, 6, 10)
-    function = on(device, cupy_rnnt.rnnt_loss_and_grad)
-    loss, grad = function(*case)
-    other_loss, other_grad = function(*poisoned_padding(case), overwrite_logits=overwrite)
+    loss, grad = rnnt_loss_and_grad(*case)
+    other_loss, other_grad = rnnt_loss_and_grad(*poisoned_padding(case), overwrite_logits=overwrite)
     np.testing.assert_array_equal(other_loss, loss)
     np.testing.assert_array_equal(other_grad, grad)
 
 
 def test_padding_never_matters_to_joint(device):
     case = random_joint_case(np.random.default_rng(0), 5, 8, 6, 10, 7)
-    function = on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
-    loss, gradients = function(*case)
-    other_loss, others = function(*poisoned_padding(case))
+    loss, gradients = joint_rnnt_loss_and_grad(*case)
+    other_loss, others = joint_rnnt_loss_and_grad(*poisoned_padding(case))
     np.testing.assert_array_equal(other_loss, loss)
     for one, other in zip(gradients, others, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -186,8 +190,7 @@ def test_a_sample_that_is_not_finite_touches_no_other(device, bad):
     _, expected = reference.rnnt_loss_and_grad(*case, reduction="sum")
     logits = case.logits.copy()
     logits[1, 3, 0] = bad  # a whole row: even -inf leaves it without a softmax
-    function = on(device, cupy_rnnt.rnnt_loss_and_grad)
-    costs, grad = function(logits, *case[1:], reduction="none")
+    costs, grad = rnnt_loss_and_grad(logits, *case[1:], reduction="none")
     assert np.isnan(costs[1])
     assert np.isfinite(np.delete(costs, 1)).all()
     assert not grad[1].any()
@@ -200,8 +203,7 @@ def test_joint_sample_that_is_not_finite_touches_no_other(device):
     _, expected = reference.joint_rnnt_loss_and_grad(*case, cost_weights=weights)
     encoder_out = case.encoder_out.copy()
     encoder_out[1, 2, 3] = np.nan
-    function = on(device, cupy_rnnt.joint_rnnt_loss_and_grad)
-    costs, gradients = function(encoder_out, *case[1:], reduction="none")
+    costs, gradients = joint_rnnt_loss_and_grad(encoder_out, *case[1:], reduction="none")
     np.testing.assert_array_equal(np.isnan(costs), [False, True, False, False])
     assert_gradients_close(gradients, expected, np.float64, case.length)
 
@@ -211,8 +213,9 @@ def test_probability_zero(device, zero_infinity):
     case = random_logits_case(np.random.default_rng(2), 3, 6, 4, 8)
     logits = case.logits.copy()
     logits[0, :, :, case.targets[0, 1]] = -np.inf
-    function = on(device, cupy_rnnt.rnnt_loss_and_grad)
-    costs, grad = function(logits, *case[1:], reduction="none", zero_infinity=zero_infinity)
+    costs, grad = rnnt_loss_and_grad(
+        logits, *case[1:], reduction="none", zero_infinity=zero_infinity
+    )
     assert costs[0] == (0.0 if zero_infinity else np.inf)
     assert np.isfinite(costs[1:]).all()
     assert not grad[0].any()
@@ -225,7 +228,7 @@ def test_masked_vocabulary_gets_no_gradient(device):
     masked = np.setdiff1d(np.arange(11), case.targets)
     bias[masked] = -np.inf
     case = case._replace(bias=bias)
-    loss, gradients = on(device, cupy_rnnt.joint_rnnt_loss_and_grad)(*case)
+    loss, gradients = joint_rnnt_loss_and_grad(*case)
     expected_loss, expected = reference.joint_rnnt_loss_and_grad(*case)
     assert len(masked)
     assert not gradients.weight[masked].any()
@@ -239,7 +242,7 @@ def test_long_lattices(device, frames, labels):
     rng = np.random.default_rng(5)
     logits = rng.standard_normal((1, frames, labels + 1, 3)).astype(np.float32)
     arguments = logits, np.zeros((1, labels), int), [frames], [labels]
-    loss, grad = on(device, cupy_rnnt.rnnt_loss_and_grad)(*arguments)
+    loss, grad = rnnt_loss_and_grad(*arguments)
     expected_loss, expected = reference.rnnt_loss_and_grad(*arguments)
     assert_costs_close(loss, expected_loss, np.float32, frames + labels)
     assert_gradient_close(grad, expected, np.float32, frames + labels)
@@ -252,7 +255,7 @@ def test_gradient_error_is_absolute_and_tiny(device, scale, offset):
     logits = np.random.default_rng(6).standard_normal(shape).astype(np.float32)
     logits = logits * np.float32(scale) + np.float32(offset)
     arguments = logits, np.arange(labels)[None] % 29, [frames], [labels]
-    _, grad = on(device, cupy_rnnt.rnnt_loss_and_grad)(*arguments)
+    _, grad = rnnt_loss_and_grad(*arguments)
     _, expected = reference.rnnt_loss_and_grad(*arguments)
     assert np.abs(grad - expected).max() <= 2e-6
 
@@ -263,7 +266,7 @@ def test_what_is_dropped_is_bounded(device, dtype, tolerance):
     rng = np.random.default_rng(7)
     case = random_logits_case(rng, 3, 60, 20, 6, dtype=dtype, scale=4.0)
     used = tolerance or unit_roundoff(dtype)
-    _, grad, info = on(device, cupy_rnnt.rnnt_loss_and_grad)(
+    _, grad, info = rnnt_loss_and_grad(
         *case, reduction="sum", tolerance=tolerance, return_info=True
     )
     kept = 0
@@ -290,10 +293,9 @@ def test_what_is_dropped_is_bounded(device, dtype, tolerance):
 
 def test_tolerance_zero_keeps_every_cell(device):
     case = random_logits_case(np.random.default_rng(7), 3, 60, 20, 6, scale=4.0)
-    function = on(device, cupy_rnnt.rnnt_loss_and_grad)
-    *_, info = function(*case, tolerance=0, return_info=True)
+    *_, info = rnnt_loss_and_grad(*case, tolerance=0, return_info=True)
     assert info.kept == info.computed == info.cells
-    *_, info = on(device, cupy_rnnt.rnnt_loss)(*case, return_info=True)
+    *_, info = rnnt_loss(*case, return_info=True)
     assert info.kept == 0
 
 
@@ -303,18 +305,17 @@ def test_no_denormal_gradients(device):
     )
     logits = np.tanh(case.encoder_out[:, :, None] + case.predictor_out[:, None])
     logits = (logits @ case.weight.T + case.bias) * np.float32(2)
-    _, grad = on(device, cupy_rnnt.rnnt_loss_and_grad)(logits, *case[4:])
+    _, grad = rnnt_loss_and_grad(logits, *case[4:])
     magnitudes = np.abs(grad[grad != 0])
     assert (grad == 0).any()
     assert magnitudes.min() > 1e-36
 
 
-@pytest.mark.parametrize("function", ["loss", "gradient"])
+@pytest.mark.parametrize("function", [joint_rnnt_loss, joint_rnnt_loss_and_grad])
 def test_progress_rises_to_the_number_of_cells(device, function):
     calls = []
     case = big_case(device)
-    run = cupy_rnnt.joint_rnnt_loss if function == "loss" else cupy_rnnt.joint_rnnt_loss_and_grad
-    on(device, run)(*case, progress=lambda done, total: calls.append((done, total)))
+    function(*case, progress=lambda done, total: calls.append((done, total)))
     cells = int((case.logit_lengths * (case.target_lengths + 1)).sum())
     assert calls == sorted(calls)
     assert calls[-1] == (cells, cells)
@@ -325,7 +326,7 @@ def test_an_error_in_a_tile_surfaces(device):
         raise RuntimeError("enough")
 
     with threadpool_limits(2), pytest.raises(RuntimeError, match="enough"):
-        on(device, cupy_rnnt.joint_rnnt_loss)(*big_case(device), progress=stop)
+        joint_rnnt_loss(*big_case(device), progress=stop)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -336,6 +337,6 @@ def test_half_types_are_as_good_as_their_storage(device, dtype):
     rounded = case._replace(
         **{name: getattr(case, name).astype(dtype) for name in case._fields[:4]}
     )
-    loss = on(device, cupy_rnnt.joint_rnnt_loss)(*rounded)
+    loss = joint_rnnt_loss(*rounded)
     assert loss.dtype == np.float32
     assert abs(loss - truth) <= 2 * unit_roundoff(dtype) * abs(truth)
