@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,3 +99,56 @@ def examples(many: int, few: int, **strategies: Any) -> Callable[..., Callable[[
         return run
 
     return decorate
+
+
+class Peak:
+    """What was allocated on the device, the most at a time."""
+
+    def __init__(self, unit: int = 1) -> None:
+        self.bytes = self._used = 0
+        self._unit = unit
+
+    def size(self, nbytes: int) -> int:
+        """Of an allocation of so many bytes."""
+        return -(-nbytes // self._unit) * self._unit
+
+    def add(self, nbytes: int) -> None:
+        self._used += nbytes
+        self.bytes = max(self.bytes, self._used)
+
+
+@contextmanager
+def allocated() -> Iterator[Peak]:
+    """What is allocated meanwhile."""
+    device = _devices[-1]
+    if device.name == "numpy":
+        peak = Peak()
+        tracemalloc.start()
+        try:
+            yield peak
+            peak.bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    elif hasattr(device.xp.cuda, "MemoryHook"):
+        peak = Peak(unit=512)
+        with _hook(device.xp.cuda.MemoryHook, peak)():
+            yield peak
+    else:
+        peak, pool = Peak(unit=512), device.xp.get_default_memory_pool()
+        before = pool.used_bytes()
+        pool.free_all_blocks()
+        yield peak
+        peak.bytes = pool.total_bytes() - before
+
+
+def _hook(base: Any, peak: Peak) -> Any:
+    class Hook(base):  # type: ignore[misc]
+        name = "peak"
+
+        def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            peak.add(mem_size)
+
+        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            peak.add(-mem_size)
+
+    return Hook

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from .device_calls import to_device, to_host
+
 
 class LogitsCase(NamedTuple):
     logits: np.ndarray
@@ -93,7 +95,7 @@ def least_budget(function, *args, **kwargs) -> int:
 
 def occupancies(lattice, frames, columns):
     """Blank and label occupancies of each sample, (2, T, S)."""
-    cells, *both = lattice.keep(np.full(len(frames), -np.inf))
+    cells, *both = to_host(lattice.keep(to_device(np.full(len(frames), -np.inf))))
     counts = np.multiply(frames, columns)
     np.testing.assert_array_equal(cells, np.arange(counts.sum()))
     of_samples = np.split(np.stack(both), counts.cumsum()[:-1], axis=1)

@@ -20,6 +20,7 @@ from cupy_rnnt import engine, joint, passes, reference, selection, sources
 from cupy_rnnt.schedule import Tiles
 from cupy_rnnt.sources import JointSource
 
+from .device_calls import joint_rnnt_loss, joint_rnnt_loss_and_grad, to_device, to_host
 from .helpers import JointCase, least_budget
 from .selection_joints import shapes
 from .tolerances import cost_tolerance
@@ -96,7 +97,7 @@ def first_choice(choose: Callable[..., np.ndarray]) -> Iterator[None]:
         _, bounds = lattice.certify()
         new = choose(lattice, bounds, frames, columns)
         assert new.shape == chosen.shape
-        return new, np.full(len(frames), np.inf)
+        return new, to_device(np.full(len(frames), np.inf))
 
     with mock.patch.object(passes, "next_cells", next_cells):
         yield
@@ -113,7 +114,8 @@ def with_holes(share: float, seed: int) -> Callable[..., np.ndarray]:
 
     def choose(lattice, bounds, frames, columns):
         new = lattice.likely(bounds - 10.0)
-        return new & (rng.random(new.shape) >= share) | no_path(lattice, bounds, frames, columns)
+        there = to_device(rng.random(new.shape) >= share)
+        return new & there | no_path(lattice, bounds, frames, columns)
 
     return choose
 
@@ -124,7 +126,7 @@ def a_subset(share: float, seed: int) -> Callable[..., np.ndarray]:
 
     def choose(lattice, bounds, frames, columns):
         last = no_path(lattice, bounds, frames, columns)
-        return last | (rng.random(last.shape) < share)
+        return last | to_device(rng.random(last.shape) < share)
 
     return choose
 
@@ -141,7 +143,7 @@ def one_path(seed: int) -> Callable[..., np.ndarray]:
             mask = np.zeros((t, s), bool)
             mask[np.arange(len(u)) - u, u] = True
             masks.append(mask.ravel())
-        return np.concatenate(masks)
+        return to_device(np.concatenate(masks))
 
     return choose
 
@@ -150,7 +152,7 @@ def no_path(lattice, bounds, frames, columns) -> np.ndarray:
     """The last cell of each sample alone, where no path inside gets to unless there is no other."""
     new = np.zeros((frames * columns).sum(), bool)
     new[np.cumsum(frames * columns) - 1] = True
-    return new
+    return to_device(new)
 
 
 class Computed:
@@ -160,7 +162,7 @@ class Computed:
         self._cells: list[np.ndarray] = []
 
     def add(self, cells) -> None:
-        self._cells.append(np.stack(cells[:3]))
+        self._cells.append(np.stack(to_host(cells[:3])))
 
     def masks(self, case: JointCase) -> list[np.ndarray]:
         """Of each sample, (T, S); no cell may have been computed twice."""
@@ -204,7 +206,7 @@ def checked_call(case: JointCase, activation="tanh", **options) -> joint.JointCa
         "max_workspace_bytes": None,
         "progress": None,
     }
-    return joint.checked(*case, "none", activation, **{**named, **options})
+    return joint.checked(*to_device(case), "none", activation, **{**named, **options})
 
 
 def least_selecting_budget(case: JointCase, gradient: bool) -> int:
@@ -218,7 +220,7 @@ def least_selecting_budget(case: JointCase, gradient: bool) -> int:
             plan = engine.make_plan(source, call.batch, options, gradient, store=gradient)
             return plan.selecting
 
-        function = cupy_rnnt.joint_rnnt_loss_and_grad if gradient else cupy_rnnt.joint_rnnt_loss
+        function = joint_rnnt_loss_and_grad if gradient else joint_rnnt_loss
         low = least_budget(function, *case)
         high = low + 2**30
         assert selects(high)
@@ -233,14 +235,14 @@ def bounds_of(case: JointCase, activation="tanh", rows=7) -> list[Bounds]:
     call = checked_call(case, activation)
     source = call.source(gradient=False)
     tangents, scratch = source.tangents(np.arange(call.batch.size)), source.scratch(rows)
-    bounds = np.full((2, call.batch.cell_count), np.nan)
+    bounds = to_device(np.full((2, call.batch.cell_count), np.nan))
     with np.errstate(all="ignore"):  # as of the workers
         for side, count in enumerate(tangents.references):
             for tile in Tiles(count, rows, 1):
                 tangents.refer(side, *tile, scratch)
         for tile in Tiles(tangents.references[0], min(rows, 3), 1):
             tangents.bound(*tile, scratch, 0, bounds)
-    of_samples = np.split(bounds, call.batch.offsets[1:-1], axis=1)
+    of_samples = np.split(to_host(bounds), call.batch.offsets[1:-1], axis=1)
     return [
         Bounds(*values.reshape(2, *shape), float(slack))
         for values, shape, slack in zip(of_samples, shapes(case), tangents._slack, strict=True)
@@ -289,7 +291,7 @@ def check_certificate(
         if choose is not None:
             stack.enter_context(first_choice(choose))
         computed = stack.enter_context(computed_cells())
-        costs, info = cupy_rnnt.joint_rnnt_loss(
+        costs, info = joint_rnnt_loss(
             *case, reduction="none", activation=activation, tolerance=tolerance, return_info=True
         )
     masks = computed.masks(case)

@@ -11,9 +11,9 @@ import numpy as np
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
-from cupy_rnnt.ops import cpu
-from cupy_rnnt.ops.bounded import BoundedLattice
+from cupy_rnnt.ops import BoundedLattice
 
+from .device_calls import operations, to_device, to_host
 from .helpers import occupancies
 
 
@@ -53,15 +53,18 @@ def shapes_of(samples):
 def made(samples, gradient=True) -> BoundedLattice:
     """Their lattice, bounded and written."""
     frames, columns = shapes_of(samples)
-    lattice = BoundedLattice(frames, columns, gradient)
-    lattice.bound(np.concatenate([sample.bounds.reshape(2, -1) for sample in samples], axis=1))
+    ops = operations()
+    lattice = ops.bounded_lattice(frames, columns, gradient)
+    bounds = np.concatenate([sample.bounds.reshape(2, -1) for sample in samples], axis=1)
+    lattice.bound(to_device(bounds))
     shape = len(samples), int(frames.max()), int(columns.max())
     targets = np.ones((shape[0], shape[2] - 1), int)
     batch = Batch(targets, frames, columns - 1, shape, 2, 0)
     inside = np.concatenate([sample.mask.ravel() for sample in samples])
     both = np.concatenate([sample.exact.reshape(2, -1) for sample in samples], axis=1)
     if inside.any():
-        lattice.write(Coordinates(batch, cpu).of(np.flatnonzero(inside)), *both[:, inside])
+        cells = Coordinates(batch, ops).of(to_device(np.flatnonzero(inside)))
+        lattice.write(cells, *to_device(both[:, inside]))
     return lattice
 
 
@@ -118,8 +121,8 @@ def check_lattice(samples: list[BoundedSample], gradient=True) -> list[float]:
     lattice = made(samples, gradient)
     lattice.certify()
     check_likely(samples, lattice)
-    inside, leaving = lattice.certify()
-    costs = lattice.solve()
+    inside, leaving = to_host(lattice.certify())
+    costs = to_host(lattice.solve())
     both = occupancies(lattice, *shapes_of(samples)) if gradient else ()
     found = []
     for i, (exact, _, mask) in enumerate(samples):
@@ -165,7 +168,7 @@ def check_likely(samples: list[BoundedSample], lattice: BoundedLattice) -> None:
         gaps = np.flatnonzero(np.diff(values) > 1e-6)
         at = gaps[(7 * i + len(samples)) % len(gaps)]
         thresholds[i] = (values[at] + values[at + 1]) / 2
-    likely = lattice.likely(thresholds)
+    likely = to_host(lattice.likely(to_device(thresholds)))
     assert likely.size == sum(sample.mask.size for sample in samples)
     start = 0
     for sample, (tight, loose), threshold in zip(samples, bounds, thresholds, strict=True):

@@ -1,15 +1,13 @@
-"""The NumPy lattice against the textbook's loops."""
+"""Lattices against the textbook's loops."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
-from cupy_rnnt.ops import cpu
-from cupy_rnnt.ops.lattice import Lattice
 
+from .device_calls import examples, operations, to_device, to_host
 from .helpers import occupancies
 
 
@@ -20,14 +18,15 @@ def solved(frames, columns, log_probs, gradient=True):
     batch = Batch(
         np.ones((size, most - 1), int), frames, columns - 1, (size, frames.max(), most), 2, 0
     )
-    lattice = Lattice(frames, columns, gradient)
-    cells = Coordinates(batch, cpu).of(np.arange(batch.cell_count))
+    ops = operations()
+    lattice = ops.lattice(frames, columns, gradient)
+    cells = Coordinates(batch, ops).of(to_device(np.arange(batch.cell_count)))
     blank = np.concatenate([b.ravel() for b, _ in log_probs])
     label = np.concatenate(
         [np.pad(c, ((0, 0), (0, 1)), constant_values=9).ravel() for _, c in log_probs]
     )
-    lattice.write(cells, blank, label)
-    return batch, lattice.solve(), lattice
+    lattice.write(cells, to_device(blank), to_device(label))
+    return to_host(lattice.solve()), lattice
 
 
 def random_log_probs(rng, frames, columns):
@@ -36,16 +35,17 @@ def random_log_probs(rng, frames, columns):
         yield both[..., 0], both[:, :-1, 1]
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+@examples(
+    150,
+    10,
     shapes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_group_equals_textbook(shapes, seed):
+def test_group_equals_textbook(device, shapes, seed):
     frames, columns = zip(*shapes, strict=True)
     log_probs = list(random_log_probs(np.random.default_rng(seed), frames, columns))
-    _, costs, lattice = solved(frames, columns, log_probs)
-    _, costs_alone, *_ = solved(frames, columns, log_probs, gradient=False)
+    costs, lattice = solved(frames, columns, log_probs)
+    costs_alone, _ = solved(frames, columns, log_probs, gradient=False)
     np.testing.assert_array_equal(costs, costs_alone)
     for b, (of_blank, of_label) in enumerate(occupancies(lattice, frames, columns)):
         expected_blank, expected_label, log_prob = reference.occupancies(*log_probs[b])
@@ -57,7 +57,7 @@ def test_group_equals_textbook(shapes, seed):
         assert not of_label[:, -1].any()
 
 
-def test_wide_groups_take_the_vector_logaddexp():
+def test_wide_groups_take_the_vector_logaddexp(device):
     """Long diagonals go another way through the recursion than short ones, with -inf in both."""
     rng = np.random.default_rng(0)
     frames, columns = [40] * 12, [35] * 12
@@ -65,7 +65,7 @@ def test_wide_groups_take_the_vector_logaddexp():
     for blank, label in log_probs:
         blank[rng.random(blank.shape) < 0.2] = -np.inf
         label[rng.random(label.shape) < 0.2] = -np.inf
-    _, costs, lattice = solved(frames, columns, log_probs)
+    costs, lattice = solved(frames, columns, log_probs)
     assert np.isfinite(costs).any()
     for b, (blank, label) in enumerate(occupancies(lattice, frames, columns)):
         expected_blank, expected_label, log_prob = reference.occupancies(*log_probs[b])
@@ -80,12 +80,12 @@ def test_wide_groups_take_the_vector_logaddexp():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [(0, 0), (3, 2), (1, 4)])
-def test_a_bad_sample_keeps_to_itself(bad, place):
+def test_a_bad_sample_keeps_to_itself(device, bad, place):
     frames, columns = [5, 4, 6], [5, 5, 3]
     log_probs = list(random_log_probs(np.random.default_rng(1), frames, columns))
-    _, expected, healthy = solved(frames, columns, log_probs)
+    expected, healthy = solved(frames, columns, log_probs)
     log_probs[1][0][place] = bad
-    _, costs, lattice = solved(frames, columns, log_probs)
+    costs, lattice = solved(frames, columns, log_probs)
     assert np.isnan(costs[1])
     np.testing.assert_array_equal(np.delete(costs, 1), np.delete(expected, 1))
     both = (occupancies(of, frames, columns) for of in (healthy, lattice))

@@ -4,12 +4,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupy_rnnt import tangents
 from cupy_rnnt.ops.activations import ACTIVATIONS
 
+from .device_calls import examples
 from .helpers import random_joint_case
 from .selection_cases import bounds_of, check_bounds, exact_log_probs
 from .selection_joints import any_case, with_padding
@@ -19,8 +19,9 @@ every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 every_arithmetic = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
-@settings(max_examples=250, deadline=None)
-@given(
+@examples(
+    250,
+    8,
     shape=st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(0, 9), st.integers(2, 20)),
     hidden=st.sampled_from([1, 2, 8, 16, 65]),
     dtype=st.sampled_from(DTYPES),
@@ -30,7 +31,7 @@ every_arithmetic = pytest.mark.parametrize("dtype", [np.float32, np.float64])
     rows=st.sampled_from([1, 3, 7, 200]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_bounds_hold(shape, hidden, dtype, activation, blank, bias, rows, seed):
+def test_bounds_hold(device, shape, hidden, dtype, activation, blank, bias, rows, seed):
     rng = np.random.default_rng(seed)
     case = any_case(rng, *shape, hidden, dtype=dtype, blank=blank, bias=bias)
     check_bounds(case, activation, rows)
@@ -39,7 +40,7 @@ def test_bounds_hold(shape, hidden, dtype, activation, blank, bias, rows, seed):
 @every_activation
 @pytest.mark.parametrize("labels", [0, 1])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_least_lattices(frames, labels, activation):
+def test_least_lattices(device, frames, labels, activation):
     """Of one or two frames, no or one label, and a vocabulary of two."""
     case = random_joint_case(np.random.default_rng(0), 3, frames, labels, 2, 3)
     case = case._replace(logit_lengths=np.full(3, frames), target_lengths=np.full(3, labels))
@@ -49,7 +50,7 @@ def test_least_lattices(frames, labels, activation):
 @every_activation
 @every_arithmetic
 @pytest.mark.parametrize("shape", [(1, 6), (7, 0)], ids=["one frame", "no label"])
-def test_bounds_are_exact_at_their_references(shape, dtype, activation):
+def test_bounds_are_exact_at_their_references(device, shape, dtype, activation):
     """With one frame, the reference of a prefix is its only cell, and with no label that of a frame
     is: a tangent is the function itself where it touches. Rounding takes a bound to either side of
     the truth by no more than its slack, which is then added."""
@@ -65,7 +66,7 @@ def test_bounds_are_exact_at_their_references(shape, dtype, activation):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(np.float32, 0.05), (np.float64, 1e-10)])
-def test_slack_is_small_and_enough_for_a_usual_joint(dtype, most):
+def test_slack_is_small_and_enough_for_a_usual_joint(device, dtype, most):
     """It is added to every log-prob, and even 0.05 nats cost but a few cells in a hundred. It
     bounds each of many roundings, which as a random walk stay far below that."""
     case = random_joint_case(
@@ -80,7 +81,7 @@ def test_slack_is_small_and_enough_for_a_usual_joint(dtype, most):
 
 @every_arithmetic
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
-def test_exponentials_of_the_summands_give_what_the_activation_does(activation, dtype):
+def test_exponentials_of_the_summands_give_what_the_activation_does(device, activation, dtype):
     """Both are off by at most the slack they include."""
     case = any_case(np.random.default_rng(3), 3, 9, 6, 11, 16, dtype=dtype)
     by_exponentials = bounds_of(case, activation)
@@ -95,7 +96,7 @@ def test_exponentials_of_the_summands_give_what_the_activation_does(activation, 
 @every_arithmetic
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
 @pytest.mark.parametrize("size", [19.9, 20.1, 60.0, 1000.0])
-def test_large_inputs(size, activation, dtype):
+def test_large_inputs(device, size, activation, dtype):
     """Samples whose exponentials would overflow go without, each for itself: of large outputs of
     the encoder, of the predictor, of both (which may cancel), and of neither."""
     rng = np.random.default_rng(4)
@@ -110,7 +111,7 @@ def test_large_inputs(size, activation, dtype):
 
 
 @every_activation
-def test_size_of_each_sample_counts_for_itself(activation):
+def test_size_of_each_sample_counts_for_itself(device, activation):
     """Without a bounded activation slack follows the size of the inputs, of the sample alone."""
     case = random_joint_case(np.random.default_rng(5), 3, 9, 6, 11, 16, dtype=np.float32)
     alone = [bounds.slack for bounds in bounds_of(case, activation)]
@@ -123,7 +124,7 @@ def test_size_of_each_sample_counts_for_itself(activation):
 
 @every_arithmetic
 @pytest.mark.parametrize("left", ["targets", "one label"])
-def test_masked_vocabulary(left, dtype):
+def test_masked_vocabulary(device, left, dtype):
     """Entries of bias -inf have probability 0, and none is left to the others."""
     case = random_joint_case(np.random.default_rng(6), 3, 9, 6, 12, 8, dtype=dtype, blank=0)
     bias, targets = case.bias.copy(), case.targets
@@ -136,7 +137,7 @@ def test_masked_vocabulary(left, dtype):
         np.testing.assert_array_equal(label[:, :-1] == -np.inf, exact.label == -np.inf)
 
 
-def test_masked_blank():
+def test_masked_blank(device):
     case = random_joint_case(np.random.default_rng(7), blank=2)
     bias = case.bias.copy()
     bias[2] = -np.inf
@@ -145,7 +146,7 @@ def test_masked_blank():
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100])
-def test_padding_never_matters(rows):
+def test_padding_never_matters(device, rows):
     case = random_joint_case(np.random.default_rng(8), 5, 8, 6, 10, 7)
     for one, other in zip(bounds_of(case), bounds_of(with_padding(case, np.nan)), strict=True):
         np.testing.assert_array_equal(one.blank, other.blank)
@@ -153,7 +154,7 @@ def test_padding_never_matters(rows):
 
 
 @pytest.mark.parametrize("name", ["encoder_out", "predictor_out", "weight", "bias"])
-def test_what_is_not_a_number_bounds_nothing(name):
+def test_what_is_not_a_number_bounds_nothing(device, name):
     """Where a NaN goes into a bound it is 0, above every log-prob, and that of a sample stays
     there."""
     case = random_joint_case(np.random.default_rng(9), 3, 9, 6, 12, 8)
@@ -168,7 +169,7 @@ def test_what_is_not_a_number_bounds_nothing(name):
             np.testing.assert_array_equal(values[:, :-1], expected[:, :-1])
 
 
-def test_slack_grows_with_the_unit_roundoff():
+def test_slack_grows_with_the_unit_roundoff(device):
     """It is there for rounding only, and so is in proportion to it."""
     cases = [
         random_joint_case(np.random.default_rng(10), 1, 6, 4, 9, 8, dtype=dtype) for dtype in DTYPES

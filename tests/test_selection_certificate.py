@@ -4,13 +4,18 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cupy_rnnt
 from cupy_rnnt import passes, reference
 from cupy_rnnt.ops.activations import ACTIVATIONS
 
+from .device_calls import (
+    examples,
+    joint_rnnt_loss,
+    joint_rnnt_loss_and_grad,
+    to_device,
+    to_host,
+)
 from .helpers import occupancies
 from .selection_cases import (
     a_subset,
@@ -31,13 +36,12 @@ EXTENTS = st.lists(st.tuples(st.integers(1, 13), st.integers(1, 13)), min_size=1
 # Lattices
 
 
-@settings(max_examples=100, deadline=None)
-@given(extents=EXTENTS, gradient=st.booleans(), seed=st.integers(0, 2**32 - 1))
-def test_lattices(extents, gradient, seed):
+@examples(100, 6, extents=EXTENTS, gradient=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_lattices(device, extents, gradient, seed):
     check_lattice(random_samples(np.random.default_rng(seed), extents), gradient)
 
 
-def test_lattices_of_wide_groups():
+def test_lattices_of_wide_groups(device):
     """Long diagonals take another logaddexp."""
     rng = np.random.default_rng(0)
     shares = check_lattice(random_samples(rng, [(30, 25), (25, 31), (8, 40)] * 5))
@@ -45,7 +49,7 @@ def test_lattices_of_wide_groups():
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3])
-def test_certificate_is_the_missing_share_if_bounds_are_the_log_probs(scale):
+def test_certificate_is_the_missing_share_if_bounds_are_the_log_probs(device, scale):
     """Then what leaves is what all paths have beyond those inside, to the last digits; any bound
     above makes it larger."""
     rng = np.random.default_rng(1)
@@ -55,7 +59,7 @@ def test_certificate_is_the_missing_share_if_bounds_are_the_log_probs(scale):
         lattice = made(
             [sample._replace(bounds=above, mask=sample.mask | (rng.random((9, 7)) < 0.7))]
         )
-        inside, leaving = np.exp(np.concatenate(lattice.certify()))
+        inside, leaving = np.exp(np.concatenate(to_host(lattice.certify())))
         full = np.exp(reference.betas(sample.exact[0], sample.exact[1, :, :-1])[0, 0])
         if leaving > 1e-6 * full > 0:
             found.append((inside + leaving) / full)
@@ -66,7 +70,7 @@ def test_certificate_is_the_missing_share_if_bounds_are_the_log_probs(scale):
         np.testing.assert_allclose(found, 1, rtol=1e-12)
 
 
-def test_occupancies_get_close_to_their_bound():
+def test_occupancies_get_close_to_their_bound(device):
     """Two paths of one half each that share a single transition, and one of them is C: by eps = 1,
     posteriors may be one half apart in total variation, and they are, in all others."""
     frames, columns = 2, 41
@@ -88,18 +92,17 @@ def test_occupancies_get_close_to_their_bound():
     np.testing.assert_allclose(error, bound * (1 - 1 / (frames + columns - 1)))
 
 
-@settings(max_examples=50, deadline=None)
-@given(extents=EXTENTS, seed=st.integers(0, 2**32 - 1))
-def test_before_anything_is_exact_the_bound_is_that_of_all_paths(extents, seed):
+@examples(50, 4, extents=EXTENTS, seed=st.integers(0, 2**32 - 1))
+def test_before_anything_is_exact_the_bound_is_that_of_all_paths(device, extents, seed):
     rng = np.random.default_rng(seed)
     samples = [
         sample._replace(mask=np.zeros_like(sample.mask)) for sample in random_samples(rng, extents)
     ]
     lattice = made(samples)
-    inside, leaving = lattice.certify()
+    inside, leaving = to_host(lattice.certify())
     assert (inside == -np.inf).all()
-    assert lattice.likely(np.full(len(samples), -np.inf)).all()
-    assert not lattice.likely(np.full(len(samples), np.inf)).any()
+    assert lattice.likely(to_device(np.full(len(samples), -np.inf))).all()
+    assert not lattice.likely(to_device(np.full(len(samples), np.inf))).any()
     for sample, total in zip(samples, leaving, strict=True):
         np.testing.assert_allclose(total, plain(sample).leaving, rtol=1e-13, atol=1e-14)
         full = reference.betas(sample.exact[0], sample.exact[1, :, :-1])[0, 0]
@@ -107,7 +110,7 @@ def test_before_anything_is_exact_the_bound_is_that_of_all_paths(extents, seed):
 
 
 @pytest.mark.parametrize("nats", [10.0, 100.0, 700.0, 5000.0])
-def test_shares_that_vanish_are_not_forgotten(nats):
+def test_shares_that_vanish_are_not_forgotten(device, nats):
     """What leaves may be far below the least float64 number, be it alone or of many cells."""
     exact = np.full((2, 12, 9), -nats)
     exact[0, :, 0] = exact[1, -1] = 0.0
@@ -117,7 +120,7 @@ def test_shares_that_vanish_are_not_forgotten(nats):
     mask = np.zeros((12, 9), bool)
     mask[:, 0] = mask[-1] = True
     lattice = made([BoundedSample(exact, exact, mask)])
-    inside, leaving = lattice.certify()
+    inside, leaving = to_host(lattice.certify())
     assert inside == 0
     outside = plain(BoundedSample(exact, exact, mask)).leaving
     assert outside < -2 * nats + 10
@@ -125,21 +128,21 @@ def test_shares_that_vanish_are_not_forgotten(nats):
     assert leaving <= max(outside + 1e-9, -690)
 
 
-def test_a_group_keeps_its_samples_apart():
+def test_a_group_keeps_its_samples_apart(device):
     """A sample that is whole, one whose labels are impossible, one with a NaN, and a usual one."""
     samples = random_samples(np.random.default_rng(3), [(6, 5), (9, 4), (4, 9), (7, 7)])
     samples[0].mask[:] = samples[2].mask[:] = True
     samples[1].exact[:, :, 2] = samples[1].bounds[:, :, 2] = -np.inf
-    alone = [made([sample]).certify() for sample in samples]
+    alone = [to_host(made([sample]).certify()) for sample in samples]
     samples[2].exact[0, 1, 3] = np.nan
-    inside, leaving = made(samples).certify()
+    inside, leaving = to_host(made(samples).certify())
     for i in (0, 1, 3):
         np.testing.assert_allclose(inside[i], alone[i][0][0], rtol=1e-13)
         shares = np.exp(leaving[i]), np.exp(alone[i][1][0])
         np.testing.assert_allclose(*shares, rtol=1e-12, atol=1e-300)
     costs = made(samples)
     costs.certify()
-    np.testing.assert_array_equal(np.isnan(costs.solve()), [False, False, True, False])
+    np.testing.assert_array_equal(np.isnan(to_host(costs.solve())), [False, False, True, False])
 
 
 # Joints
@@ -156,8 +159,9 @@ CHOICES = {
 }
 
 
-@settings(max_examples=200, deadline=None)
-@given(
+@examples(
+    200,
+    5,
     size=st.integers(1, 4),
     extents=st.tuples(st.integers(1, 24), st.integers(0, 12)),
     vocabulary=st.sampled_from([2, 3, 9, 20]),
@@ -170,7 +174,7 @@ CHOICES = {
     seed=st.integers(0, 2**32 - 1),
 )
 def test_joints(
-    size, extents, vocabulary, hidden, trained, choice, tolerance, activation, most, seed
+    device, size, extents, vocabulary, hidden, trained, choice, tolerance, activation, most, seed
 ):
     rng = np.random.default_rng(seed)
     shape = size, *extents, vocabulary, hidden
@@ -188,7 +192,7 @@ def trained_cases(count, **options):
 
 
 @pytest.mark.parametrize("choice", ["by bounds", "3 nats", "holes"])
-def test_the_checks_have_something_to_see(choice):
+def test_the_checks_have_something_to_see(device, choice):
     """True errors are far above rounding and not far below their certificates, and rounds of repair
     run, so that a certificate too small would be noticed."""
     found, rounds = [], []
@@ -202,7 +206,7 @@ def test_the_checks_have_something_to_see(choice):
     assert max(sample.error / sample.certificate for sample in found) > 0.5
 
 
-def test_third_round():
+def test_third_round(device):
     """Loose bounds and a bad first choice take all three rounds; the third is the last, and need
     not compute everything."""
     found = {}
@@ -219,7 +223,7 @@ def test_third_round():
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu", "silu", "identity"])
-def test_gradient_is_that_of_the_paths_inside(activation):
+def test_gradient_is_that_of_the_paths_inside(device, activation):
     """Finite differences at a fixed C, in a random direction of each input.
 
     A central difference of step 1e-4 is off by the third derivative times 1e-8 / 6, which counts in
@@ -230,19 +234,17 @@ def test_gradient_is_that_of_the_paths_inside(activation):
     lengths = np.array([16, 12]), np.array([6, 4])
     case = aligned_case(rng, 2, 16, 6, 9, 12, sharpness=3.0, lengths=lengths)
     with selecting(), computed_cells() as computed:
-        cupy_rnnt.joint_rnnt_loss(*case, activation=activation, tolerance=0.9)
+        joint_rnnt_loss(*case, activation=activation, tolerance=0.9)
     fixed = np.concatenate([mask.ravel() for mask in computed.masks(case)])
     assert fixed.mean() < 0.6
 
     def next_cells(lattice, frames, columns, chosen, rounds, tolerance):
         lattice.certify()
-        return fixed & ~chosen, np.zeros(len(frames))
+        return to_device(fixed) & ~chosen, to_device(np.zeros(len(frames)))
 
     options = {"activation": activation, "reduction": "sum", "tolerance": 1e-300}
     with selecting(), mock.patch.object(passes, "next_cells", next_cells):
-        loss, gradients, info = cupy_rnnt.joint_rnnt_loss_and_grad(
-            *case, **options, return_info=True
-        )
+        loss, gradients, info = joint_rnnt_loss_and_grad(*case, **options, return_info=True)
         assert info.computed == fixed.sum() < info.cells
         _, full = reference.joint_rnnt_loss_and_grad(*case, activation=activation, reduction="sum")
         apart = []
@@ -250,7 +252,7 @@ def test_gradient_is_that_of_the_paths_inside(activation):
             direction = rng.normal(size=gradient.shape)
             direction /= np.linalg.norm(direction)
             there, back = (
-                cupy_rnnt.joint_rnnt_loss(
+                joint_rnnt_loss(
                     *case._replace(**{name: getattr(case, name) + step * direction}), **options
                 )
                 for step in (1e-4, -1e-4)

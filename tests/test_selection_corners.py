@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import cupy_rnnt
 from cupy_rnnt import reference
 from cupy_rnnt.ops.activations import ACTIVATIONS
 
+from .device_calls import joint_rnnt_loss, joint_rnnt_loss_and_grad
 from .helpers import random_joint_case
 from .selection_cases import below, check_certificate, computed_cells, first_choice, selecting
 from .selection_joints import aligned_case, any_case, shapes, with_padding
@@ -18,9 +18,7 @@ every_arithmetic = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def selected(case, **options):
     """Costs, gradients, info, and of each sample the share of its cells that was computed."""
     with selecting(), computed_cells() as computed:
-        results = cupy_rnnt.joint_rnnt_loss_and_grad(
-            *case, reduction="none", return_info=True, **options
-        )
+        results = joint_rnnt_loss_and_grad(*case, reduction="none", return_info=True, **options)
     return *results, [mask.mean() for mask in computed.masks(case)]
 
 
@@ -48,7 +46,7 @@ LEAST = {
 
 @pytest.mark.parametrize("choose", [None, below(0.0), below(3.0)], ids=["bounds", "0", "3 nats"])
 @pytest.mark.parametrize("shape", LEAST.values(), ids=LEAST)
-def test_least_shapes(shape, choose):
+def test_least_shapes(device, shape, choose):
     frames, labels, vocabulary = shape
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -65,7 +63,7 @@ def test_least_shapes(shape, choose):
 
 
 @every_arithmetic
-def test_repeated_labels(dtype):
+def test_repeated_labels(device, dtype):
     case = repeated(trained(dtype=dtype))
     costs, gradients, info, _ = selected(case)
     expected_costs, expected = reference.joint_rnnt_loss_and_grad(*case, reduction="none")
@@ -75,7 +73,7 @@ def test_repeated_labels(dtype):
 
 
 @every_arithmetic
-def test_masked_vocabulary(dtype):
+def test_masked_vocabulary(device, dtype):
     case = trained(dtype=dtype)
     masked = np.setdiff1d(np.arange(11), case.targets[:, :6])[:3]
     bias = case.bias.copy()
@@ -95,7 +93,7 @@ def test_masked_vocabulary(dtype):
 
 @pytest.mark.parametrize("masked", ["blank", "target"])
 @pytest.mark.parametrize("zero_infinity", [False, True])
-def test_probability_zero(zero_infinity, masked):
+def test_probability_zero(device, zero_infinity, masked):
     """Without the blank nobody gets to the end; without a label those who need it do not."""
     case = trained()
     targets, bias = np.minimum(case.targets, 9), case.bias.copy()
@@ -117,7 +115,7 @@ def test_probability_zero(zero_infinity, masked):
         assert info.computed < info.cells
 
 
-def test_an_impossible_sample_beside_one_that_needs_repair():
+def test_an_impossible_sample_beside_one_that_needs_repair(device):
     """Neither the log of its probability nor that of its bound is in the way of the others."""
     case = trained()
     targets, bias = np.minimum(case.targets, 9), case.bias.copy()
@@ -143,7 +141,7 @@ BAD = {
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_what_is_not_finite(activation, name, bad, astray):
+def test_what_is_not_finite(device, activation, name, bad, astray):
     """Costs are what they are without selection: a sample with a NaN costs NaN, and is computed
     whole; others are not touched by it."""
     case = trained()
@@ -155,7 +153,7 @@ def test_what_is_not_finite(activation, name, bad, astray):
             costs, gradients, info, shares = selected(case, activation=activation)
     else:
         costs, gradients, info, shares = selected(case, activation=activation)
-    expected, whole = cupy_rnnt.joint_rnnt_loss_and_grad(
+    expected, whole = joint_rnnt_loss_and_grad(
         *case, reduction="none", activation=activation, tolerance=0
     )
     assert_costs_close(costs, expected, np.float64, case.length)
@@ -171,7 +169,7 @@ def test_what_is_not_finite(activation, name, bad, astray):
 
 @every_arithmetic
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_inputs_as_large_as_they_can_be(activation, dtype):
+def test_inputs_as_large_as_they_can_be(device, activation, dtype):
     """Their means overflow; a sample that has them may cost anything, and touches no other."""
     case = trained(dtype=dtype)
     healthy, *_ = selected(case, activation=activation)
@@ -180,15 +178,13 @@ def test_inputs_as_large_as_they_can_be(activation, dtype):
     encoder_out[1, 3:6] = -np.finfo(dtype).max
     case = case._replace(encoder_out=encoder_out)
     costs, *_ = selected(case, activation=activation)
-    expected = cupy_rnnt.joint_rnnt_loss(
-        *case, reduction="none", activation=activation, tolerance=0
-    )
+    expected = joint_rnnt_loss(*case, reduction="none", activation=activation, tolerance=0)
     np.testing.assert_array_equal(costs[[0, 2]], healthy[[0, 2]])
     assert_costs_close(costs, expected, dtype, case.length)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_padding_that_is_not_finite(value):
+def test_padding_that_is_not_finite(device, value):
     case = trained()
     costs, gradients, info, _ = selected(case)
     others = selected(with_padding(case, value))
@@ -200,7 +196,7 @@ def test_padding_that_is_not_finite(value):
 
 @every_arithmetic
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
-def test_inputs_beyond_the_exponentials(activation, dtype):
+def test_inputs_beyond_the_exponentials(device, activation, dtype):
     """A sample with outputs above 20, which bounds of products of exponentials are not for."""
     case = trained(dtype=dtype)
     encoder_out, predictor_out = case.encoder_out.copy(), case.predictor_out.copy()
@@ -218,7 +214,7 @@ def test_inputs_beyond_the_exponentials(activation, dtype):
 
 
 @pytest.mark.parametrize("tolerance", [5e-324, 1e-320, 1e-300, 1e-17, 1 - 1e-16])
-def test_extreme_tolerances(tolerance):
+def test_extreme_tolerances(device, tolerance):
     """The least ask for every cell but those that no path leads through; the largest leaves out no
     more than it says."""
     case = trained()
@@ -235,12 +231,12 @@ def test_extreme_tolerances(tolerance):
 @every_arithmetic
 @pytest.mark.parametrize("most", [0.8, 1.0])
 @pytest.mark.parametrize("scale", [0.0, 0.01, 0.3])
-def test_fresh_models_are_computed_whole(scale, most, dtype):
+def test_fresh_models_are_computed_whole(device, scale, most, dtype):
     """Their posteriors are spread over the lattice, and so are the bounds."""
     case = random_joint_case(np.random.default_rng(0), 4, 14, 9, 30, 16, dtype=dtype, scale=scale)
     with selecting(most):
-        loss, gradients, info = cupy_rnnt.joint_rnnt_loss_and_grad(*case, return_info=True)
-    expected, whole = cupy_rnnt.joint_rnnt_loss_and_grad(*case, tolerance=0)
+        loss, gradients, info = joint_rnnt_loss_and_grad(*case, return_info=True)
+    expected, whole = joint_rnnt_loss_and_grad(*case, tolerance=0)
     assert info.rounds == 1
     if most < 1:
         assert info.computed == info.cells
@@ -250,13 +246,13 @@ def test_fresh_models_are_computed_whole(scale, most, dtype):
 
 @every_arithmetic
 @pytest.mark.parametrize("seed", range(3))
-def test_wrong_transcripts(seed, dtype):
+def test_wrong_transcripts(device, seed, dtype):
     """Whatever the bounds are worth where every alignment is unlikely, the loss is that of all."""
     case = trained(seed, dtype)
     case = case._replace(targets=case.targets[:, ::-1] % 10 + 1)
     loss, gradients, info, _ = selected(case)
-    expected, whole = cupy_rnnt.joint_rnnt_loss_and_grad(*case, reduction="none", tolerance=0)
-    right = cupy_rnnt.joint_rnnt_loss(*trained(seed, dtype), reduction="none", tolerance=0)
+    expected, whole = joint_rnnt_loss_and_grad(*case, reduction="none", tolerance=0)
+    right = joint_rnnt_loss(*trained(seed, dtype), reduction="none", tolerance=0)
     assert (expected > right + 20).all()
     assert_costs_close(loss, expected, dtype, case.length)
     assert_gradients_close(gradients, whole, dtype, case.length)

@@ -5,15 +5,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-import cupy_rnnt
 from cupy_rnnt import engine, passes, reference
 from cupy_rnnt.ops.activations import ACTIVATIONS
 from cupy_rnnt.sources import JointSource
 
+from .device_calls import examples, joint_rnnt_loss, joint_rnnt_loss_and_grad, to_host
 from .helpers import least_budget
 from .selection_cases import (
     below,
@@ -28,8 +27,7 @@ from .test_engine import OPTIONS
 from .test_workspace import SHAPES, MiB, peak_beyond_results
 from .tolerances import DTYPES, assert_costs_close, assert_gradients_close, unit_roundoff
 
-loss = cupy_rnnt.joint_rnnt_loss
-loss_and_grad = cupy_rnnt.joint_rnnt_loss_and_grad
+loss, loss_and_grad = joint_rnnt_loss, joint_rnnt_loss_and_grad
 
 
 def trained(seed=0, size=4, frames=30, labels=9, hidden=16, *, sharpness=5.0, **options):
@@ -50,8 +48,9 @@ def selected(function, *args, astray=False, **kwargs):
 # Values
 
 
-@settings(max_examples=80, deadline=None)
-@given(
+@examples(
+    80,
+    4,
     shape=st.tuples(st.integers(1, 4), st.integers(1, 60), st.integers(0, 11)),
     vocabulary=st.integers(2, 17),
     hidden=st.integers(1, 9) | st.just(131),
@@ -66,6 +65,7 @@ def selected(function, *args, astray=False, **kwargs):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_joint_equals_reference(
+    device,
     shape,
     vocabulary,
     hidden,
@@ -118,7 +118,7 @@ def test_joint_equals_reference(
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
 @pytest.mark.parametrize("astray", [False, True])
-def test_what_is_left_out_is_bounded(astray, tolerance):
+def test_what_is_left_out_is_bounded(device, astray, tolerance):
     """Costs are too large by log1p(certificate) at most. The gradient with respect to the logits
     lacks 4 n eps / (1 + eps) of the paths outside and 2 n (tolerance - eps) of cells not kept, in
     sum of absolute values, for n = T + U; that of the output layer is the sum of it times hidden
@@ -140,7 +140,7 @@ def test_what_is_left_out_is_bounded(astray, tolerance):
 
 @pytest.mark.parametrize("hidden", [16, 130], ids=["computed again", "stored"])
 @pytest.mark.parametrize("astray", [False, True])
-def test_fused_forward_alone_and_two_phases_agree(astray, hidden):
+def test_fused_forward_alone_and_two_phases_agree(device, astray, hidden):
     """They plan differently, but select the same cells; only products of different tiles round
     differently."""
     case = trained(hidden=hidden)
@@ -157,12 +157,12 @@ def test_fused_forward_alone_and_two_phases_agree(astray, hidden):
             engine.forward, source, call.batch, call.options, keep=True, astray=astray
         )
     engine.backward(source, call.batch, call.options, result, weights)
-    info_two = result.info(call.batch)
+    info_two = to_host(result.info(call.batch))
     assert info.computed < info.cells
     assert info.rounds == 1 + astray
     for other, its_info, cells in (
         (alone, info_alone, of_forward),
-        (result.costs, info_two, of_first),
+        (to_host(result.costs), info_two, of_first),
     ):
         np.testing.assert_allclose(other, costs, rtol=1e-12)
         np.testing.assert_allclose(its_info.certificate, info.certificate, rtol=1e-8)
@@ -170,11 +170,11 @@ def test_fused_forward_alone_and_two_phases_agree(astray, hidden):
         for one, same in zip(cells.masks(case), of_fused.masks(case), strict=True):
             np.testing.assert_array_equal(one, same)
     assert info_two.kept == info.kept
-    assert_gradients_close(source.gradients, gradients, np.float64, case.length)
+    assert_gradients_close(to_host(source.gradients), gradients, np.float64, case.length)
 
 
 @pytest.mark.parametrize("function", [loss, loss_and_grad])
-def test_tolerance_zero_computes_every_cell(function):
+def test_tolerance_zero_computes_every_cell(device, function):
     case = trained()
     with mock.patch.object(JointSource, "tangents") as tangents:
         *_, info = selected(function, *case, tolerance=0, return_info=True)
@@ -186,7 +186,7 @@ def test_tolerance_zero_computes_every_cell(function):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("astray", [False, True])
-def test_same_bits_from_run_to_run(astray, threads):
+def test_same_bits_from_run_to_run(device, astray, threads):
     case = trained(size=6, frames=60, labels=20, hidden=130, dtype=np.float32)
     with threadpool_limits(threads):
         first, second = (
@@ -205,7 +205,7 @@ def test_same_bits_from_run_to_run(astray, threads):
 
 @pytest.mark.parametrize("tolerance", [1e-6, 1e-2])
 @pytest.mark.parametrize("seed", range(4))
-def test_batch_equals_its_samples_alone(seed, tolerance):
+def test_batch_equals_its_samples_alone(device, seed, tolerance):
     """In a batch the same cells are computed of a sample as alone, whatever the padding holds."""
     case = with_padding(trained(seed, size=6, frames=36, labels=11, sharpness=8.0), np.nan)
     options = {"reduction": "none", "tolerance": tolerance, "return_info": True}
@@ -230,7 +230,7 @@ def test_batch_equals_its_samples_alone(seed, tolerance):
 
 
 @pytest.mark.parametrize("astray", [False, True])
-def test_padding_never_matters(astray):
+def test_padding_never_matters(device, astray):
     case = trained(hidden=130)
     options = {"reduction": "none", "return_info": True, "astray": astray}
     costs, gradients, info = selected(loss_and_grad, *case, **options)
@@ -244,7 +244,7 @@ def test_padding_never_matters(astray):
 
 @pytest.mark.parametrize("spare", [0, 10**5, 10**6])
 @pytest.mark.parametrize("astray", [False, True])
-def test_groups_and_parts(astray, spare):
+def test_groups_and_parts(device, astray, spare):
     """Many groups, each cut into parts whose logits fit, are no other batch."""
     case = trained(size=30, frames=24, labels=8, hidden=130, dtype=np.float32, sharpness=4.0)
     budget = least_selecting_budget(case, gradient=True) + spare
@@ -280,7 +280,7 @@ def pilots(sizes, sharpness):
     return made, info
 
 
-def test_a_pilot_decides_where_gain_is_not_sure():
+def test_a_pilot_decides_where_gain_is_not_sure(device):
     """The smallest sample is tried; if it leaves out enough, all follow, and else none."""
     sizes = [60, 50, 60, 45, 60, 60, 60, 60, 60, 60]
     made, info = pilots(sizes, 12.0)
@@ -307,7 +307,7 @@ def trained_of_shape(size, frames, labels, vocabulary, hidden):
 )
 @pytest.mark.parametrize("function", [loss, loss_and_grad])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_workspace_is_a_promise(shape, function, astray, threads):
+def test_workspace_is_a_promise(device, shape, function, astray, threads):
     """At the least budget that has room for selection, and with more."""
     case = trained_of_shape(*shape)
     with threadpool_limits(threads):
@@ -320,8 +320,9 @@ def test_workspace_is_a_promise(shape, function, astray, threads):
             assert peak <= info.workspace_bytes <= budget
 
 
-@settings(max_examples=25, deadline=None)
-@given(
+@examples(
+    25,
+    2,
     shape=st.tuples(st.integers(1, 6), st.integers(1, 60), st.integers(1, 40)),
     vocabulary=st.integers(2, 400),
     hidden=st.integers(1, 300),
@@ -332,7 +333,7 @@ def test_workspace_is_a_promise(shape, function, astray, threads):
     seed=st.integers(0, 100),
 )
 def test_any_shape_keeps_the_promise(
-    shape, vocabulary, hidden, dtype, activation, astray, spare, seed
+    device, shape, vocabulary, hidden, dtype, activation, astray, spare, seed
 ):
     rng = np.random.default_rng(seed)
     case = aligned_case(rng, *shape, vocabulary, hidden, dtype=dtype, sharpness=6.0)
@@ -343,7 +344,7 @@ def test_any_shape_keeps_the_promise(
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_selection_is_given_up_rather_than_the_call(shape):
+def test_selection_is_given_up_rather_than_the_call(device, shape):
     """Where it does not fit, every cell is computed, in no more memory than without."""
     case = trained_of_shape(*shape)
     for function in loss, loss_and_grad:
@@ -357,7 +358,7 @@ def test_selection_is_given_up_rather_than_the_call(shape):
 
 @pytest.mark.parametrize("function", [loss, loss_and_grad])
 @pytest.mark.parametrize("astray", [False, True])
-def test_progress_rises_to_the_number_of_cells(astray, function):
+def test_progress_rises_to_the_number_of_cells(device, astray, function):
     calls, case = [], trained(size=6, frames=60, labels=20, dtype=np.float32, sharpness=8.0)
     options = {
         "progress": lambda *call: calls.append(call),
