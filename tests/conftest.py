@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 
 import pytest
 
@@ -7,6 +8,23 @@ from . import device_calls, devices
 for family in "argument", "reference", "selection", "torch":  # their assertions explain themselves
     pytest.register_assert_rewrite(f"tests.{family}_cases")
 pytest.register_assert_rewrite("tests.selection_lattices")
+
+
+def pytest_configure(config):
+    text = "thinned(n): an emulated device, which is slow, runs every nth case of the test only"
+    config.addinivalue_line("markers", text)
+
+
+def pytest_collection_modifyitems(config, items):
+    seen, dropped = Counter(), []
+    for item in items:
+        mark = item.get_closest_marker("thinned")
+        if mark and "emulated" in item.name:
+            seen[item.function] += 1
+            if seen[item.function] % mark.args[0]:
+                dropped.append(item)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in set(dropped)]
 
 
 def pytest_addoption(parser):

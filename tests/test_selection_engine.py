@@ -24,7 +24,7 @@ from .selection_cases import (
 )
 from .selection_joints import aligned_case, shapes, with_padding
 from .test_engine import OPTIONS
-from .test_workspace import SHAPES, MiB, peak_beyond_results
+from .test_workspace import MiB, every_shape, peak_beyond_results, shape_for
 from .tolerances import DTYPES, assert_costs_close, assert_gradients_close, unit_roundoff
 
 loss, loss_and_grad = joint_rnnt_loss, joint_rnnt_loss_and_grad
@@ -306,10 +306,10 @@ def trained_of_shape(size, frames, labels, vocabulary, hidden):
     ("astray", "threads"), [(False, 1), (True, 2)], ids=["one round", "two rounds, two threads"]
 )
 @pytest.mark.parametrize("function", [loss, loss_and_grad])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@every_shape
 def test_workspace_is_a_promise(device, shape, function, astray, threads):
     """At the least budget that has room for selection, and with more."""
-    case = trained_of_shape(*shape)
+    case = trained_of_shape(*shape_for(device, shape))
     with threadpool_limits(threads):
         least = least_selecting_budget(case, gradient=function is loss_and_grad)
         for budget in least, least + MiB, least + 100 * MiB:
@@ -343,10 +343,10 @@ def test_any_shape_keeps_the_promise(
     assert peak <= info.workspace_bytes <= budget
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@every_shape
 def test_selection_is_given_up_rather_than_the_call(device, shape):
     """Where it does not fit, every cell is computed, in no more memory than without."""
-    case = trained_of_shape(*shape)
+    case = trained_of_shape(*shape_for(device, shape))
     for function in loss, loss_and_grad:
         least = least_budget(function, *case)
         assert selected(least_budget, function, *case) == least
