@@ -56,7 +56,7 @@ def made(samples, gradient=True) -> BoundedLattice:
     ops = operations()
     lattice = ops.bounded_lattice(frames, columns, gradient)
     bounds = np.concatenate([sample.bounds.reshape(2, -1) for sample in samples], axis=1)
-    lattice.bound(to_device(bounds))
+    lattice.bound(to_device(np.ascontiguousarray(bounds)))
     shape = len(samples), int(frames.max()), int(columns.max())
     targets = np.ones((shape[0], shape[2] - 1), int)
     batch = Batch(targets, frames, columns - 1, shape, 2, 0)
@@ -64,7 +64,7 @@ def made(samples, gradient=True) -> BoundedLattice:
     both = np.concatenate([sample.exact.reshape(2, -1) for sample in samples], axis=1)
     if inside.any():
         cells = Coordinates(batch, ops).of(to_device(np.flatnonzero(inside)))
-        lattice.write(cells, *to_device(both[:, inside]))
+        lattice.write(cells, *(to_device(of_one[inside]) for of_one in both))
     return lattice
 
 
