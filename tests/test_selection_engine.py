@@ -186,6 +186,7 @@ def test_tolerance_zero_computes_every_cell(device, function):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("astray", [False, True])
+@pytest.mark.thinned(5)
 def test_same_bits_from_run_to_run(device, astray, threads):
     case = trained(size=6, frames=60, labels=20, hidden=130, dtype=np.float32)
     with threadpool_limits(threads):
@@ -205,6 +206,7 @@ def test_same_bits_from_run_to_run(device, astray, threads):
 
 @pytest.mark.parametrize("tolerance", [1e-6, 1e-2])
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.thinned(3)
 def test_batch_equals_its_samples_alone(device, seed, tolerance):
     """In a batch the same cells are computed of a sample as alone, whatever the padding holds."""
     case = with_padding(trained(seed, size=6, frames=36, labels=11, sharpness=8.0), np.nan)
@@ -244,6 +246,7 @@ def test_padding_never_matters(device, astray):
 
 @pytest.mark.parametrize("spare", [0, 10**5, 10**6])
 @pytest.mark.parametrize("astray", [False, True])
+@pytest.mark.thinned(5)
 def test_groups_and_parts(device, astray, spare):
     """Many groups, each cut into parts whose logits fit, are no other batch."""
     case = trained(size=30, frames=24, labels=8, hidden=130, dtype=np.float32, sharpness=4.0)
@@ -307,6 +310,7 @@ def trained_of_shape(size, frames, labels, vocabulary, hidden):
 )
 @pytest.mark.parametrize("function", [loss, loss_and_grad])
 @every_shape
+@pytest.mark.thinned(4)
 def test_workspace_is_a_promise(device, shape, function, astray, threads):
     """At the least budget that has room for selection, and with more."""
     case = trained_of_shape(*shape_for(device, shape))
@@ -344,6 +348,7 @@ def test_any_shape_keeps_the_promise(
 
 
 @every_shape
+@pytest.mark.thinned(2)
 def test_selection_is_given_up_rather_than_the_call(device, shape):
     """Where it does not fit, every cell is computed, in no more memory than without."""
     case = trained_of_shape(*shape_for(device, shape))
@@ -358,6 +363,7 @@ def test_selection_is_given_up_rather_than_the_call(device, shape):
 
 @pytest.mark.parametrize("function", [loss, loss_and_grad])
 @pytest.mark.parametrize("astray", [False, True])
+@pytest.mark.thinned(3)
 def test_progress_rises_to_the_number_of_cells(device, astray, function):
     calls, case = [], trained(size=6, frames=60, labels=20, dtype=np.float32, sharpness=8.0)
     options = {

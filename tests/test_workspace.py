@@ -44,7 +44,7 @@ SHAPES = {
 }
 SMALL_SHAPES = {
     "one long sample": (1, 16, 5, 70, 40),
-    "many short samples": (20, 3, 2, 30, 20),
+    "many short samples": (12, 8, 4, 30, 20),
     "large vocabulary": (2, 6, 4, 3000, 16),
     "large hidden size": (2, 6, 4, 30, 900),
     "more labels than frames": (3, 3, 20, 50, 24),
