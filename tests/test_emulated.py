@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_attributes_of_arrays():
     cupy = pytest.importorskip("cupy")
     own = {name for name in vars(emulated.ndarray) if not name.startswith("_")}
     assert own - {"of"} <= set(dir(cupy.ndarray))
+
+
+@pytest.mark.parametrize("name", ["ndarray", "cuda.Device", "cuda.Stream"])
+def test_special_methods(name):
+    """None that CuPy's do not have; an object without a hash is in no set."""
+    cupy = pytest.importorskip("cupy")
+    own, cupys = (operator.attrgetter(name)(module) for module in (emulated, cupy))
+    special = {method for method in vars(own) if re.fullmatch("__[a-z]+__", method)}
+    not_methods = {"__annotations__", "__array_ufunc__", "__dict__", "__module__", "__weakref__"}
+    assert special - not_methods <= set(dir(cupys))
+    assert (own.__hash__ is None) == (cupys.__hash__ is None)
 
 
 @pytest.mark.parametrize("name", ["RawModule", "RawKernel"])

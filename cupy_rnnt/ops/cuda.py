@@ -107,8 +107,8 @@ def asarray(array: np.ndarray) -> Any:
 
 def host(*arrays: Any) -> list[np.ndarray]:
     copies = [array.get(blocking=False) for array in arrays]
-    for device in {array.device for array in arrays}:
-        with device:
+    for device in {array.device.id for array in arrays}:
+        with xp.cuda.Device(device):
             xp.cuda.get_current_stream().synchronize()
     return copies
 

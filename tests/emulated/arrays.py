@@ -178,9 +178,6 @@ class ndarray:
     def __bool__(self) -> bool:
         return bool(self.get())
 
-    def __index__(self) -> int:
-        return self.get().__index__()
-
     def __len__(self) -> int:
         return len(self.host)
 
@@ -361,7 +358,8 @@ def _complete() -> None:
         setattr(ndarray, f"__{name}__", lambda a, b, f=numpys: call(f, a, b))
         if name not in ("eq", "ne", "lt", "le", "gt", "ge"):
             setattr(ndarray, f"__r{name}__", lambda a, b, f=numpys: call(f, b, a))
-            setattr(ndarray, f"__i{name}__", lambda a, b, f=numpys: call(f, a, b, out=a))
+            if name != "matmul":
+                setattr(ndarray, f"__i{name}__", lambda a, b, f=numpys: call(f, a, b, out=a))
 
 
 _complete()

@@ -49,9 +49,6 @@ class Device:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and self.id == other.id
 
-    def __hash__(self) -> int:
-        return self.id
-
     def __enter__(self) -> Device:
         memory.devices.append(self.id)
         return self
