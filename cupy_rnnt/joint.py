@@ -87,18 +87,19 @@ def joint_rnnt_loss(
 
     The joint network is ``hidden = activation(encoder_out[b, t] + predictor_out[b, u])``,
     ``logits = hidden @ weight.T + bias``. The (B, T, U + 1, V) logits are computed a tile at a
-    time and never held.
+    time and never held. NumPy arrays are computed with on the CPU, CuPy arrays on their device and
+    its current stream, which the results are on, too.
 
     Parameters
     ----------
-    encoder_out : numpy.ndarray, shape (B, T, H)
+    encoder_out : numpy.ndarray or cupy.ndarray, shape (B, T, H)
         Encoder outputs, projected to the hidden size of the joint network; float16, bfloat16,
         float32 or float64. Arithmetic is float32, or float64 for float64.
-    predictor_out : numpy.ndarray, shape (B, U + 1, H)
+    predictor_out : numpy.ndarray or cupy.ndarray, shape (B, U + 1, H)
         Predictor outputs, likewise, of the same dtype.
-    weight : numpy.ndarray, shape (V, H)
+    weight : numpy.ndarray or cupy.ndarray, shape (V, H)
         Output layer, as in ``torch.nn.Linear``.
-    bias : numpy.ndarray, shape (V,), or None
+    bias : numpy.ndarray or cupy.ndarray, shape (V,), or None
     targets : array_like, shape (B, U)
         Labels, of any integer type; entries from ``target_lengths[b]`` on are ignored.
     logit_lengths : array_like, shape (B,)
@@ -132,7 +133,7 @@ def joint_rnnt_loss(
 
     Returns
     -------
-    loss : numpy scalar, or numpy.ndarray of shape (B,) if `reduction` is ``"none"``
+    loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d CuPy array
         In nats; float32, or float64 for float64 inputs. A sample whose labels have probability 0
         costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
     info : Info
@@ -141,8 +142,8 @@ def joint_rnnt_loss(
     Raises
     ------
     ValueError
-        If a shape, a length, a label or an option is out of range, or the workspace too small for
-        the smallest tile.
+        If a shape, a length, a label or an option is out of range, the floating arguments are not
+        all in one place, or the workspace is too small for the smallest tile.
     TypeError
         If a dtype is not supported or the dtypes of the floating arguments differ.
 

@@ -68,10 +68,12 @@ def rnnt_loss(
 
     Arguments, their order and their defaults are those of ``torchaudio.functional.rnnt_loss``. If
     the logits come from a joint network, :func:`cupy_rnnt.joint_rnnt_loss` gets by without them.
+    NumPy arrays are computed with on the CPU, CuPy arrays on their device and its current stream,
+    which the results are on, too.
 
     Parameters
     ----------
-    logits : numpy.ndarray, shape (B, T, U + 1, V)
+    logits : numpy.ndarray or cupy.ndarray, shape (B, T, U + 1, V)
         Joint outputs before softmax; float16, bfloat16, float32 or float64. Arithmetic is float32,
         or float64 for float64.
     targets : array_like, shape (B, U)
@@ -103,7 +105,7 @@ def rnnt_loss(
 
     Returns
     -------
-    loss : numpy scalar, or numpy.ndarray of shape (B,) if `reduction` is ``"none"``
+    loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d CuPy array
         In nats; float32, or float64 for float64 logits. A sample whose labels have probability 0
         costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
     info : Info
@@ -189,7 +191,7 @@ def rnnt_loss_and_grad(
         cost weights are applied.
     overwrite_logits : bool
         Whether the gradient takes the place of the logits, which then must be a writeable
-        numpy.ndarray. No second array of their size is allocated.
+        array. No second array of their size is allocated.
     cost_weights : array_like, shape (B,), optional
         Upstream gradients of the costs: the result is then the gradient of
         ``sum(cost_weights * costs)``, whatever the reduction. By default it is that of the reduced
@@ -205,7 +207,7 @@ def rnnt_loss_and_grad(
     Returns
     -------
     loss : as of :func:`rnnt_loss`
-    grad_logits : numpy.ndarray, shape (B, T, U + 1, V)
+    grad_logits : numpy.ndarray or cupy.ndarray, shape (B, T, U + 1, V)
         In the dtype of the logits; 0 at padding and for a sample whose cost is not finite.
     info : Info
         Only if `return_info` is true.

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cupy_rnnt
 from cupy_rnnt import reference
 
+from . import device_calls
 from .reference_cases import EXACT
 
 DATA = Path(__file__).parent / "data"
@@ -27,13 +27,13 @@ PUBLISHED = {
 }
 
 both_implementations = pytest.mark.parametrize(
-    "package", [reference, cupy_rnnt], ids=["reference", "engine"]
+    "package", [reference, device_calls], ids=["reference", "engine"]
 )
 
 
 @both_implementations
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_losses_and_gradients(name, package):
+def test_published_losses_and_gradients(device, name, package):
     case = np.load(DATA / f"published_{name}.npz")
     # Those whose inputs are log-probabilities differentiate with respect to them.
     fused = "log_probs" not in case
@@ -55,7 +55,7 @@ def test_published_losses_and_gradients(name, package):
 
 @both_implementations
 @pytest.mark.parametrize("name", ["small", "big"])
-def test_published_additive_joint(name, package):
+def test_published_additive_joint(device, name, package):
     case = np.load(DATA / f"published_awni_transducer_{name}.npz")
     V = case["emissions"].shape[-1]
     loss, grads = package.joint_rnnt_loss_and_grad(
