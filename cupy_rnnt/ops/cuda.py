@@ -89,12 +89,13 @@ lattice = Lattice
 bounded_lattice = BoundedLattice
 
 
-class _Library:
-    def __getattr__(self, name: str) -> Any:
-        return getattr(cupy(), name)
+xp: Any  # CuPy, by __getattr__
 
 
-xp: Any = _Library()
+def __getattr__(name: str) -> Any:
+    if name == "xp":
+        return cupy()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def device_of(array: Any) -> Any:
@@ -102,26 +103,29 @@ def device_of(array: Any) -> Any:
 
 
 def asarray(array: np.ndarray) -> Any:
-    return xp.asarray(array)
+    return cupy().asarray(array)
 
 
 def host(*arrays: Any) -> list[np.ndarray]:
     copies = [array.get(blocking=False) for array in arrays]
     for device in {array.device.id for array in arrays}:
-        with xp.cuda.Device(device):
-            xp.cuda.get_current_stream().synchronize()
+        with cupy().cuda.Device(device):
+            cupy().cuda.get_current_stream().synchronize()
     return copies
 
 
 def indices(mask: Any, count: int | None = None) -> Any:
+    library = cupy()
     if count is None:
-        return xp.flatnonzero(mask)
-    return xp.searchsorted(xp.cumsum(mask, dtype=np.int64), xp.arange(1, count + 1))
+        return library.flatnonzero(mask)
+    so_far = library.cumsum(mask, dtype=np.int64)
+    return library.searchsorted(so_far, library.arange(1, count + 1))
 
 
 def repeat(values: Any, counts: np.ndarray) -> Any:
-    ends = counts.cumsum()
-    return values[xp.searchsorted(xp.asarray(ends), xp.arange(int(ends[-1])), side="right")]
+    library, ends = cupy(), counts.cumsum()
+    every = library.arange(int(ends[-1]))
+    return values[library.searchsorted(library.asarray(ends), every, side="right")]
 
 
 def block_rows(rows: int, width: int) -> int:
@@ -129,11 +133,11 @@ def block_rows(rows: int, width: int) -> int:
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
-    return xp.empty(shape, dtype)
+    return cupy().empty(shape, dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
-    return xp.zeros(shape, dtype)
+    return cupy().zeros(shape, dtype)
 
 
 def matmul(a: Any, b: Any, out: Any) -> None:
