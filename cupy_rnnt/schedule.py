@@ -162,10 +162,14 @@ def plan(
     def least_bytes(workers: int, rows: int) -> int:
         return base_bytes(workers, rows) + max(group_bytes(e, workers) for e in extents)
 
+    def fits(workers: int, rows: int) -> bool:
+        within_share = workers * needs.tile_bytes(rows) <= sizes.tile_share * budget
+        return within_share and least_bytes(workers, rows) <= budget
+
     sizes, selecting = ops.sizes, select and needs.selects
     full, small = _tile_rows(batch, needs.width, sizes)
     selecting = selecting and least_bytes(1, small) <= budget
-    workers, rows = _workers_and_rows(batch, full, small, budget, ops.threads(), least_bytes)
+    workers, rows = _workers_and_rows(batch, full, small, budget, ops.threads(), least_bytes, fits)
     room = budget - base_bytes(workers, rows)
 
     def is_full(held: _Extent, joined: _Extent) -> bool:
@@ -217,6 +221,7 @@ def _workers_and_rows(
     budget: int,
     threads: int,
     least_bytes: Callable[[int, int], int],
+    fits: Callable[[int, int], bool],
 ) -> tuple[int, int]:
     """As many workers as fit with tiles worth having, then as large tiles as fit."""
     most = max(1, min(threads, batch.cell_count // small))
@@ -226,7 +231,7 @@ def _workers_and_rows(
     else:
         small = 1
     rows = full
-    while rows > small and least_bytes(workers, rows) > budget:
+    while rows > small and not fits(workers, rows):
         rows = max(rows // 2, small)
     needed = least_bytes(workers, rows)
     if needed > budget:

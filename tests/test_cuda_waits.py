@@ -62,11 +62,12 @@ def test_integers_on_the_host_ask_for_no_wait(emulator):
 
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("astray", [False, True])
+@pytest.mark.thinned(2)
 def test_waits_of_certified_selection(emulator, astray, gradient):
     """Once for lengths and targets, and for the sizes of the inputs. In each group for how many
     cells are selected; behind each round for whether that is enough, and for how many more if not;
     for how many are kept, and how many of them have stored logits if that may not be all."""
-    case, function = trained(size=12, hidden=130), OF_JOINT[gradient]
+    case, function = trained(size=6, hidden=130), OF_JOINT[gradient]
     budget = least_selecting_budget(case, gradient) + 10**5
     with mock.patch.object(Passes, "first", autospec=True, side_effect=Passes.first) as groups:
         counted, info = waits(

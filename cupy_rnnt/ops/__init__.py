@@ -43,6 +43,8 @@ class Sizes(NamedTuple):
     """Of the logits of a tile, if these are more than `full_rows`."""
     full_rows: int
     most_rows: int
+    tile_share: float
+    """Of the budget, for tiles that are larger than the smallest; the rest is for groups."""
     small_elements: int
     """A smaller tile, of fewer than `small_rows`, is not worth another worker."""
     small_rows: int

@@ -66,6 +66,7 @@ sizes = Sizes(
     tile_elements=2**20,
     full_rows=1024,
     most_rows=2**13,
+    tile_share=1.0,
     # Tiles below both of these lose more to overhead than a second worker gains.
     small_elements=2**16,
     small_rows=64,

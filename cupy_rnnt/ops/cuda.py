@@ -76,6 +76,7 @@ sizes = Sizes(
     tile_elements=2**24,
     full_rows=2**13,
     most_rows=2**16,
+    tile_share=0.5,
     small_elements=2**16,
     small_rows=64,
     group_cells=2**62,
