@@ -116,7 +116,7 @@ def forward(source: Source, batch: Batch, options: Options, keep: bool) -> Resul
 def backward(source: Source, batch: Batch, options: Options, result: Result, weights: Any) -> None:
     """Pass 2 over the cells that :func:`forward` kept, with cost weights known only now."""
     weights = source.ops.asarray(weights)
-    source.begin_gradient(result.plan.workers)
+    source.begin_gradient(result.plan.workers, _largest(weights, options))
     with _running(source, batch, options, result.plan, 1) as passes:
         for group, kept in result.kept:
             passes.second(group, kept, weights)
@@ -128,7 +128,7 @@ def forward_backward(source: Source, batch: Batch, options: Options, weights: np
     chosen = make_plan(source, batch, options, gradient=True, store=True)
     on_device = source.ops.asarray(weights)
     result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
-    source.begin_gradient(chosen.workers)
+    source.begin_gradient(chosen.workers, _largest(on_device, options))
     with _running(source, batch, options, chosen, 2) as passes:
         for part in passes.parts():
             kept = result.add(part.group, passes.first(part, keep=True), options.zero_infinity)
@@ -141,6 +141,11 @@ def forward_backward(source: Source, batch: Batch, options: Options, weights: np
 def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
     budget, select = options.max_workspace_bytes, options.tolerance > 0
     return plan(batch, source, source.ops, budget, gradient, store, select)
+
+
+def _largest(weights: Any, options: Options) -> Any:
+    """A bound of the gradient of the logits: of costs, it is within 1 + lambda of 0."""
+    return abs(weights).max() * (1 + options.fastemit_lambda)
 
 
 @contextmanager

@@ -67,7 +67,8 @@ class Source(Needs, Protocol):
     def tangents(self, samples: np.ndarray) -> Tangents:
         """What bounds the log-probs of some samples; only called if `selects` is set."""
 
-    def begin_gradient(self, workers: int) -> None: ...
+    def begin_gradient(self, workers: int, largest: Any) -> None:
+        """`largest` bounds the magnitude of what each logit gets as its gradient."""
 
     def begin_group(self, group: Group, kept: Any) -> None:
         """A group's gradient comes next; `kept` are the packed indices of its cells."""

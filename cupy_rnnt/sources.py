@@ -6,13 +6,14 @@ Both implement :class:`cupy_rnnt.passes.Source`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import defaults
 from .batch import Batch, Cells, Coordinates
-from .ops import operations_for
+from .ops import Shape, operations_for
 from .passes import Kept
 from .results import JointGradients
 from .schedule import ROW_BYTES, Group
@@ -25,6 +26,7 @@ _SELECTING_ELEMENTS = 2**12
 _SURELY_GAINING_ELEMENTS, _SURELY_GAINING_WIDTH = 2**14, 128
 _FRAME_CELL_BYTES = 128  # of a cell while its bounds are formed, a frame at a time
 _CLEAR_ROWS = 2**14  # of a gradient, at once
+_LARGEST_EXPONENT = 14  # of a gradient of logits in float16, which ends below 2**16
 
 
 class _LogitsScratch(NamedTuple):
@@ -111,7 +113,7 @@ class LogitsSource:
         self.ops.xp.maximum(scratch.largest, abs(results[0]).max(), out=scratch.largest)
         return results
 
-    def begin_gradient(self, workers: int) -> None:
+    def begin_gradient(self, workers: int, largest: Any) -> None:
         pass
 
     def begin_group(self, group: Group, kept: Any) -> None:
@@ -181,22 +183,25 @@ class _JointScratch(NamedTuple):
     block: Any  # a few rows of logits
     pre: Any
     hidden: Any
+    factors: Any  # `hidden` in the factor dtype, or `hidden`
+    d_logits: Any  # in the factor dtype, or None: they take the place of the logits
     d_hidden: Any
     slab: Any  # some rows of a weight gradient
 
     def rows(self, count: int) -> _JointScratch:
         """The same for a tile of fewer cells."""
-        logits, block, pre, hidden, d_hidden, slab = self
-        return _JointScratch(
-            logits[:count], block, pre[:count], hidden[:count], d_hidden[:count], slab
-        )
+        rows = {
+            name: None if array is None else array[:count]
+            for name, array in self._asdict().items()
+            if name not in ("block", "slab")
+        }
+        return self._replace(**rows)
 
 
 class JointSource:
     """Logits ``act(encoder_out[b, t] + predictor_out[b, u]) @ weight.T + bias``, tile by tile.
 
-    `gradient` says whether :meth:`gradients` will be asked
-    for.
+    `gradient` says whether :meth:`gradients` will be asked for.
     """
 
     def __init__(
@@ -223,32 +228,45 @@ class JointSource:
         if self._copied:
             weight = weight.astype(self.dtype, order="K" if dense else "C")
         self._weight = weight
+        # Half types are multiplied as such: the weights are exact in them, and a hidden vector is
+        # the sum of two, so that logits are as of float32.
+        factor = self.ops.factor_dtype(arguments.encoder_out.dtype)
+        self._factor_dtype: np.dtype | None = factor
+        self._factor = self._weight
+        if factor is not None:
+            self._factor = self.ops.xp.concatenate((arguments.weight, arguments.weight), axis=1)
         self._bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
+        self._scale: Any | None = None
         self._magnitudes: Magnitudes | None = None
 
-    def _shapes(self, rows: int) -> _JointScratch:
-        tile = rows, self.hidden_size
-        slab = min(self.width, max(1, self.ops.sizes.slab_elements // self.hidden_size))
+    def scratch(self, rows: int) -> _JointScratch:
+        return self._made(rows, self.ops.empty)
+
+    def _made(self, rows: int, make: Callable[[Shape, np.dtype], Any]) -> _JointScratch:
+        """The buffers of a tile, each made from its shape and dtype."""
+        width, size, gradient = self.width, self.hidden_size, self._gradient
+        slab = min(width, max(1, self.ops.sizes.slab_elements // size)) if gradient else 0
+        hidden, factor = make((rows, size), self.dtype), self._factor_dtype
         return _JointScratch(
-            logits=(rows, self.width),
-            block=(self.ops.scratch_rows(rows, self.width), self.width),
-            pre=tile,
-            hidden=tile,
-            d_hidden=tile if self._gradient else (0,),
-            slab=(slab, self.hidden_size) if self._gradient else (0,),
+            logits=make((rows, width), self.dtype),
+            block=make((self.ops.scratch_rows(rows, width), width), self.dtype),
+            pre=make((rows, size), self.dtype),
+            hidden=hidden,
+            factors=hidden if factor is None else make((rows, 2 * size), factor),
+            d_logits=None if factor is None or not gradient else make((rows, width), factor),
+            d_hidden=make((rows if gradient else 0, size), self.dtype),
+            slab=make((slab, size), self.dtype),
         )
 
-    def scratch(self, rows: int) -> _JointScratch:
-        return _JointScratch(*(self.ops.empty(shape, self.dtype) for shape in self._shapes(rows)))
-
     def tile_bytes(self, rows: int) -> int:
-        elements = sum(map(math.prod, self._shapes(rows)))
-        temporaries = 2 * rows * self.hidden_size
-        return (elements + temporaries) * self.dtype.itemsize + ROW_BYTES * rows
+        sizes: list[int] = []
+        self._made(rows, lambda shape, dtype: sizes.append(math.prod(shape) * dtype.itemsize))
+        temporaries = 2 * rows * self.hidden_size * self.dtype.itemsize
+        return sum(sizes) + temporaries + ROW_BYTES * rows
 
     def fixed_bytes(self, workers: int) -> int:
         weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize
-        copies = int(self._copied)
+        copies = self._copied + (self._factor_dtype is not None)
         if self._gradient:
             copies += workers
         return copies * weight_bytes + self.width * self.dtype.itemsize
@@ -274,7 +292,7 @@ class JointSource:
         scratch = scratch.rows(len(cells.sample))
         logits = scratch.logits if stored is None else stored
         self._hidden(cells, scratch)
-        self.ops.matmul(scratch.hidden, self._weight.T, logits)
+        self.ops.matmul(scratch.factors, self._factor.T, logits)
         return self.ops.row_log_probs(
             logits, self._bias, self._batch.blank, cells.label, scratch.block
         )
@@ -282,11 +300,16 @@ class JointSource:
     def _hidden(self, cells: Cells, scratch: _JointScratch) -> None:
         encoder_out, predictor_out = self._arguments[:2]
         self.ops.hidden(
-            encoder_out, predictor_out, cells, self._activation, scratch.pre, scratch.hidden
+            encoder_out, predictor_out, cells, self._activation, scratch.pre, scratch.factors
         )
 
-    def begin_gradient(self, workers: int) -> None:
-        zeros = self.ops.zeros
+    def begin_gradient(self, workers: int, largest: Any) -> None:
+        zeros, xp = self.ops.zeros, self.ops.xp
+        if self._factor_dtype is not None:
+            # A power of two, so that the gradient of the logits, as large as `largest`, neither
+            # overflows nor vanishes in float16.
+            usable = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
+            self._scale = xp.exp2(_LARGEST_EXPONENT - xp.ceil(xp.log2(usable))).astype(self.dtype)
         self._workers = workers
         self.gradients = JointGradients(
             *(None if a is None else zeros(a.shape, a.dtype) for a in self._arguments)
@@ -326,19 +349,26 @@ class JointSource:
     ) -> None:
         ops, blank = self.ops, self._batch.blank
         scratch = scratch.rows(len(cells.sample))
-        logits, block, pre, hidden, d_hidden, slab = scratch
+        logits, block, pre, _, factors, _, d_hidden, slab = scratch
+        hidden, weight = factors[:, : self.hidden_size], self._factor[:, : self.hidden_size]
+        occupancies = kept.blank_occupancy, kept.label_occupancy
         self._hidden(cells, scratch)
         if stored is None:
-            ops.matmul(hidden, self._weight.T, logits)
+            ops.matmul(factors, self._factor.T, logits)
         else:
             ops.gather(stored[0], (stored[1],), logits)
-        occupancies = kept.blank_occupancy, kept.label_occupancy
+        if self._scale is not None and weights is not None:
+            weights = weights * self._scale
+        elif self._scale is not None:
+            occupancies = self._scale * occupancies[0], self._scale * occupancies[1]
+        softmax, labels = (logits, self._bias, kept.lse), cells.label
         ops.logits_grad(
-            logits, self._bias, kept.lse, *occupancies, blank, cells.label, clamp, weights, block
+            *softmax, *occupancies, blank, labels, clamp, weights, block, scratch.d_logits
         )
-        ops.add_weight_grad(logits, hidden, self._d_weight[worker], slab)
-        ops.add_column_sum(logits, self._d_bias[worker], block)
-        ops.matmul(logits, self._weight, d_hidden)
+        d_logits = logits if scratch.d_logits is None else scratch.d_logits
+        ops.add_weight_grad(d_logits, hidden, self._d_weight[worker], slab)
+        ops.add_column_sum(d_logits, self._d_bias[worker], block)
+        ops.matmul(d_logits, weight, d_hidden)
         ops.hidden_grad(d_hidden, hidden, pre, self._activation)
         sample = cells.sample - self._group_start
         frames = self._first_frame[sample] + cells.frame
@@ -348,18 +378,19 @@ class JointSource:
 
     def end_group(self, group: Group) -> None:
         gradients = self.gradients
-        self.ops.scatter(_total(self._d_encoder), self._frames, gradients.encoder_out)
-        self.ops.scatter(_total(self._d_predictor), self._columns, gradients.predictor_out)
+        self.ops.scatter(self._total(self._d_encoder), self._frames, gradients.encoder_out)
+        self.ops.scatter(self._total(self._d_predictor), self._columns, gradients.predictor_out)
 
     def end_gradient(self) -> None:
-        self.gradients.weight[...] = _total(self._d_weight)
+        self.gradients.weight[...] = self._total(self._d_weight)
         if self.gradients.bias is not None:
-            self.gradients.bias[...] = _total(self._d_bias)
+            self.gradients.bias[...] = self._total(self._d_bias)
 
-
-def _total(parts: Any) -> Any:
-    """The sum over the workers, in the place of the first one's part."""
-    total = parts[0]
-    for part in parts[1:]:
-        total += part
-    return total
+    def _total(self, parts: Any) -> Any:
+        """The sum over the workers, in the place of the first one's part."""
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        if self._scale is not None:
+            total /= self._scale
+        return total

@@ -1,20 +1,26 @@
 #pragma once
-// Activations of the joint network, and their derivatives given the argument `x` and the value `h`.
+// Activations of the joint network and their derivatives.
 // NaN stays NaN.
 
 struct Tanh {
     template <typename C> __device__ static C apply(C x) { return tanh(x); }
-    template <typename C> __device__ static C derivative(C, C h) { return 1 - h * h; }
+    template <typename C> __device__ static C derivative(C x) {
+        C h = apply(x);
+        return 1 - h * h;
+    }
 };
 
 struct Relu {
     template <typename C> __device__ static C apply(C x) { return x <= 0 ? 0 : x; }
-    template <typename C> __device__ static C derivative(C x, C) { return x > 0; }
+    template <typename C> __device__ static C derivative(C x) { return x > 0; }
 };
 
 struct Sigmoid {
     template <typename C> __device__ static C apply(C x) { return 1 / (1 + exp(-x)); }
-    template <typename C> __device__ static C derivative(C, C h) { return (1 - h) * h; }
+    template <typename C> __device__ static C derivative(C x) {
+        C h = apply(x);
+        return (1 - h) * h;
+    }
 };
 
 struct Gelu {
@@ -25,7 +31,7 @@ struct Gelu {
         return tanh(C(kScale) * x * (1 + C(kCubic) * x * x));
     }
     template <typename C> __device__ static C apply(C x) { return x * ((gate(x) + 1) * C(0.5)); }
-    template <typename C> __device__ static C derivative(C x, C) {
+    template <typename C> __device__ static C derivative(C x) {
         C g = gate(x), slope = C(kScale) * x * (1 + C(3 * kCubic) * x * x);
         return ((1 - g * g) * slope + g + 1) * C(0.5);
     }
@@ -33,14 +39,13 @@ struct Gelu {
 
 struct Silu {
     template <typename C> __device__ static C apply(C x) { return x * Sigmoid::apply(x); }
-    // s (1 + x (1 - s)) = s + h (1 - s)
-    template <typename C> __device__ static C derivative(C x, C h) {
+    template <typename C> __device__ static C derivative(C x) {
         C s = Sigmoid::apply(x);
-        return s + h * (1 - s);
+        return s + x * s * (1 - s);
     }
 };
 
 struct Identity {
     template <typename C> __device__ static C apply(C x) { return x; }
-    template <typename C> __device__ static C derivative(C, C) { return 1; }
+    template <typename C> __device__ static C derivative(C) { return 1; }
 };

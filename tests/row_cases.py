@@ -88,9 +88,14 @@ def hidden(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -
     encoder = on.array(rng.standard_normal((3, 5, width)), dtype)
     predictor = on.array(rng.standard_normal((3, 4, width)), dtype)
     cells = Cells(*(on.array(rng.integers(0, most, ROWS)) for most in (3, 5, 4, 9, 2)))
-    pre, out = (on.empty((ROWS, width), compute_dtype(dtype)) for _ in range(2))
-    on.ops.hidden(encoder, predictor, cells, name, pre, out)
-    return [pre, out]
+    pre, compute = on.empty((ROWS, width), compute_dtype(dtype)), compute_dtype(dtype)
+    if on.ops is cpu or dtype == compute:
+        out = on.empty((ROWS, width), compute)
+        on.ops.hidden(encoder, predictor, cells, name, pre, out)
+        return [pre, out]
+    halves = on.empty((ROWS, 2 * width), dtype)
+    on.ops.hidden(encoder, predictor, cells, name, pre, halves)
+    return [pre, halves[:, :width].astype(compute) + halves[:, width:].astype(compute)]
 
 
 def row_log_probs(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:

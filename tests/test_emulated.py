@@ -25,7 +25,8 @@ def xp():
 
 # Names and parameters
 
-OF_CUDA = [name for name in emulated.cuda.__all__ if name not in ("compiler", "nvrtc", "runtime")]
+SPACES = "compiler", "cublas", "device", "nvrtc", "runtime"
+OF_CUDA = [name for name in emulated.cuda.__all__ if name not in SPACES]
 OWN = {"cublas", "kernels", "memory"}
 C_TYPES = r"\b(str|bool|int|tuple|size_t|Py_ssize_t|_ndarray_base)\s+(?=\w)"
 
@@ -123,9 +124,21 @@ def test_gemm():
     ]
 
 
+def test_gemm_of_half_types():
+    """By what is written in the extension module, which cannot be loaded without cuBLAS either."""
+    libs = pytest.importorskip("cupy_backends.cuda.libs")
+    (file,) = Path(libs.__file__).parent.glob("cublas.*")
+    binary = file.read_bytes()
+    own = inspect.signature(emulated.cublas.gemmEx).parameters
+    found = re.search(rb"[^s]gemmEx\((.*?)\)", binary)[1].decode()
+    assert [declared.split()[-1] for declared in found.split(",")] == list(own)
+    for name in vars(emulated.cublas):
+        assert not name.startswith("CUBLAS") or name.encode() in binary
+
+
 def test_names_of_the_runtime():
     cupy = pytest.importorskip("cupy")
-    for space in "runtime", "compiler", "nvrtc":
+    for space in "runtime", "compiler", "device", "nvrtc":
         for name in vars(getattr(emulated.cuda, space)):
             assert hasattr(getattr(cupy.cuda, space), name)
 

@@ -342,3 +342,22 @@ def test_half_types_are_as_good_as_their_storage(device, dtype):
     loss = joint_rnnt_loss(*rounded)
     assert loss.dtype == np.float32
     assert abs(loss - truth) <= 2 * unit_roundoff(dtype) * abs(truth)
+
+
+@pytest.mark.parametrize("clamp", [-1.0, 0.3])
+@pytest.mark.parametrize(("weight", "size", "scale"), [(1e5, 1e-2, 0.03), (1e-6, 1e3, 1e-3)])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_cost_weights_of_any_size(device, dtype, weight, size, scale, clamp):
+    """The gradient of the logits, which float16 may not hold, is not seen."""
+    rng = np.random.default_rng(8)
+    case = random_joint_case(rng, dtype=dtype, bias=False, scale=scale)
+    case = case._replace(
+        encoder_out=case.encoder_out * dtype(size), predictor_out=case.predictor_out * dtype(size)
+    )
+    weights = weight * rng.uniform(-1, 1, len(case.targets))
+    options = {"activation": "identity", "cost_weights": weights, "clamp": clamp}
+    _, expected = reference.joint_rnnt_loss_and_grad(*case, **options)
+    _, gradients = joint_rnnt_loss_and_grad(*case, **options)
+    ours, theirs = (found.weight.astype(float) for found in (gradients, expected))
+    largest = np.abs(theirs).max()
+    assert_gradient_close(ours / largest, theirs / largest, dtype, case.length)

@@ -164,6 +164,10 @@ class Operations(Protocol):
     def lattice_nbytes(self, diagonals: int, width: int, gradient: bool, bounded: bool) -> int:
         """Bytes a lattice takes while it is solved."""
 
+    def factor_dtype(self, dtype: np.dtype) -> np.dtype | None:
+        """The dtype of factors that the device multiplies faster than those of the compute dtype,
+        with sums of the latter; None if there is none for inputs of this dtype."""
+
     def gather(self, source: Any, index: tuple[Any, ...], out: Any) -> None:
         """``out[...] = source[index]``, (n, width), cast to the dtype of `out`."""
 
@@ -179,8 +183,9 @@ class Operations(Protocol):
         pre: Any,
         out: Any,
     ) -> None:
-        """``pre = encoder[sample, frame] + predictor[sample, position]``, ``out = act(pre)``, both
-        (n, H) compute."""
+        """``pre = encoder[sample, frame] + predictor[sample, position]``, (n, H) compute, and
+        ``out = act(pre)``, the same; or, where there is a factor dtype, that as the sum of two
+        vectors of it, one behind the other, (n, 2 H), which differ by rounding in size."""
 
     def activate(self, activation: str, pre: Any, out: Any) -> None:
         """``out = act(pre)``; `out` may be `pre`."""
@@ -251,9 +256,11 @@ class Operations(Protocol):
         clamp: float,
         weights: Any | None,
         scratch: Any,
+        out: Any | None = None,
     ) -> None:
-        """Overwrite `logits` (n, V) by d cost / d logits (design: occupancy times softmax, less
-        the occupancies at blank and label).
+        """Overwrite `logits` (n, V) compute by d cost / d logits: occupancy times softmax, less
+        the occupancies at blank and label. Where there is a factor dtype, it may go to `out`, of
+        that dtype, instead.
 
         Elements are bounded to ``[-clamp, clamp]`` if ``clamp > 0``, then multiplied by `weights`
         (n,). Softmax values below 3e-20 (float32) become 0 exactly: they are far under rounding of
@@ -277,16 +284,19 @@ class Operations(Protocol):
         negative, and 0 elsewhere; bounded and weighted as by :meth:`logits_grad`."""
 
     def matmul(self, a: Any, b: Any, out: Any) -> None:
-        """``out = a @ b``"""
+        """``out = a @ b``, compute, with both factors of the same dtype, compute or
+        :meth:`factor_dtype`."""
 
     def add_weight_grad(self, d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
-        """``out += d_logits.T @ hidden``, (V, H) compute, through slabs of `scratch`."""
+        """``out += d_logits.T @ hidden``, (V, H) compute, through slabs of `scratch`; the factors
+        as for :meth:`matmul`."""
 
     def add_column_sum(self, d_logits: Any, out: Any, scratch: Any) -> None:
-        """``out += d_logits.sum(axis=0)``, (V,) compute."""
+        """``out += d_logits.sum(axis=0)``, (V,) compute; `d_logits` may be of the factor dtype."""
 
     def hidden_grad(self, d_hidden: Any, hidden: Any, pre: Any, activation: str) -> None:
-        """Multiply `d_hidden` by the derivative of the activation. `pre` is overwritten."""
+        """Multiply `d_hidden` by the derivative of the activation. `pre` is overwritten, `hidden`
+        what :meth:`hidden` has written."""
 
     def add_rows(self, tile: Any, rows: Any, out: Any, scratch: Any) -> None:
         """``out[rows[i]] += tile[i]`` for every i, in a fixed order; rows may repeat."""

@@ -27,6 +27,7 @@ __all__ = [
     "bounds",
     "device_of",
     "empty",
+    "factor_dtype",
     "gather",
     "hidden",
     "hidden_grad",
@@ -199,6 +200,7 @@ def logits_grad(
     clamp: float,
     weights: np.ndarray | None,
     scratch: np.ndarray,
+    out: None = None,
 ) -> None:
     occupancy = blank_occupancy + label_occupancy
     block = len(scratch)
@@ -259,6 +261,10 @@ def _finish_grad(
         np.clip(grad, -clamp, clamp, out=grad)
     if weights is not None:
         grad *= weights.astype(grad.dtype)[:, None]
+
+
+def factor_dtype(dtype: np.dtype) -> None:
+    """None: no NumPy multiplies half types fast."""
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:

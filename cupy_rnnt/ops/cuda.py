@@ -15,6 +15,7 @@ import numpy as np
 from . import Sizes, Tile
 from .cuda_bounds import bounds, label_softmax, row_dots
 from .cuda_lattice import BoundedLattice, Lattice, lattice_nbytes
+from .cuda_products import add_weight_grad, factor_dtype, matmul
 from .cuda_rows import (
     activate,
     add_column_sum,
@@ -43,6 +44,7 @@ __all__ = [
     "bounds",
     "device_of",
     "empty",
+    "factor_dtype",
     "gather",
     "hidden",
     "hidden_grad",
@@ -139,21 +141,6 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
     return cupy().zeros(shape, dtype)
-
-
-def matmul(a: Any, b: Any, out: Any) -> None:
-    _gemm("N", a, b, out, 0.0)
-
-
-def add_weight_grad(d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
-    _gemm("T", d_logits, hidden, out, 1.0)
-
-
-def _gemm(transposed: str, a: Any, b: Any, out: Any, beta: float) -> None:
-    """Unlike :func:`cupy.matmul`, into `out` itself."""
-    from cupy import cublas
-
-    cublas.gemm(transposed, "N", a, b, out=out, beta=beta)
 
 
 def threads() -> int:

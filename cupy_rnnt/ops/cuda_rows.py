@@ -107,7 +107,7 @@ def scatter(tile: Any, index: tuple[Any, ...], out: Any) -> None:
 
 
 def hidden(encoder: Any, predictor: Any, cells: Cells, activation: str, pre: Any, out: Any) -> None:
-    items, shares = _shares(out.shape)
+    items, shares = _shares(pre.shape)
     indices = map(_entries, (cells.sample, cells.frame, cells.position))
     inputs = encoder, *_strides(encoder), predictor, *_strides(predictor)
     _HIDDEN[encoder.dtype, _FUNCTORS[activation]](items, *inputs, *indices, *shares, pre, out)
@@ -118,8 +118,8 @@ def activate(activation: str, pre: Any, out: Any) -> None:
 
 
 def hidden_grad(d_hidden: Any, hidden: Any, pre: Any, activation: str) -> None:
-    """As the contract says, but `pre` is left as it is."""
-    _HIDDEN_GRAD[pre.dtype, _FUNCTORS[activation]](_packs(pre), pre, hidden, pre.size, d_hidden)
+    """As the contract says, but `hidden` is not used, and `pre` left as it is."""
+    _HIDDEN_GRAD[pre.dtype, _FUNCTORS[activation]](_packs(pre), pre, pre.size, d_hidden)
 
 
 def _packs(array: Any) -> int:
@@ -162,8 +162,7 @@ def logits_grad(
     scratch: Any,
     out: Any | None = None,
 ) -> None:
-    """As the contract says, but the gradient goes to `out`, which may be of another type, if that
-    is given; `scratch` is not used."""
+    """As the contract says; `scratch` is not used."""
     out = logits if out is None else out
     dtype = logits.dtype
     items, shares = _shares(logits.shape)

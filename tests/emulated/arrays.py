@@ -47,10 +47,10 @@ WAITING = {
 }
 UFUNCS = tuple(
     """
-    absolute add bitwise_and bitwise_or bitwise_xor ceil divide equal exp expm1 floor
+    absolute add bitwise_and bitwise_or bitwise_xor ceil divide equal exp exp2 expm1 floor
     floor_divide greater greater_equal invert isfinite isinf isnan left_shift less less_equal
-    log log1p logaddexp logical_and logical_not logical_or maximum minimum mod multiply negative
-    not_equal power right_shift sign sqrt square subtract tanh
+    log log1p log2 logaddexp logical_and logical_not logical_or maximum minimum mod multiply
+    negative not_equal power right_shift sign sqrt square subtract tanh
     """.split()  # noqa: SIM905
 )
 METHODS = {

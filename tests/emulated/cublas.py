@@ -1,14 +1,21 @@
-"""``cupy.cublas``."""
+"""``cupy.cublas``, and the names of ``cupy.cuda.cublas`` below it."""
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
 
+from .. import ptxemu
+from . import memory
 from .arrays import call, ndarray
 
 __all__ = ["gemm"]
+
+CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
+CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 68, -1
+TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # CUDA_R_32F and so on
 
 
 def gemm(
@@ -37,3 +44,49 @@ def gemm(
 
     before = () if beta == 0 or out is None else (out,)
     return call(product, left, right, *before, out=out)
+
+
+def gemmEx(
+    handle: int,
+    transa: int,
+    transb: int,
+    m: int,
+    n: int,
+    k: int,
+    alpha: int,
+    A: int,
+    Atype: int,
+    lda: int,
+    B: int,
+    Btype: int,
+    ldb: int,
+    beta: int,
+    C: int,
+    Ctype: int,
+    ldc: int,
+    computeType: int,
+    algo: int,
+) -> None:
+    """Matrices are columns behind each other, as for cuBLAS; of half types with float32 sums."""
+    assert (handle, computeType, algo) == (get_cublas_handle(), CUBLAS_COMPUTE_32F, -1)
+    assert Atype == Btype != TYPES["float32"] == Ctype
+    by, kept = (ctypes.c_float.from_address(pointer).value for pointer in (alpha, beta))
+    a, b = _matrix(A, Atype, lda, m, k, transa), _matrix(B, Btype, ldb, k, n, transb)
+    c = _matrix(C, Ctype, ldc, m, n, CUBLAS_OP_N)
+    found = by * (memory.checked(a).astype(np.float32) @ memory.checked(b).astype(np.float32))
+    c[...] = found if kept == 0 else found + kept * memory.checked(c)
+    memory.mark_written(c)
+
+
+def _matrix(at: int, kind: int, step: int, rows: int, columns: int, operation: int) -> np.ndarray:
+    """`rows` and `columns` are those behind the operation."""
+    dtype = np.dtype({number: name for name, number in TYPES.items()}[kind])
+    if operation == CUBLAS_OP_T:
+        return _matrix(at, kind, step, columns, rows, CUBLAS_OP_N).T
+    assert step >= max(1, rows)
+    return ptxemu.array_at(at, (rows, columns), dtype, (dtype.itemsize, step * dtype.itemsize))
+
+
+def get_cublas_handle() -> int:
+    """Of ``cupy.cuda.device``."""
+    return 1

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..ptxemu.compile import nvrtc_version
-from . import arrays, memory
+from . import arrays, cublas, memory
 from .memory import MemoryPointer, MemoryPool, using_allocator
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "MemoryPool",
     "Stream",
     "compiler",
+    "cublas",
+    "device",
     "get_current_stream",
     "is_available",
     "nvrtc",
@@ -149,7 +151,11 @@ class CompileException(Exception):
     pass
 
 
+device = SimpleNamespace(get_cublas_handle=cublas.get_cublas_handle)
 runtime = SimpleNamespace(
+    CUDA_R_16BF=cublas.TYPES["bfloat16"],
+    CUDA_R_16F=cublas.TYPES["float16"],
+    CUDA_R_32F=cublas.TYPES["float32"],
     CUDARuntimeError=CUDARuntimeError,
     deviceSynchronize=arrays.wait,
     driverGetVersion=lambda: 12090,

@@ -231,6 +231,14 @@ class Function:
         return rep
 
 
+def array_at(address, shape, dtype, strides):
+    """The array at a virtual device address; its base is that of the allocation."""
+    seg = memory.segs[address >> WINDOW]
+    root = seg.root()
+    flat = (root if root.flags.c_contiguous else root.T).reshape(-1).view(u1)
+    return np.ndarray(shape, dtype, flat, address - seg.base, strides)
+
+
 def address_of(arr):
     """Virtual device address of an array (to build structs or pointer tables); pass the array in `keep` too."""
     seg, o = memory.segment(arr)

@@ -1,0 +1,58 @@
+"""Products of matrices on CuPy arrays, by cuBLAS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .launch import cupy
+
+__all__ = ["add_weight_grad", "factor_dtype", "matmul"]
+
+_HALVES = {"float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
+
+
+def factor_dtype(dtype: np.dtype) -> np.dtype | None:
+    """As the contract says: tensor cores multiply half types, and sum in float32."""
+    return dtype if dtype.name in _HALVES else None
+
+
+def matmul(a: Any, b: Any, out: Any) -> None:
+    _gemm(a, b, out, 0.0)
+
+
+def add_weight_grad(d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
+    """As the contract says; `scratch` is not used."""
+    _gemm(d_logits.T, hidden, out, 1.0)
+
+
+def _gemm(a: Any, b: Any, out: Any, beta: float) -> None:
+    """``out = a @ b + beta * out``, into `out` itself, unlike :func:`cupy.matmul`; of half types
+    with a float32 `out`."""
+    library = cupy()
+    if a.dtype.name not in _HALVES:
+        library.cublas.gemm("N", "N", a, b, out=out, beta=beta)
+        return
+    cuda = library.cuda
+    half = getattr(cuda.runtime, _HALVES[a.dtype.name])
+    (rows, depth), columns = a.shape, b.shape[1]
+    one, kept = np.array([1.0, beta], np.float32)[:, None]
+    # cuBLAS takes a matrix column by column: for it, these are the transposed ones.
+    (of_a, a_step), (of_b, b_step) = _layout(a), _layout(b)
+    cuda.cublas.gemmEx(
+        *(cuda.device.get_cublas_handle(), of_b, of_a, columns, rows, depth, one.ctypes.data),
+        *(b.data.ptr, half, b_step, a.data.ptr, half, a_step),
+        *(kept.ctypes.data, out.data.ptr, cuda.runtime.CUDA_R_32F, columns),
+        *(cuda.cublas.CUBLAS_COMPUTE_32F, cuda.cublas.CUBLAS_GEMM_DEFAULT),
+    )
+
+
+def _layout(matrix: Any) -> tuple[int, int]:
+    """Whether cuBLAS must transpose a matrix that it takes for the transposed one, and how many
+    elements lie between its rows, or its columns."""
+    cublas = cupy().cuda.cublas
+    by_row, by_column = (stride // matrix.itemsize for stride in matrix.strides)
+    if by_column == 1:
+        return cublas.CUBLAS_OP_N, max(by_row, matrix.shape[1])
+    return cublas.CUBLAS_OP_T, max(by_column, matrix.shape[0])
