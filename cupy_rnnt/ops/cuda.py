@@ -30,7 +30,7 @@ from .cuda_rows import (
     scratch_rows,
 )
 from .cuda_samples import largest_row_sum, magnitudes, means
-from .launch import cupy
+from .launch import cublas, cupy
 
 __all__ = [
     "activate",
@@ -151,9 +151,7 @@ def add_weight_grad(d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
 
 def _gemm(transposed: str, a: Any, b: Any, out: Any, beta: float) -> None:
     """Unlike :func:`cupy.matmul`, into `out` itself."""
-    from cupy import cublas
-
-    cublas.gemm(transposed, "N", a, b, out=out, beta=beta)
+    cublas().gemm(transposed, "N", a, b, out=out, beta=beta)
 
 
 def threads() -> int:
