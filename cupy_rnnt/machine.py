@@ -67,14 +67,16 @@ def gpu_fault() -> str | None:
         cuda.activate("tanh", one, one)
         cuda.matmul(one, one, cuda.empty((1, 1), one.dtype))
         cuda.host(one)
+    except (ImportError, RuntimeError) as error:
+        return str(error)
     except Exception as error:  # whatever a broken installation comes up with
-        return " ".join(str(error).split()) or repr(error)
+        return f"CuPy fails with {type(error).__name__}: {error}"
     return None
 
 
 def _print_gpu() -> None:
     fault = gpu_fault()
-    row("can be used", f"no: {fault}" if fault else "yes")
+    row("can be used", " ".join(f"no: {fault}".split()) if fault else "yes")
     try:
         library = launch.cupy()
     except Exception:
