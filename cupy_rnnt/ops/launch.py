@@ -71,8 +71,6 @@ ELEMENTS = {
 }
 """The C++ types of the elements of arrays, by the names of their dtypes."""
 FLOATS = tuple((ELEMENTS[name],) for name in ("float16", "bfloat16", "float32", "float64"))
-
-
 _INSTALL = "install cupy-cuda12x[ctk] or cupy-cuda13x[ctk]"
 
 
@@ -235,12 +233,13 @@ def _device(library: Any) -> int:
 
 def _without_device(runtime: Any, error: str) -> str:
     """What an error of the CUDA runtime means, and what to do."""
-    driver, own = map(dotted, (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
-    if driver == dotted(0):
+    driver, own = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if not driver:
         return "CUDA arrays need NVIDIA's driver and a GPU, but there is no driver: install it"
     if "cudaErrorInsufficientDriver" in error:
         update = "update the driver, or install a CuPy for an older CUDA"
-        return f"NVIDIA's driver is for CUDA {driver}, too old for CuPy's {own}: {update}"
+        old = f"NVIDIA's driver is for CUDA {dotted(driver)}, too old for CuPy's {dotted(own)}"
+        return f"{old}: {update}"
     if "cudaErrorNoDevice" in error:
         look = "see what nvidia-smi lists, and CUDA_VISIBLE_DEVICES if that is set"
         return f"NVIDIA's driver finds no CUDA device: {look}"
@@ -267,7 +266,7 @@ def _function(library: Any, device: int, kernel: Kernel, variant: tuple[str, ...
         module = _module(library, kernel.source, expressions)
         return module.get_function(kernel.expression(variant))
     except library.cuda.compiler.CompileException as error:
-        if "open source file" in str(error):  # could not, or cannot, as NVRTC says
+        if "open source file" in str(error):  # NVRTC "could not" or "cannot"
             raise RuntimeError(f"CuPy finds no CUDA headers: {_INSTALL}") from error
         raise
 
