@@ -2,30 +2,25 @@
 
 python -m cupy_rnnt             loss and gradients of a LibriSpeech batch, checked
 python -m cupy_rnnt estimate    what a batch would take, without running it
-python -m cupy_rnnt info        versions, devices, threads
+python -m cupy_rnnt info        versions, CPU and GPU, threads
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
-import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-from . import __version__, defaults, engine, joint, reference
-from .ops import cpu
+from . import __version__, defaults, engine, joint, machine, reference
+from .engine import Progress
+from .ops import Operations, cpu, cuda
 from .results import Info, JointGradients
 from .terminal import (
     Parser,
@@ -44,8 +39,6 @@ _UTTERANCES = 256
 _BLANK = 0
 _CHECKED_SAMPLES = 3
 _CHECKED_PRODUCTS = 5e9  # cells times V times H: a few seconds of the reference
-_PACKAGES = ["numpy", "scipy", "threadpoolctl", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax"]
-_THREAD_VARIABLES = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 _RUN = """\
 Compute the RNN-transducer loss of a joint network and all its gradients, and check some of them.
 
@@ -55,7 +48,7 @@ LibriSpeech train-clean-100, from the public project csukuangfj/transducer-loss-
 _COMMANDS = """\
 other commands (with --help for their options):
   estimate    print the memory that a batch of any size takes, without running it
-  info        print versions, devices and threads"""
+  info        print versions, CPU and GPU, threads"""
 _ESTIMATE = """\
 Print the memory that loss and gradients of a joint network take, without computing or allocating
 them. There are as many workers as a call would have on this machine."""
@@ -124,29 +117,44 @@ def _fresh(args: argparse.Namespace) -> _Inputs:
 def _run(args: argparse.Namespace) -> int:
     if args.batch > _UTTERANCES:
         raise ValueError(f"--batch is {args.batch}, but there are {_UTTERANCES} utterances")
+    ops = _operations(args.device)
     inputs = _fresh(args)
-    _print_batch(inputs, args)
-    start = time.perf_counter()
-    with progress() as report:
+    _print_batch(inputs, args, machine.gpu() if ops is cuda else machine.cpu())
+    on_device = _Inputs(*map(ops.asarray, inputs[:-1]))
+
+    def call(report: Progress | None) -> tuple[float, Any, Any, Info]:
+        start = time.perf_counter()
         costs, gradients, info = joint.joint_rnnt_loss_and_grad(
-            *inputs,
+            *on_device,
             reduction="none",
             max_workspace_bytes=args.max_workspace_bytes,
             progress=report,
             return_info=True,
         )
-    seconds = time.perf_counter() - start
+        ops.host(costs)  # a GPU may still be at work
+        return time.perf_counter() - start, costs, gradients, info
 
-    _print_results(inputs, costs, info, seconds)
+    first_seconds = call(None)[0] if ops is cuda else None
+    with progress() as report:
+        seconds, costs, gradients, info = call(report)
+    costs, *gradients = ops.host(costs, *gradients)
+    _print_results(inputs, costs, info, seconds, first_seconds)
     _print_memory(inputs, info.workspace_bytes, args.max_workspace_bytes)
-    return _check(inputs, costs, gradients)
+    return _check(inputs, costs, JointGradients(*gradients))
 
 
-def _print_batch(inputs: _Inputs, args: argparse.Namespace) -> None:
+def _operations(device: str) -> Operations:
+    """Those of a device as it is named on the command line."""
+    fault = None if device == "cpu" else machine.gpu_fault()
+    if fault and device == "cuda":
+        raise ValueError(fault)
+    return cpu if fault or device == "cpu" else cuda
+
+
+def _print_batch(inputs: _Inputs, args: argparse.Namespace, place: str) -> None:
     frames, labels = inputs.logit_lengths, inputs.target_lengths
     padded = args.batch * frames.max() * (labels.max() + 1)
-    threads = counted(cpu.threads(), "thread")
-    print(f"cupy_rnnt {__version__} on the CPU ({_cpu_name()}, {threads})")
+    print(f"cupy_rnnt {__version__} on {place}")
     heading("Batch with the lengths of LibriSpeech utterances (25 frames a second, 500 BPE units)")
     row("samples B", f"{args.batch}")
     row("frames T", f"{frames.min()} to {frames.max()}")
@@ -156,18 +164,22 @@ def _print_batch(inputs: _Inputs, args: argparse.Namespace) -> None:
     row("lattice cells", f"{inputs.cells.sum():,} ({padded:,} with padding)")
 
 
-def _print_results(inputs: _Inputs, costs: np.ndarray, info: Info, seconds: float) -> None:
+def _print_results(
+    inputs: _Inputs, costs: np.ndarray, info: Info, seconds: float, first_seconds: float | None
+) -> None:
     low, middle, high = np.min(costs), np.median(costs), np.max(costs)
     dropped = defaults.tolerance(inputs.weight.dtype)
     heading("Loss and gradients of encoder_out, predictor_out, weight and bias")
     row("cost per sample", f"{low:,.1f} / {middle:,.1f} / {high:,.1f} nats (min / median / max)")
-    row("time", f"{seconds:.2f} s, {info.cells / seconds:,.0f} cells a second")
+    row("time", f"{seconds:.3f} s, {info.cells / seconds:,.0f} cells a second")
+    if first_seconds is not None:
+        row("", f"({first_seconds:.3f} s the first time: kernels are compiled and loaded)")
     rounds = counted(info.rounds, "round")
     row(
         "cells computed",
         f"{info.computed:,}, {info.computed / info.cells:.1%} of all, in {rounds};",
     )
-    row("", f"the others add {np.max(info.certificate):.0e} to a probability at most")
+    row("", f"the others add {float(info.certificate.max()):.0e} to a probability at most")
     row("cells kept", f"{info.kept:,} for the gradients, {info.kept / info.cells:.1%} of all;")
     row("", f"the others hold {dropped:.0e} of the posterior mass at most")
 
@@ -273,39 +285,8 @@ def _estimate(args: argparse.Namespace) -> int:
 
 def _info(_: argparse.Namespace) -> int:
     print(f"cupy_rnnt {__version__}")
-    row("Python", f"{platform.python_version()} ({platform.python_implementation()})")
-    for name in _PACKAGES:
-        row(name, _version(name))
-    heading("Device")
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every platform
-    usable = len(affinity(0)) if affinity else os.cpu_count()
-    row("platform", platform.platform())
-    row("cpu", f"{_cpu_name()}, {os.cpu_count()} cores, {usable} for this process")
-    heading("Threads and memory")
-    row("workers of a call", f"at most {cpu.threads()}")
-    for library in ThreadpoolController().info():
-        count = counted(library["num_threads"], "thread")
-        name = f"{library['internal_api']} {library['version'] or ''}".rstrip()
-        row(library["user_api"], f"{name}, {count}")
-    for name in _THREAD_VARIABLES:
-        row(name, os.environ.get(name, "not set"))
-    row("max_workspace_bytes", f"{nbytes(defaults.MAX_WORKSPACE_BYTES)} by default")
+    machine.print_report()
     return 0
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)  # without importing it
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _dtype(name: str) -> np.dtype:
@@ -353,8 +334,8 @@ def _parser(
 def _parsers() -> dict[str, Parser]:
     """By command; the main job has no name."""
     run = _parser("", _run, _RUN, _COMMANDS, batch=16, vocab=500, hidden=512, seed=0)
-    devices = ["auto", "cpu"]
-    run.add_argument("--device", choices=devices, default="auto", help="(default: auto)")
+    text = "auto is a GPU that can be used, or else the CPU (default: auto)"
+    run.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=text)
     run.add_argument("--version", action="version", version=f"cupy_rnnt {__version__}")
     estimate = _parser(
         "estimate",
@@ -366,7 +347,7 @@ def _parsers() -> dict[str, Parser]:
         vocab=4096,
         hidden=640,
     )
-    info = _parser("info", _info, "Print versions, devices and threads.")
+    info = _parser("info", _info, "Print versions, CPU and GPU, threads.")
     return {"": run, "estimate": estimate, "info": info}
 
 

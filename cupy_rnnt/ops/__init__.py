@@ -314,9 +314,8 @@ def operations_for(array: Any) -> Operations:
 
 
 def is_on_cuda(array: Any) -> bool:
-    """Whether it is an array of CuPy, which need not be installed."""
-    cupy = sys.modules.get("cupy")
-    return cupy is not None and isinstance(array, cupy.ndarray)
+    """Whether it is an array of CuPy, which need not be installed, or whole."""
+    return isinstance(array, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
 def on_host(*arrays: Any) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .launch import cupy
+from .launch import cublas, cupy
 
 __all__ = ["add_weight_grad", "factor_dtype", "matmul"]
 
@@ -30,11 +30,11 @@ def add_weight_grad(d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
 def _gemm(a: Any, b: Any, out: Any, beta: float) -> None:
     """``out = a @ b + beta * out``, into `out` itself, unlike :func:`cupy.matmul`; of half types
     with a float32 `out`."""
-    library = cupy()
+    gemm = cublas().gemm
     if a.dtype.name not in _HALVES:
-        library.cublas.gemm("N", "N", a, b, out=out, beta=beta)
+        gemm("N", "N", a, b, out=out, beta=beta)
         return
-    cuda = library.cuda
+    cuda = cupy().cuda
     half = getattr(cuda.runtime, _HALVES[a.dtype.name])
     (rows, depth), columns = a.shape, b.shape[1]
     one, kept = np.array([1.0, beta], np.float32)[:, None]

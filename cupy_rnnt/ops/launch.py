@@ -33,6 +33,9 @@ and finds. All kernels of a source with the same first template argument are com
 first use, and kept on disk by CuPy. CuPy flushes denormal floats (not doubles) to 0.
 
 Every kernel declared is in `KERNELS`, from which the tests compile all of them for all devices.
+
+*What may be missing.* Whatever keeps kernels from running is an error of one sentence, which says
+how to mend it.
 """
 
 from __future__ import annotations
@@ -68,18 +71,35 @@ ELEMENTS = {
 }
 """The C++ types of the elements of arrays, by the names of their dtypes."""
 FLOATS = tuple((ELEMENTS[name],) for name in ("float16", "bfloat16", "float32", "float64"))
+_INSTALL = "install cupy-cuda12x[ctk] or cupy-cuda13x[ctk]"
 
 
 def cupy() -> Any:
     """CuPy, imported at first use."""
     try:
         import cupy
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise
-        text = "CUDA arrays need CuPy: install cupy-cuda12x or cupy-cuda13x, as the driver allows"
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            text = f"CUDA arrays need CuPy: {_INSTALL}, as the driver allows"
+        else:
+            text = f"CuPy is installed but cannot be imported: {error.__cause__ or error}"
         raise ImportError(text) from error
     return cupy
+
+
+def cublas() -> Any:
+    """The part of CuPy that multiplies matrices."""
+    try:
+        from cupy import cublas
+    except ImportError as error:
+        raise RuntimeError(f"CuPy finds no cuBLAS: {_INSTALL}") from error
+    return cublas
+
+
+def check() -> None:
+    """Raise what keeps kernels from being compiled for the current device, if anything does."""
+    library = cupy()
+    _check_capability(library, _device(library))
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,10 +224,35 @@ def _folder() -> Any:
 
 def _device(library: Any) -> int:
     """The current device."""
+    runtime = library.cuda.runtime
     try:
-        return int(library.cuda.runtime.getDevice())
-    except library.cuda.runtime.CUDARuntimeError as error:
-        raise RuntimeError(f"CUDA arrays need a CUDA device and its driver: {error}") from error
+        return int(runtime.getDevice())
+    except runtime.CUDARuntimeError as error:
+        raise RuntimeError(_without_device(runtime, str(error))) from error
+
+
+def _without_device(runtime: Any, error: str) -> str:
+    """What an error of the CUDA runtime means, and what to do."""
+    driver, own = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if not driver:
+        return "CUDA arrays need NVIDIA's driver and a GPU, but there is no driver: install it"
+    if "cudaErrorInsufficientDriver" in error:
+        update = "update the driver, or install a CuPy for an older CUDA"
+        old = f"NVIDIA's driver is for CUDA {dotted(driver)}, too old for CuPy's {dotted(own)}"
+        return f"{old}: {update}"
+    if "cudaErrorNoDevice" in error:
+        look = "see what nvidia-smi lists, and CUDA_VISIBLE_DEVICES if that is set"
+        return f"NVIDIA's driver finds no CUDA device: {look}"
+    return f"CUDA cannot be used: {error}"
+
+
+def dotted(version: int) -> str:
+    """A version as CUDA counts them.
+
+    >>> dotted(12090)
+    '12.9'
+    """
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 @functools.cache
@@ -221,9 +266,8 @@ def _function(library: Any, device: int, kernel: Kernel, variant: tuple[str, ...
         module = _module(library, kernel.source, expressions)
         return module.get_function(kernel.expression(variant))
     except library.cuda.compiler.CompileException as error:
-        if "could not open source file" in str(error):
-            text = "CuPy finds no CUDA headers: install cupy-cuda12x[ctk] or cupy-cuda13x[ctk]"
-            raise RuntimeError(text) from error
+        if "open source file" in str(error):  # NVRTC "could not" or "cannot"
+            raise RuntimeError(f"CuPy finds no CUDA headers: {_INSTALL}") from error
         raise
 
 
@@ -238,9 +282,9 @@ def _check_capability(library: Any, device: int) -> None:
     capability = int(text[:-1]), int(text[-1])
     if capability < LEAST_CAPABILITY:
         least, own = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
-        raise RuntimeError(f"CUDA device {device} has compute capability {own}, below {least}")
+        text = f"CUDA device {device} has compute capability {own}, but {least} or more is needed"
+        raise RuntimeError(text)
     try:
         library.cuda.nvrtc.getVersion()
     except RuntimeError as error:
-        text = "CuPy finds no NVRTC: install cupy-cuda12x[ctk] or cupy-cuda13x[ctk]"
-        raise RuntimeError(text) from error
+        raise RuntimeError(f"CuPy finds no NVRTC: {_INSTALL}") from error

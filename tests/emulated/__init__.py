@@ -51,6 +51,8 @@ __all__ = [
     *WAITING,
 ]
 
+__version__ = "emulated"
+
 for _name, _parameters in FUNCTIONS.items():
     globals()[_name] = arrays.by_numpy(_name, _parameters)
 for _name, _parameters in WAITING.items():
