@@ -27,6 +27,7 @@ from .results import JointGradients
 
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
 _MASKED = 200.0  # nats below the others, an entry has no share in a softmax in any precision
+_ROUND_OFF = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}  # and the least
 _LARGEST_EXPONENT = 40.0  # the product of two such exponentials is far from overflow in float32
 
 
@@ -114,12 +115,12 @@ class Tangents:
             logistic = _LOGISTIC.get(activation, _OTHER)
             self._fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
             hidden_sizes = np.ones(len(samples)) if activation in _LOGISTIC else sizes.sum(axis=0)
-            self._slack = np.array(
-                [
-                    self._slack_of(b, float(magnitudes.weight) * size)
-                    for b, size in zip(samples.tolist(), hidden_sizes.tolist(), strict=True)
-                ]
-            )
+            weight = float(magnitudes.weight)
+            slack = [
+                self._slack_of(b, weight * size)
+                for b, size in zip(samples.tolist(), hidden_sizes.tolist(), strict=True)
+            ]
+            self._slack = np.array(slack) + 2 * weight * self._left_by_factors(hidden_sizes)
 
     @staticmethod
     def nbytes(frames: int, columns: int, samples: int, hidden_size: int, itemsize: int) -> int:
@@ -146,6 +147,15 @@ class Tangents:
         dot = u * (3 * (hidden_size + _HIDDEN_ERROR) * size + 2 * (size + largest_bias))
         second_order = 4 * u * (12 + size + largest_bias) * (1 + size)
         return float(4 * dot + 2 * vocabulary * u * size + second_order)
+
+    def _left_by_factors(self, hidden_sizes: np.ndarray) -> Any:
+        """How far the elements of a hidden vector may be from the sums of its two factors: both the
+        logit and the log-sum-exp of a log-prob are off by as much times the weights."""
+        factor = self._ops.factor_dtype(self._inputs.encoder_out.dtype)
+        if factor is None:
+            return 0.0
+        unit, least = _ROUND_OFF[factor.name]
+        return np.maximum(unit**2 * hidden_sizes, least)
 
     def _largest_bias(self, sample: int, size: float) -> float:
         """Largest absolute bias of the blank, of a label of the sample, or of an entry that can
