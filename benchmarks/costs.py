@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 SECTOR = 32  # bytes: memory is read and written by sectors
 CHUNK = 32  # rows that add_rows sums at once
-KINDS = "float32", "TF32", "bfloat16"
-"""Of numbers that products multiply; they are added up in float32."""
 
 
 class Machine(NamedTuple):
@@ -28,16 +26,24 @@ class Machine(NamedTuple):
     special: float
     """Reciprocals, exponentials and the like."""
     products: Mapping[str, float]
-    """In GEMMs, by the kind of their numbers."""
+    """In GEMMs, by what they multiply; they add up in float32."""
 
 
 # 108 and 132 multiprocessors at 1.41 and 1.98 GHz, with 16 units for special functions each.
 MACHINES = {
     "A100": Machine(
-        2039e9, 19.5e12, 9.7e12, 16 * 108 * 1.41e9, dict(zip(KINDS, (19.5e12, 156e12, 312e12)))
+        bandwidth=2039e9,
+        float32=19.5e12,
+        float64=9.7e12,
+        special=16 * 108 * 1.41e9,
+        products={"float32": 19.5e12, "TF32": 156e12, "bfloat16": 312e12},
     ),
     "H100": Machine(
-        3350e9, 66.9e12, 33.5e12, 16 * 132 * 1.98e9, dict(zip(KINDS, (66.9e12, 494.7e12, 989.4e12)))
+        bandwidth=3350e9,
+        float32=66.9e12,
+        float64=33.5e12,
+        special=16 * 132 * 1.98e9,
+        products={"float32": 66.9e12, "TF32": 494.7e12, "bfloat16": 989.4e12},
     ),
 }
 # Units of a multiprocessor for float32, float64 and special functions, by the first compute
@@ -76,6 +82,9 @@ class Work:
     float64: float = 0
     products: float = 0
     """Multiply-adds of a GEMM."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, items: float) -> Work:
         return Work(*(items * each for each in astuple(self)))
@@ -120,9 +129,7 @@ KERNELS = {
     "row_log_probs": Kernel(
         "cell",
         "V",
-        lambda n, e, c: Work(
-            n * e + 32, cached=n * c, float32=15 * n, special=1.5 * n, float64=33
-        ),
+        lambda n, e, c: Work(n * e + 32, cached=n * c, float32=15 * n, special=1.5 * n, float64=33),
     ),
     "logits_grad": Kernel(
         "cell",
