@@ -46,24 +46,19 @@ MACHINES = {
         products={"float32": 66.9e12, "TF32": 494.7e12, "bfloat16": 989.4e12},
     ),
 }
-# Units of a multiprocessor for float32, float64 and special functions, by the first compute
-# capability that has so many: "Throughput of Native Arithmetic Instructions" in the CUDA C++ guide.
-_UNITS = {
-    75: (64, 2, 16),
-    80: (64, 32, 16),
-    86: (128, 2, 16),
-    90: (128, 64, 16),
-    120: (128, 2, 16),
-}
+# Units for float32 of a multiprocessor, by the first compute capability that has so many, and for
+# special functions: "Throughput of Native Arithmetic Instructions" in the CUDA C++ guide.
+_UNITS, _SPECIAL_UNITS = {75: 64, 86: 128}, 16
 
 
 def machine_of(attributes: Mapping[str, int], capability: int) -> Machine:
     """A device with attributes by CuPy's names, for products in float32."""
-    hertz, memory_hertz = (1e3 * attributes[name] for name in ("ClockRate", "MemoryClockRate"))
-    bandwidth = 2 * memory_hertz * attributes["GlobalMemoryBusWidth"] / 8
+    bandwidth = 2e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 8
+    cycles = 1e3 * attributes["ClockRate"] * attributes["MultiProcessorCount"]
     units = _UNITS[max(first for first in _UNITS if first <= capability)]
-    float32, float64, special = (attributes["MultiProcessorCount"] * n * hertz for n in units)
-    return Machine(bandwidth, 2 * float32, 2 * float64, special, {"float32": 2 * float32})
+    float32, special = 2 * units * cycles, _SPECIAL_UNITS * cycles
+    float64 = float32 / attributes["SingleToDoublePrecisionPerfRatio"]
+    return Machine(bandwidth, float32, float64, special, {"float32": float32})
 
 
 @dataclass(frozen=True)
@@ -122,29 +117,31 @@ def _moved_row(n: float, e: int, c: int) -> Work:
 
 KERNELS = {
     "hidden": Kernel(
-        "cell",
+        "cell of a pass",
         "H",
         lambda n, e, c: Work(2 * n * c + 24, cached=2 * n * e, float32=14 * n, special=2 * n),
     ),
     "row_log_probs": Kernel(
-        "cell",
+        "cell of pass 1",
         "V",
         lambda n, e, c: Work(n * e + 32, cached=n * c, float32=15 * n, special=1.5 * n, float64=33),
     ),
     "logits_grad": Kernel(
-        "cell",
+        "cell of pass 2",
         "V",
         lambda n, e, c: Work(
             n * (e + c) + 16 + 3 * c, cached=n * c, float32=14.5 * n, special=n, float64=32
         ),
     ),
-    "column_sum": Kernel("cell", "V", lambda n, e, c: Work(n * e, float32=n)),
-    "hidden_grad": Kernel("cell", "H", lambda n, e, c: Work(3 * n * c, float32=3 * n)),
-    "add_rows": Kernel("cell", "H", lambda n, e, c: Work(n * c + 16, float32=n)),
-    "add_long_runs": Kernel("piece", "H", lambda n, e, c: Work(2 * n * c, float32=n)),
+    "column_sum": Kernel("cell of pass 2", "V", lambda n, e, c: Work(n * e, float32=n)),
+    "hidden_grad": Kernel("cell of pass 2", "H", lambda n, e, c: Work(3 * n * c, float32=3 * n)),
+    "add_rows": Kernel("cell of pass 2, twice", "H", lambda n, e, c: Work(n * c + 16, float32=n)),
+    "add_long_runs": Kernel("piece of a run", "H", lambda n, e, c: Work(2 * n * c, float32=n)),
     "gather": Kernel("row", "V", _moved_row),
     "scatter": Kernel("row", "V", _moved_row),
-    "log_probs_grad": Kernel("cell", "V", lambda n, e, c: Work(n * e + 8 + 3 * c, float32=3 * n)),
+    "log_probs_grad": Kernel(
+        "cell of pass 2", "V", lambda n, e, c: Work(n * e + 8 + 3 * c, float32=3 * n)
+    ),
     "fold_rows": Kernel("row", "H", lambda n, e, c: Work(n * e, float32=n)),
     "activate": Kernel("row", "H", lambda n, e, c: Work(2 * n * c, float32=13 * n, special=2 * n)),
     "label_softmax": Kernel(
@@ -169,7 +166,7 @@ KERNELS = {
     ),
     "bounded_leaving": Kernel("cell", "", lambda n, e, c: Work(25, float32=3, float64=33)),
     "lattice_write": Kernel(
-        "cell", "", lambda n, e, c: Work(56, spread=2 * (SECTOR - 8), float64=2)
+        "cell of pass 1", "", lambda n, e, c: Work(56, spread=2 * (SECTOR - 8), float64=2)
     ),
     "lattice_sweep": Kernel("cell", "", lambda n, e, c: Work(48, float32=8, float64=84)),
     "lattice_occupancies": Kernel(
@@ -239,7 +236,10 @@ class Engine:
         """By bounds; one round certifies it, unless all cells are selected."""
         frames, prefixes, cells = self._batch
         references, row = frames + prefixes, 4 * self._widths["H"]
+        weights = self._widths["V"] * self._widths["H"]
         self.launch("references", 2 * references, "fold_rows")
+        whole_sectors = Work(4 * weights, spread=(SECTOR - 4) * weights)
+        self.operations.append(Operation("references", "fold_rows", whole_sectors))
         self.launch("references", 2 * frames + prefixes, "gather", width="H")
         self.lists("references", self._FRAME * frames + self._PREFIX * prefixes, row)
         self.launch("references", references, "activate", "label_softmax", "row_dots")
@@ -267,7 +267,9 @@ class Engine:
         targets = self._batch.frames + self._batch.prefixes
         self.launch("pass 2", kept, "hidden", "logits_grad", "column_sum", "hidden_grad")
         self.launch("pass 2", 2 * kept, "add_rows")
-        self.launch("pass 2", 2 * kept / CHUNK + targets, "add_long_runs")
+        for count in self._batch.frames, self._batch.prefixes:
+            chunks = kept / count / CHUNK  # of rows with one target
+            self.launch("pass 2", count * (1 + min(2 * chunks, 1 + chunks)), "add_long_runs")
         self.launch("pass 2", targets, "scatter", width="H")
         self.products("pass 2", kept, 3)
         self.lists("pass 2", kept, self._KEPT)
