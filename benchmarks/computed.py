@@ -26,6 +26,7 @@ BATCH = Batch.of([FRAMES] * SAMPLES, [POSITIONS] * SAMPLES)
 VOCABULARIES, HIDDEN = (1024, 4096), 640
 SHARES = (1.0, 1.0), (0.67, 0.63), (0.27, 0.25), (0.12, 0.10), (0.05, 0.04)
 ITEMSIZES = {"float32": 4, "TF32": 4, "bfloat16": 2}  # of the inputs, by what products multiply
+IN_WORDS = {"float32": "float32", "TF32": "if TF32", "bfloat16": "if bfloat16"}
 AUTOGRAD = "batched autograd"
 STAGED = "cupy_rnnt, f = 0.12, k = 0.10"
 
@@ -109,7 +110,7 @@ def of_machines() -> list[list[str]]:
 
 def of_steps(rows: list[Row], vocabulary: int) -> list[list[str]]:
     """Milliseconds, and multiples of batched autograd."""
-    columns = [f"{machine}, {products}" for machine in MACHINES for products in ITEMSIZES]
+    columns = [f"{machine}, {products}" for machine in MACHINES for products in IN_WORDS.values()]
     table = {step: [step] for step in STEPS}
     for row in rows:
         if row["vocabulary"] == vocabulary:
@@ -123,7 +124,7 @@ def of_steps(rows: list[Row], vocabulary: int) -> list[list[str]]:
 def of_stages(rows: list[Row], vocabulary: int) -> list[list[str]]:
     """Milliseconds of the stages of one step."""
     chosen = [row for row in rows if row["vocabulary"] == vocabulary and row["step"] == STAGED]
-    header = ["stage", *(f"{row['machine']}, {row['products']}" for row in chosen)]
+    header = ["stage", *(f"{row['machine']}, {IN_WORDS[row['products']]}" for row in chosen)]
     body = [
         [stage, *(f"{1e3 * row['stages'][stage]:.2f}" for row in chosen)]
         for stage in chosen[0]["stages"]
@@ -156,7 +157,9 @@ def draw(rows: list[Row]) -> Figure:
                 drawn = axes.bar(places, heights, 0.12, label=step)
                 axes.bar_label(drawn, map(digits, heights), fontsize=6)
             axes.set_yscale("log")
-            axes.set_xticks(range(len(ITEMSIZES)), [f"products in {kind}" for kind in ITEMSIZES])
+            axes.set_xticks(
+                range(len(ITEMSIZES)), [f"products {kind}" for kind in IN_WORDS.values()]
+            )
             axes.set_title(f"{machine}, V = {vocabulary}", fontsize=10)
     for line in panels:
         line[0].set_ylabel("least milliseconds, or ns / cell")
