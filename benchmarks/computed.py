@@ -157,9 +157,7 @@ def draw(rows: list[Row]) -> Figure:
                 drawn = axes.bar(places, heights, 0.12, label=step)
                 axes.bar_label(drawn, map(digits, heights), fontsize=6)
             axes.set_yscale("log")
-            axes.set_xticks(
-                range(len(ITEMSIZES)), [f"products {kind}" for kind in IN_WORDS.values()]
-            )
+            axes.set_xticks(range(len(ITEMSIZES)), IN_WORDS.values())
             axes.set_title(f"{machine}, V = {vocabulary}", fontsize=10)
     for line in panels:
         line[0].set_ylabel("least milliseconds, or ns / cell")
