@@ -204,10 +204,10 @@ class Engine:
     `itemsize` is that of what the user gave; all between is float32.
     """
 
-    # Bytes of CuPy's own operations on lists of cells and on masks, each of which reads its
-    # arguments and writes its result: of a cell of a lattice, of one where cells are selected and
-    # where they are certified, of a cell computed and of one kept. And on vectors, in units of a
-    # row of hidden values: of a frame and of a prefix.
+    # CuPy's own operations, of which each reads its arguments and writes its result, counted by
+    # hand. Bytes on lists of cells and on masks: of a cell of a lattice, of one where cells are
+    # selected and where they are certified, of a cell computed and of one kept. Rows of hidden
+    # values: of a frame and of a prefix as references, and of either with a gradient.
     _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 300, 620
     _FRAME, _PREFIX, _TARGET = 13, 23, 2
 
