@@ -74,7 +74,8 @@ def relative(found: np.ndarray, truth: np.ndarray) -> float:
 def joint_errors(name: str, joint: Joint) -> list[Row]:
     """Relative error of the cost and of each gradient, the norm of the difference over the norm."""
     true_cost, truth = reference.joint_rnnt_loss_and_grad(*joint)
-    ours, peer = cupy_rnnt.joint_rnnt_loss_and_grad(*joint), plain_joint(joint)
+    ours = common.to_host(cupy_rnnt.joint_rnnt_loss_and_grad(*common.to_device(joint)))
+    peer = plain_joint(joint)
     rows = []
     for i, result in enumerate(("cost", *truth._fields)):
         found, expected, beside = [
@@ -98,7 +99,7 @@ def logit_errors(frames: int, labels: int, vocabulary: int) -> list[Row]:
         "N(0, 1) + 10000": normal + np.float32(10000),
     }.items():
         _, truth = reference.rnnt_loss_and_grad(logits, *lattice)
-        _, ours = cupy_rnnt.rnnt_loss_and_grad(logits, *lattice)
+        _, ours = common.to_host(cupy_rnnt.rnnt_loss_and_grad(common.to_device(logits), *lattice))
         _, peer = plain(logits[0], lattice[0][0])
         errors = {"ours": abs(ours - truth).max(), "plain": abs(peer - truth[0]).max()}
         rows.append({"problem": f"logits {name}", "result": "logits"} | errors)

@@ -1,9 +1,13 @@
-"""What every benchmark needs: machine in words, paired timings, peak memory, JSON, PNG, table."""
+"""What every benchmark needs: machine in words, paired timings, peak memory, JSON, PNG, table.
+
+Benchmarks run on a GPU, if CuPy finds one, or on the CPU: see ``--device``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import multiprocessing
 import os
@@ -16,10 +20,12 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import costs
 import numpy as np
 from matplotlib.figure import Figure
 from threadpoolctl import ThreadpoolController, threadpool_limits
@@ -27,21 +33,77 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 HERE = Path(__file__).parent
 MIB = 2**20
 TUNING_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-FLOOR_ROWS = 2048
+FLOOR_ROWS = {"cpu": 2048, "cuda": 16384}
+PACKAGES = "numpy", "scipy", "torch", "cupy-cuda12x", "cupy-cuda13x"
 
 Samples = dict[str, list[float]]
+
+device = "cpu"  # that this process measures on, or "cuda"
+
+
+def use_device(name: str) -> None:
+    global device
+    device = name
+
+
+def has_gpu() -> bool:
+    with suppress(ImportError):
+        import cupy
+
+        return bool(cupy.cuda.is_available())
+    return False
+
+
+def array_library() -> Any:
+    """NumPy, or CuPy on a GPU."""
+    return importlib.import_module("numpy" if device == "cpu" else "cupy")
+
+
+def to_device(value: Any) -> Any:
+    """Arguments with their arrays of floats on the device."""
+    if isinstance(value, tuple):
+        return _alike(value, to_device)
+    is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return array_library().asarray(value) if is_float else value
+
+
+def to_host(value: Any) -> Any:
+    """Results with their arrays on the host."""
+    if isinstance(value, tuple):
+        return _alike(value, to_host)
+    on_gpu = device == "cuda" and isinstance(value, array_library().ndarray)
+    return value.get() if on_gpu else value
+
+
+def _alike(several: Any, function: Callable[[Any], Any]) -> Any:
+    """A tuple, named or not, with the function applied to its entries."""
+    found = map(function, several)
+    return type(several)(*found) if hasattr(several, "_fields") else tuple(found)
+
+
+def wait() -> None:
+    """For the device to do what it was told."""
+    if device == "cuda":
+        array_library().cuda.Device().synchronize()
 
 
 def arguments(description: str, repeats: int = 5) -> argparse.Namespace:
     """The options that all benchmarks share; complains of variables that would tune the BLAS."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes: does the script run?")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one")
+    parser.add_argument("--threads", type=int, nargs="+", help="of the CPU: 1 and 2")
     parser.add_argument("--repeats", type=int, default=repeats)
     for variable in TUNING_VARIABLES:
         if variable in os.environ:
             print(f"note: {variable} is set; unset it for results worth keeping", file=sys.stderr)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.device = options.device or ("cuda" if has_gpu() else "cpu")
+    if options.device == "cuda" and not has_gpu():
+        parser.error("CuPy finds no GPU")
+    options.threads = options.threads or ([1, 2] if options.device == "cpu" else [1])
+    use_device(options.device)
+    return options
 
 
 def machine() -> dict[str, Any]:
@@ -52,8 +114,9 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu[1] if cpu else platform.machine(),
         "cores": os.cpu_count(),
+        **(gpu() if device == "cuda" else {}),
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in ("numpy", "scipy", "torch")},
+        **versions(*PACKAGES),
         "blas": [
             {key: library[key] for key in blas if key in library}
             for library in ThreadpoolController().select(user_api="blas").info()
@@ -61,17 +124,38 @@ def machine() -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(("OPENBLAS_", "OMP_", "MKL_"))
+            if name.startswith(("OPENBLAS_", "OMP_", "MKL_", "CUPY_"))
         },
         "date": datetime.date.today().isoformat(),
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
     }
 
 
+def gpu() -> dict[str, Any]:
+    """Its name, and what computed times go by."""
+    cuda = array_library().cuda
+    capability = cuda.Device().compute_capability
+    return {
+        "gpu": cuda.runtime.getDeviceProperties(cuda.Device().id)["name"].decode(),
+        "compute_capability": capability,
+        "driver": cuda.runtime.driverGetVersion(),
+        "rates": costs.machine_of(cuda.Device().attributes, int(capability))._asdict(),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a fresh process: no other contestant's memory, threads or floating-point mode."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, context, use_device, (device,)) as pool:
         return pool.submit(function, *arguments).result()
 
 
@@ -95,8 +179,10 @@ def interleaved(
     for repeat in range(repeats + 1):
         for name, case in cases.items():
             setup()
+            wait()
             start = time.perf_counter()
             case()
+            wait()
             seconds = time.perf_counter() - start
             if repeat:
                 samples[name].append(seconds)
@@ -115,21 +201,21 @@ def medians(samples: Samples) -> dict[str, float]:
 
 def three_gemms(cells: int, hidden: int, vocabulary: int) -> Callable[[], None]:
     """The floor: the bare float32 products of logits, d hidden and d weight, a chunk at a time."""
-    rng = np.random.default_rng(0)
+    rng, xp = np.random.default_rng(0), array_library()
 
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
+    def normal(*shape: int) -> Any:
+        return to_device(rng.standard_normal(shape, dtype=np.float32))
 
-    rows = min(FLOOR_ROWS, cells)
+    rows = min(FLOOR_ROWS[device], cells)
     h, z, weight = normal(rows, hidden), normal(rows, vocabulary), normal(vocabulary, hidden)
-    logits, d_hidden, d_weight = np.empty_like(z), np.empty_like(h), np.empty_like(weight)
+    logits, d_hidden, d_weight = xp.empty_like(z), xp.empty_like(h), xp.empty_like(weight)
 
     def run() -> None:
         for start in range(0, cells, rows):
             n = min(rows, cells - start)
-            np.matmul(h[:n], weight.T, out=logits[:n])
-            np.matmul(z[:n], weight, out=d_hidden[:n])
-            np.matmul(z[:n].T, h[:n], out=d_weight)
+            xp.matmul(h[:n], weight.T, out=logits[:n])
+            xp.matmul(z[:n], weight, out=d_hidden[:n])
+            xp.matmul(z[:n].T, h[:n], out=d_weight)
 
     return run
 
@@ -144,8 +230,15 @@ def _resident(key: str) -> int:
 def peak_resident(function: Callable[[], Any]) -> tuple[int, Any]:
     """Bytes by which the resident memory peaked above its start, and what `function` returned.
 
-    The peak of ``getrusage`` can start at that of a parent process; this one is reset first.
+    The peak of ``getrusage`` can start at that of a parent process; this one is reset first. On a
+    GPU it is what CuPy holds of its memory.
     """
+    if device == "cuda":
+        pool = array_library().get_default_memory_pool()
+        pool.free_all_blocks()
+        before = pool.used_bytes()
+        result = function()
+        return pool.total_bytes() - before, result
     Path("/proc/self/clear_refs").write_text("5")
     start = _resident("VmRSS")
     result = function()
@@ -154,6 +247,9 @@ def peak_resident(function: Callable[[], Any]) -> tuple[int, Any]:
 
 def peak_traced(function: Callable[[], Any]) -> int:
     """Bytes by which what NumPy and Python allocate peaked above the start and the results."""
+    if device == "cuda":
+        peak, result = peak_resident(function)
+        return peak - result_bytes(result)
     tracemalloc.start()
     start = tracemalloc.get_traced_memory()[0]
     result = function()
@@ -166,7 +262,7 @@ def result_bytes(result: Any) -> int:
     """Bytes of the arrays in a result, at any depth of tuples."""
     if isinstance(result, tuple):
         return sum(map(result_bytes, result))
-    return result.nbytes if isinstance(result, np.ndarray) else 0
+    return result.nbytes if isinstance(result, array_library().ndarray) else 0
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -178,6 +274,24 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     print("\n".join(["", rule, lines[0], rule, *lines[1:], rule, ""]))
 
 
+def on_paper(measured: float, operations: Iterable[costs.Operation]) -> dict[str, Any]:
+    """On a GPU, an entry of a row for :func:`beside_computed`: the time that operations took, and
+    the time that they take at least."""
+    if device == "cpu":
+        return {}
+    machine = costs.Machine(**gpu()["rates"])
+    return {"on_paper": {"measured": measured, "computed": costs.seconds(operations, machine)}}
+
+
+def beside_computed(rows: Iterable[dict[str, Any]], name: str) -> None:
+    """Print measured times beside those that bytes and operations take at least, where known."""
+    times = [(row[name], *row["on_paper"].values()) for row in rows if "on_paper" in row]
+    if times:
+        print("Seconds measured, beside those that bytes and operations take at least:")
+        body = [[n, f"{m:.3g}", f"{c:.3g}", f"{m / c:.2f}"] for n, m, c in times]
+        table([name, "measured", "computed", "measured / computed"], body)
+
+
 def in_words(threads: int) -> str:
     return f"{threads} thread" + "s" * (threads > 1)
 
@@ -185,13 +299,14 @@ def in_words(threads: int) -> str:
 def save(
     name: str, options: argparse.Namespace, rows: Any, chart: Figure | dict[str, Figure]
 ) -> None:
-    """Write ``results/NAME.json`` and ``results/NAME.png``, ``NAME_quick`` of a quick run.
+    """Write ``results/NAME.json`` and ``results/NAME.png``; ``NAME_cuda`` on a GPU, ``NAME_quick``
+    of a quick run.
 
     Several charts have a name each.
     """
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    suffix = "_quick" if options.quick else ""
+    suffix = "_cuda" * (device == "cuda") + "_quick" * options.quick
     content = {"machine": machine(), "options": vars(options), "rows": rows}
     (results / f"{name}{suffix}.json").write_text(json.dumps(content, indent=1) + "\n")
     for file, figure in (chart if isinstance(chart, dict) else {name: chart}).items():

@@ -39,11 +39,11 @@ def ours(workload: str, threads: int, repeats: int) -> Row:
     import cupy_rnnt
 
     common.use_threads(threads)
-    joint = build(workload)
+    joint = common.to_device(build(workload))
     vocabulary, hidden = joint.weight.shape
     shape = (*joint.encoder_out.shape[:2], joint.predictor_out.shape[1])
     both = partial(cupy_rnnt.joint_rnnt_loss_and_grad, *joint)
-    cupy_rnnt.joint_rnnt_loss_and_grad(*fresh([60], [9], 50, 40))  # buffers of the BLAS
+    cupy_rnnt.joint_rnnt_loss_and_grad(*common.to_device(fresh([60], [9], 50, 40)))  # BLAS buffers
     resident, (*_, info) = common.peak_resident(partial(both, return_info=True))
     traced = common.peak_traced(both)
     cases = {
@@ -71,6 +71,7 @@ def ours(workload: str, threads: int, repeats: int) -> Row:
         "loss_per_floor": common.ratio(samples, "loss"),
         "medians": common.medians(samples),
         "samples": samples,
+        **common.on_paper(common.medians(samples)["gradients"], joint.operations(info)),
     }
 
 
@@ -119,7 +120,8 @@ def peer(workload: str, threads: int, repeats: int, flush: bool) -> Row:
 
 def measure(workload: str, threads: int, repeats: int) -> Row:
     row = common.alone(ours, workload, threads, repeats)
-    for name, flush in PEERS.items() if workload in PEER_WORKLOADS else ():
+    peers = PEERS if workload in PEER_WORKLOADS and common.device == "cpu" else {}
+    for name, flush in peers.items():
         row[name] = common.alone(peer, workload, threads, min(repeats, PEER_REPEATS), flush)
     print(f"{workload}, {common.in_words(threads)}: done", flush=True)
     return row
@@ -164,6 +166,7 @@ def report(rows: list[Row]) -> None:
         for row in rows
     ]
     common.table([*header, "resident", *(f"{p}, resident" for p in PEERS)], body)
+    common.beside_computed(rows, "workload")
 
 
 def bars(axes: Axes, rows: list[Row]) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import common
+import costs
 import numpy as np
 from matplotlib.figure import Figure
 from workloads import fresh, speech
@@ -56,19 +57,22 @@ def ours(shape: str, threads: int, repeats: int) -> Row:
     import cupy_rnnt
 
     common.use_threads(threads)
-    logits, targets, logit_lengths, target_lengths, blank = build(shape)
+    logits, targets, logit_lengths, target_lengths, blank = common.to_device(build(shape))
     lattice = targets, logit_lengths, target_lengths, blank
-    work, copy = np.empty_like(logits), np.empty_like(logits)
+    xp = common.array_library()
+    work, copy = xp.empty_like(logits), xp.empty_like(logits)
     both = cupy_rnnt.rnnt_loss_and_grad
     cases = {
-        "copy": partial(np.copyto, copy, logits),
+        "copy": partial(xp.copyto, copy, logits),
         "loss": partial(cupy_rnnt.rnnt_loss, work, *lattice),
         "gradient": partial(both, work, *lattice),
         "gradient in place": partial(both, work, *lattice, overwrite_logits=True),
     }
-    samples = common.interleaved(cases, repeats, setup=partial(np.copyto, work, logits))
+    samples = common.interleaved(cases, repeats, setup=partial(xp.copyto, work, logits))
     valid = int((logit_lengths * (target_lengths + 1)).sum()) * logits.shape[-1]
     *_, info = both(logits, *lattice, return_info=True)
+    batch = costs.Batch.of(logit_lengths, target_lengths + 1)
+    operations = costs.given_logits(batch, logits.shape[-1], info.kept / info.cells)
     return {
         "shape": shape,
         "threads": threads,
@@ -77,6 +81,7 @@ def ours(shape: str, threads: int, repeats: int) -> Row:
         "kept": info.kept / info.cells,
         "nanoseconds": nanoseconds(samples, valid, logits.size),
         "samples": samples,
+        **common.on_paper(common.medians(samples)["gradient in place"], operations),
     }
 
 
@@ -101,7 +106,8 @@ def peer(shape: str, threads: int, repeats: int) -> Row:
 
 def measure(shape: str, threads: int, repeats: int) -> Row:
     row = common.alone(ours, shape, threads, repeats)
-    row["pytorch"] = common.alone(peer, shape, threads, repeats)
+    if common.device == "cpu":
+        row["pytorch"] = common.alone(peer, shape, threads, repeats)
     print(f"{shape}, {common.in_words(threads)}: done", flush=True)
     return row
 
@@ -109,7 +115,9 @@ def measure(shape: str, threads: int, repeats: int) -> Row:
 def series(row: Row) -> dict[str, float]:
     """Nanoseconds of all but the copy."""
     own = {name: ns for name, ns in row["nanoseconds"].items() if name != "copy"}
-    return own | {"PyTorch": row["pytorch"]["nanoseconds"]["pytorch"]}
+    if "pytorch" in row:
+        own["PyTorch"] = row["pytorch"]["nanoseconds"]["pytorch"]
+    return own
 
 
 def report(rows: list[Row]) -> None:
@@ -117,7 +125,8 @@ def report(rows: list[Row]) -> None:
     header = ["logits", "threads", "kept", "copy", *series(rows[0])]
     body = []
     for row in rows:
-        copies = [row["nanoseconds"]["copy"]] * 3 + [row["pytorch"]["nanoseconds"]["copy"]]
+        copies = [row["nanoseconds"]["copy"]] * 3
+        copies += [row["pytorch"]["nanoseconds"]["copy"]] if "pytorch" in row else []
         values = zip(series(row).values(), copies, strict=True)
         body.append(
             [
@@ -129,6 +138,7 @@ def report(rows: list[Row]) -> None:
             ]
         )
     common.table(header, body)
+    common.beside_computed(rows, "shape")
 
 
 def draw(rows: list[Row], threads: list[int]) -> Figure:

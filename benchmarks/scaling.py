@@ -35,6 +35,7 @@ def growing(quick: bool) -> dict[str, list[Joint]]:
 
 
 def cells_row(series: str, joint: Joint, threads: int, repeats: int) -> Row:
+    joint = common.to_device(joint)
     call = partial(cupy_rnnt.joint_rnnt_loss_and_grad, *joint, max_workspace_bytes=BUDGET)
     repeats = max(repeats, 100_000 // joint.cells)  # short calls are noisy
     with threadpool_limits(threads):
@@ -49,6 +50,7 @@ def cells_row(series: str, joint: Joint, threads: int, repeats: int) -> Row:
         "seconds": seconds,
         "nanoseconds_per_cell": 1e9 * seconds / info.cells,
         "samples": samples,
+        **common.on_paper(seconds, joint.operations(info)),
     }
 
 
@@ -61,6 +63,7 @@ def slope(rows: list[Row]) -> float:
 def threads_row(quick: bool, threads: list[int], repeats: int) -> Row:
     """One joint, and the bare GEMMs, with each number of threads in turn."""
     joint = fresh([60] * 4, [20] * 4, 256, 128) if quick else WORKLOADS["v1024 fresh"]()
+    joint = common.to_device(joint)
     vocabulary, hidden = joint.weight.shape
     floor = common.three_gemms(joint.cells, hidden, vocabulary)
     work = {"floor": floor, "gradients": partial(cupy_rnnt.joint_rnnt_loss_and_grad, *joint)}
@@ -108,6 +111,7 @@ def report(rows: list[Row], threads: Row) -> None:
         print(f"{series}, {common.in_words(count)}: time ~ cells ** {slope(group):.3f}")
     pairs = [[name, f"{value:.2f}"] for name, value in threads["speedups"].items()]
     common.table([f"{threads['workload']}, threads", "speed-up"], pairs)
+    common.beside_computed(rows, "cells")
 
 
 def draw(rows: list[Row]) -> Figure:

@@ -23,7 +23,7 @@ from workloads import SELECTION_WORKLOADS, Joint, fresh, speech
 
 import cupy_rnnt
 from cupy_rnnt import passes, sources
-from cupy_rnnt.ops.lattice import Lattice
+from cupy_rnnt.ops import cpu, cuda
 from cupy_rnnt.passes import Passes
 from cupy_rnnt.tangents import Tangents
 
@@ -34,7 +34,7 @@ QUICK = {
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "references": [(Tangents, "refer")],
     "bounds": [(Tangents, "bound")],
-    "sweeps": [(passes, "next_cells"), (Lattice, "solve")],
+    "sweeps": [(passes, "next_cells"), (cpu.lattice, "solve"), (cuda.lattice, "solve")],
     "pass 1": [(Passes, "_log_probs")],
     "pass 2": [(Passes, "second")],
 }
@@ -66,10 +66,12 @@ def stopwatch() -> Iterator[dict[str, float]]:
 
     def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
+            common.wait()
             start = time.perf_counter()
             try:
                 return function(*arguments, **options)
             finally:
+                common.wait()
                 seconds[stage] += time.perf_counter() - start
 
         return call
@@ -89,6 +91,7 @@ def stages(joint: Joint, repeats: int) -> dict[str, float]:
         with stopwatch() as seconds:
             start = time.perf_counter()
             cupy_rnnt.joint_rnnt_loss_and_grad(*joint)
+            common.wait()
             whole = time.perf_counter() - start
         seconds["rest"] = whole - sum(seconds.values())
         for stage, value in seconds.items():
@@ -98,7 +101,7 @@ def stages(joint: Joint, repeats: int) -> dict[str, float]:
 
 def times(workload: str, threads: int, repeats: int) -> Row:
     common.use_threads(threads)
-    joint = build(workload)
+    joint = common.to_device(build(workload))
     vocabulary, hidden = joint.weight.shape
     both = partial(cupy_rnnt.joint_rnnt_loss_and_grad, *joint)
 
@@ -106,7 +109,7 @@ def times(workload: str, threads: int, repeats: int) -> Row:
         with without_selection():
             both()
 
-    cupy_rnnt.joint_rnnt_loss_and_grad(*fresh([60], [9], 50, 40))  # buffers of the BLAS
+    cupy_rnnt.joint_rnnt_loss_and_grad(*common.to_device(fresh([60], [9], 50, 40)))  # BLAS buffers
     cases = {
         "floor": common.three_gemms(joint.cells, hidden, vocabulary),
         "filter only": filter_only,
@@ -131,6 +134,7 @@ def times(workload: str, threads: int, repeats: int) -> Row:
         "saving": common.ratio(samples, "filter only", "certified"),
         "medians": common.medians(samples),
         "samples": samples,
+        **common.on_paper(common.medians(samples)["certified"], joint.operations(info)),
     }
     return row | ({"stages": stages(joint, repeats)} if threads == 1 else {})
 
@@ -138,11 +142,12 @@ def times(workload: str, threads: int, repeats: int) -> Row:
 def true_errors(joint: Joint, tolerances: list[float]) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each tolerance the certificates, and ``P(all paths) / P(paths computed) - 1`` itself, of
     all samples, in float64."""
-    loss = partial(cupy_rnnt.joint_rnnt_loss, *joint.astype(np.float64), reduction="none")
-    full, found = loss(tolerance=0), []
+    inputs = common.to_device(joint.astype(np.float64))
+    loss = partial(cupy_rnnt.joint_rnnt_loss, *inputs, reduction="none")
+    full, found, xp = loss(tolerance=0), [], common.array_library()
     for tolerance in tolerances:
         costs, info = loss(tolerance=tolerance, return_info=True)
-        found.append((info.certificate, np.expm1(costs - full)))
+        found.append(common.to_host((info.certificate, xp.expm1(costs - full))))
     return found
 
 
@@ -151,11 +156,12 @@ def errors(workload: str, threads: int) -> Row:
     are from those without selection or filter."""
     common.use_threads(threads)
     joint = build(workload).first(ERROR_SAMPLES)
-    both = partial(cupy_rnnt.joint_rnnt_loss_and_grad, *joint, reduction="none")
+    inputs = common.to_device(joint)
+    both = partial(cupy_rnnt.joint_rnnt_loss_and_grad, *inputs, reduction="none")
     with without_pilots():
         ((certificates, true),) = true_errors(joint, [FLOAT32_TOLERANCE])
-        costs, gradients, info = both(return_info=True)
-    full_costs, full = both(tolerance=0)
+        costs, gradients, info = common.to_host(both(return_info=True))
+    full_costs, full = common.to_host(both(tolerance=0))
     relative = [abs(a - b).max() / abs(b).max() for a, b in zip(gradients, full, strict=True)]
     return {
         "workload": workload,
@@ -202,6 +208,7 @@ def report(rows: list[Row], of_errors: list[Row]) -> None:
         for row in rows
     ]
     common.table(header, body)
+    common.beside_computed(rows, "workload")
     if one_thread := [row for row in rows if "stages" in row]:
         print("Where the time of loss and gradients goes, in floors, on one thread:")
         body = [

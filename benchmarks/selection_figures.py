@@ -57,17 +57,18 @@ def selection(joint: Joint) -> Selection:
 
     class Watched(Passes):
         def _log_probs(self, group, cells, *rest):
-            computed.flat[cells] = True
+            computed.flat[common.to_host(cells)] = True
             super()._log_probs(group, cells, *rest)
 
         def _keep(self, *arguments):
             found = super()._keep(*arguments)
-            kept.flat[found.packed] = True
-            blank_occupancy.flat[found.packed] = found.blank_occupancy
+            on_host = common.to_host(found)
+            kept.flat[on_host.packed] = True
+            blank_occupancy.flat[on_host.packed] = on_host.blank_occupancy
             return found
 
     with mock.patch.object(engine, "Passes", Watched):
-        cupy_rnnt.joint_rnnt_loss_and_grad(*joint, max_workspace_bytes=BUDGET)
+        cupy_rnnt.joint_rnnt_loss_and_grad(*common.to_device(joint), max_workspace_bytes=BUDGET)
     return Selection(computed, kept, blank_occupancy)
 
 
@@ -110,7 +111,8 @@ def joined(utterances: list[str]) -> Joint:
 
 
 def length_row(kind: str, utterance: str, joint: Joint, found: Selection) -> Row:
-    cost = float(cupy_rnnt.joint_rnnt_loss(*joint, max_workspace_bytes=BUDGET))
+    loss = cupy_rnnt.joint_rnnt_loss(*common.to_device(joint), max_workspace_bytes=BUDGET)
+    cost = float(loss)
     frames, columns = found.kept.shape
     of_utterance = {"kind": kind, "utterance": utterance, "frames": frames, "labels": columns - 1}
     return of_utterance | {"cost": cost} | found.fractions()

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import costs
 import numpy as np
 
 import cupy_rnnt.__main__ as command
+from cupy_rnnt import Info
 
 DATA = Path(__file__).parent / "data"
 
@@ -34,6 +36,12 @@ class Joint(NamedTuple):
     @property
     def cells(self) -> int:
         return int((self.logit_lengths * (self.target_lengths + 1)).sum())
+
+    def operations(self, info: Info) -> list[costs.Operation]:
+        """Of loss and gradients, with as many cells computed and kept as a call says."""
+        batch = costs.Batch.of(self.logit_lengths, self.target_lengths + 1)
+        computed, kept = info.computed / info.cells, info.kept / info.cells
+        return costs.engine(batch, *self.weight.shape, computed, kept, selects=computed < 1)
 
     def first(self, size: int) -> Joint:
         """The first samples of the batch."""

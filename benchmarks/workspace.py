@@ -47,8 +47,8 @@ def prepared(case: Case, threads: int) -> tuple[Joint, Any]:
     import cupy_rnnt
 
     common.use_threads(threads)
-    cupy_rnnt.joint_rnnt_loss_and_grad(*fresh([60], [9], 50, 40))
-    joint, budget = build(case), case.budget * common.MIB
+    cupy_rnnt.joint_rnnt_loss_and_grad(*common.to_device(fresh([60], [9], 50, 40)))
+    joint, budget = common.to_device(build(case)), case.budget * common.MIB
     return joint, partial(
         cupy_rnnt.joint_rnnt_loss_and_grad, *joint, max_workspace_bytes=budget, return_info=True
     )
@@ -62,6 +62,7 @@ def resident(case: Case, threads: int, repeats: int) -> Row:
     joint, call = prepared(case, threads)
     start = time.perf_counter()
     peak, result = common.peak_resident(call)
+    common.wait()
     row = {
         "seconds": time.perf_counter() - start,
         "inputs_bytes": common.result_bytes(tuple(joint)),
@@ -70,7 +71,7 @@ def resident(case: Case, threads: int, repeats: int) -> Row:
         "cells": joint.cells,
         "kept": result[2].kept / joint.cells,
         "planned_bytes": result[2].workspace_bytes,
-        "finite": bool(np.isfinite(result[0])),
+        "finite": bool(np.isfinite(float(result[0]))),
     }
     if case.timed:
         cases = {"floor": common.three_gemms(joint.cells, case.shape[4], case.shape[3])}

@@ -14,7 +14,6 @@ from cupy_rnnt.ops.activations import ACTIVATIONS
 from cupy_rnnt.results import JointGradients
 from cupy_rnnt.tangents import Magnitudes, Tangents
 
-from . import devices
 from .helpers import random_joint_case
 from .test_kernels_rows_memory import run_far, shifted
 from .tolerances import unit_roundoff
@@ -184,21 +183,6 @@ def test_the_same_bits_for_any_schedule(gpu, monkeypatch, form, dtype):
         monkeypatch.setattr(launch, "MOST_BLOCKS", blocks)
         results.append(on_gpu(gpu, inputs).tobytes())
     assert results[0] == results[1] == results[2]
-
-
-@pytest.mark.parametrize(("size", "waste"), [(256, 1.05), (260, 1.2)])  # whole sectors, or not
-def test_traffic(monkeypatch, size, waste):
-    inputs = random_inputs(np.random.default_rng(5), size, np.float32, None, [(128, 48)], 0)
-    with devices.emulated() as gpu:
-        monkeypatch.setattr(gpu.xp.kernels.options, "counters", True)
-        on_gpu(gpu, inputs)
-        counters = gpu.xp.kernels.launches[-1].report.counters
-    tiles, cells = 2 * 3, 128 * 48
-    sectors = counters["global_load_sectors"] + counters["global_store_sectors"]
-    rows = tiles * (2 * 64 + 4 * 16)
-    constants = 20 * cells  # from a cache: a warp reads those of 8 prefixes and of 4 frames
-    assert 32 * sectors <= waste * (4 * rows * size + 16 * cells + constants)
-    assert counters["shared_conflicts"] == 0
 
 
 def test_far_rows_and_cells():

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from cupy_rnnt.ops import cuda_lattice, launch
 
-from . import devices, ptxemu
+from . import ptxemu
 from .lattice_cases import RAGGED, Side, random_case
 from .test_kernels_rows_memory import run_far, shifted
 
 LIMIT = -600.0  # a log-prob below is made of the least numbers
-WASTE = 1.1  # bytes of sectors for each byte that is needed, at most
 FAR, FAR_CELLS = 2**31 + 2**20, 35  # the first cell of a sample, and how many it has
 
 shapes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6)
@@ -218,39 +217,6 @@ def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room):
     of.solve()
     announced = cuda_lattice.lattice_nbytes(diagonals, width, gradient, bounded)
     assert pool.total_bytes() - before <= announced
-
-
-# Bytes of a cell that lie side by side, and words that lie apart, in a sector each
-TRAFFIC = {
-    "lattice_write": (40, 2),
-    "lattice_sweep": (2 * 24, 0),
-    "lattice_occupancies": (32 + 8 + 16, 0),  # beta is read twice
-    "lattice_unwrap": (16, 2),
-    "bounded_wrap": (16, 2),
-    "bounded_beta": (24, 0),
-    "bounded_leaving": (25, 0),
-    "bounded_likely": (25, 1),
-}
-
-
-def test_traffic(monkeypatch):
-    case = random_case(np.random.default_rng(11), [(150, 64)])
-    with devices.emulated() as gpu:
-        monkeypatch.setattr(gpu.xp.kernels.options, "counters", True)
-        side = Side(case, gpu)
-        lattice = side.exact()
-        side.costs(lattice)
-        side.occupancies(lattice)
-        bounded = side.bounded()
-        side.certify(bounded)
-        bounded._written = True  # as if there were cells, of which none is exact
-        side.certify(bounded)
-        side.likely(bounded, np.zeros(1))
-        launches = list(gpu.xp.kernels.launches)
-    for name, (near, far) in TRAFFIC.items():
-        counters = next(each.report.counters for each in launches if each.kernel.startswith(name))
-        sectors = counters["global_load_sectors"] + counters["global_store_sectors"]
-        assert 32 * sectors <= WASTE * len(case.blank) * (near + 32 * far), name
 
 
 def far_arrays(count):

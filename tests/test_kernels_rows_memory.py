@@ -1,4 +1,4 @@
-"""What the kernels on rows move, and where: sectors, far addresses, results for any schedule."""
+"""Kernels on rows at far addresses, and their results for any schedule."""
 
 from __future__ import annotations
 
@@ -7,144 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cupy_rnnt.batch import Cells
-from cupy_rnnt.defaults import compute_dtype
 from cupy_rnnt.ops import cpu, launch
 
-from . import devices, ptxemu
-from .row_cases import ALL, COMPUTE, OPERATIONS, Device
+from . import ptxemu
+from .row_cases import OPERATIONS, Device
 from .test_kernels_rows import every_operation
 
-WASTE = 1.1  # bytes of sectors for each byte that is needed, at most
 FAR = 2**24  # rows, or chunks of rows: with 200 elements each, bytes beyond 2**33
 WIDTH = 200
-
-each_width = pytest.mark.parametrize("width", [1024, 4096])
-each_hidden_size = pytest.mark.parametrize("width", [512, 640])
-each_dtype = pytest.mark.parametrize("dtype", ALL, ids=str)
-each_compute_dtype = pytest.mark.parametrize("dtype", COMPUTE, ids=str)
-
-
-@pytest.fixture
-def emulated():
-    with devices.emulated() as found:
-        yield found
-
-
-@pytest.fixture
-def on(emulated, monkeypatch):
-    monkeypatch.setattr(emulated.xp.kernels.options, "counters", True)
-    return Device(emulated.xp)
-
-
-def moved(on: Device) -> int:
-    """Bytes of the sectors that all launches so far have touched."""
-    found = [launched.report.counters for launched in on.xp.kernels.launches]
-    names = "global_load_sectors", "global_store_sectors"
-    return 32 * sum(counters.get(name, 0) for counters in found for name in names)
-
-
-def ones(on: Device, *shape: int, dtype: Any = np.float64) -> Any:
-    return on.array(np.ones(shape), dtype)
-
-
-def labels(on: Device, rows: int) -> Any:
-    return ones(on, rows, dtype=np.int64)
-
-
-@each_hidden_size
-@each_dtype
-def test_traffic_of_hidden(on, dtype, width):
-    rows, compute, halves = 24, compute_dtype(dtype), 2 if dtype.itemsize == 2 else 1
-    inputs = ones(on, 2, 5, width, dtype=dtype), ones(on, 2, 4, width, dtype=dtype)
-    cells = Cells(*[labels(on, rows)] * 5)
-    pre, out = on.empty((rows, width), compute), on.empty((rows, halves * width), dtype)
-    on.ops.hidden(*inputs, cells, "tanh", pre, out)
-    ideal = rows * width * ((2 + halves) * dtype.itemsize + compute.itemsize) + 24 * rows
-    assert moved(on) <= WASTE * ideal
-
-
-@each_width
-@each_dtype
-def test_traffic_of_gather_and_scatter(on, dtype, width):
-    rows = 24
-    source, index = ones(on, 6, 5, width, dtype=dtype), on.array(np.arange(rows))
-    tile = on.empty((rows, width), compute_dtype(dtype))
-    on.ops.gather(source.reshape(30, width), (index,), tile)
-    on.ops.scatter(tile, (index // 5, index % 5), source)
-    ideal = 2 * rows * (width * (dtype.itemsize + tile.itemsize) + 24)
-    assert moved(on) <= WASTE * ideal
-
-
-@each_width
-@each_dtype
-def test_traffic_of_row_log_probs(on, dtype, width):
-    rows = 24
-    on.ops.row_log_probs(ones(on, rows, width, dtype=dtype), None, 0, labels(on, rows), None)
-    assert moved(on) <= WASTE * rows * (width * dtype.itemsize + 32)
-
-
-@each_width
-@each_compute_dtype
-@pytest.mark.parametrize("clamp", [-1.0, 0.5])
-def test_traffic_of_logits_grad(on, dtype, width, clamp):
-    rows = 24
-    entries = ones(on, rows, dtype=dtype)
-    given = ones(on, rows), entries, entries, 0, labels(on, rows), clamp, ones(on, rows), None
-    on.ops.logits_grad(ones(on, rows, width, dtype=dtype), None, *given)
-    assert moved(on) <= WASTE * rows * (2 * width * dtype.itemsize + 16 + 3 * dtype.itemsize)
-
-
-@each_width
-@each_dtype
-def test_traffic_of_log_probs_grad(on, dtype, width):
-    rows, compute = 24, compute_dtype(dtype)
-    entries = ones(on, rows, dtype=compute)
-    grad = on.empty((rows, width), dtype)
-    on.ops.log_probs_grad(grad, entries, entries, 0, labels(on, rows), -1.0, None)
-    assert moved(on) <= WASTE * rows * (width * dtype.itemsize + 8 + 2 * compute.itemsize)
-
-
-@each_hidden_size
-@each_compute_dtype
-@pytest.mark.parametrize(("activation", "arrays"), [("tanh", 3), ("silu", 3), ("identity", 2)])
-def test_traffic_of_activations(on, dtype, width, activation, arrays):
-    pre, hidden, d_hidden = (ones(on, 24, width, dtype=dtype) for _ in range(3))
-    on.ops.activate(activation, pre, hidden)
-    on.ops.hidden_grad(d_hidden, hidden, pre, activation)
-    assert moved(on) <= WASTE * (2 + arrays) * pre.nbytes
-
-
-@each_width
-@each_dtype
-def test_traffic_of_the_column_sum(on, dtype, width):
-    rows, chunks, compute = 400, 20, compute_dtype(dtype)
-    scratch = on.empty((on.ops.scratch_rows(rows, width), width), compute)
-    out = ones(on, width, dtype=compute)
-    on.ops.add_column_sum(ones(on, rows, width, dtype=dtype), out, scratch)
-    ideal = width * (rows * dtype.itemsize + (2 * chunks + 2) * compute.itemsize)
-    assert moved(on) <= WASTE * ideal
-
-
-@each_hidden_size
-@each_compute_dtype
-@pytest.mark.parametrize("run", [1, 5, 40, 200])
-def test_traffic_of_add_rows(on, dtype, width, run):
-    rows = 200
-    tile, out = ones(on, rows, width, dtype=dtype), ones(on, rows // run, width, dtype=dtype)
-    targets = np.arange(rows) // run
-    on.ops.add_rows(tile, on.array(targets), out, on.empty(tile.shape, dtype))
-    pieces = np.unique(np.stack([targets, np.arange(rows) // 32]), axis=1)
-    counts = np.bincount(pieces[0])  # of chunks that hold rows of a target
-    parts = counts[counts > 1].sum()
-    ideal = (rows + 2 * len(out) + 2 * parts) * width * dtype.itemsize + 16 * rows
-    assert moved(on) <= WASTE * ideal
-
-
-def test_traffic_of_keep(on):
-    cells = 2000
-    on.ops.keep(*[ones(on, cells)] * 2, on.array([0, cells]), ones(on, 1))
-    assert moved(on) <= WASTE * 17 * cells
 
 
 @every_operation

@@ -70,7 +70,13 @@ class Device:
 
     @property
     def attributes(self) -> dict[str, int]:
-        return {"MultiProcessorCount": properties["multiProcessorCount"]}
+        return {
+            "ClockRate": 1_410_000,
+            "GlobalMemoryBusWidth": 5120,
+            "MemoryClockRate": 1_593_000,
+            "MultiProcessorCount": properties["multiProcessorCount"],
+            "SingleToDoublePrecisionPerfRatio": 2,
+        }
 
     @property
     def mem_info(self) -> tuple[int, int]:

@@ -1,0 +1,333 @@
+"""What the operations of the engine move and compute, and the time that this takes at least.
+
+Nothing here is measured. Bytes and instructions of a kernel are those of its source; tests hold
+them against what an emulator counts. An operation takes as long as the slowest of what it needs:
+bytes at the bandwidth of the memory, or instructions at their rates, by the data sheet of a GPU.
+Times of several operations are added up. Left out are launches, waits of the host, and that each
+step of a sweep over a lattice waits for the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, dataclass
+from typing import NamedTuple
+
+SECTOR = 32  # bytes: memory is read and written by sectors
+CHUNK = 32  # rows that add_rows sums at once
+
+
+class Machine(NamedTuple):
+    """A GPU: bytes a second, and operations a second, of which a multiply-add is two."""
+
+    bandwidth: float
+    float32: float
+    float64: float
+    special: float
+    """Reciprocals, exponentials and the like."""
+    products: Mapping[str, float]
+    """In GEMMs, by what they multiply; they add up in float32."""
+
+
+# 108 and 132 multiprocessors at 1.41 and 1.98 GHz, with 16 units for special functions each.
+MACHINES = {
+    "A100": Machine(
+        bandwidth=2039e9,
+        float32=19.5e12,
+        float64=9.7e12,
+        special=16 * 108 * 1.41e9,
+        products={"float32": 19.5e12, "TF32": 156e12, "bfloat16": 312e12},
+    ),
+    "H100": Machine(
+        bandwidth=3350e9,
+        float32=66.9e12,
+        float64=33.5e12,
+        special=16 * 132 * 1.98e9,
+        products={"float32": 66.9e12, "TF32": 494.7e12, "bfloat16": 989.4e12},
+    ),
+}
+# Units for float32 of a multiprocessor, by the first compute capability that has so many, and for
+# special functions: "Throughput of Native Arithmetic Instructions" in the CUDA C++ guide.
+_UNITS, _SPECIAL_UNITS = {75: 64, 86: 128}, 16
+
+
+def machine_of(attributes: Mapping[str, int], capability: int) -> Machine:
+    """A device with attributes by CuPy's names, for products in float32."""
+    bandwidth = 2e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 8
+    cycles = 1e3 * attributes["ClockRate"] * attributes["MultiProcessorCount"]
+    units = _UNITS[max(first for first in _UNITS if first <= capability)]
+    float32, special = 2 * units * cycles, _SPECIAL_UNITS * cycles
+    float64 = float32 / attributes["SingleToDoublePrecisionPerfRatio"]
+    return Machine(bandwidth, float32, float64, special, {"float32": float32})
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an item of an operation takes."""
+
+    bytes: float = 0
+    """Read from memory and written to it, once."""
+    cached: float = 0
+    """Bytes that are read again, or shared by many items: they come from a cache."""
+    spread: float = 0
+    """Bytes around words that lie apart, in the sectors that hold them."""
+    float32: float = 0
+    """Instructions: a sum, a product, a multiply-add, a comparison."""
+    special: float = 0
+    float64: float = 0
+    products: float = 0
+    """Multiply-adds of a GEMM."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def times(self, items: float) -> Work:
+        return Work(*(items * each for each in astuple(self)))
+
+    @property
+    def touched(self) -> float:
+        """Bytes of the sectors that threads ask for, where none is asked for in vain."""
+        return self.bytes + self.cached + self.spread
+
+    def seconds(self, machine: Machine, kind: str = "float32") -> float:
+        return max(
+            self.bytes / machine.bandwidth,
+            2 * self.float32 / machine.float32,
+            2 * self.float64 / machine.float64,
+            self.special / machine.special,
+            2 * self.products / machine.products[kind],
+        )
+
+
+class Kernel(NamedTuple):
+    """What a kernel takes an item, by the elements n of a row and their bytes: e in arrays that the
+    user gave, c in those that the engine computes.
+
+    Instructions are those in float32, and of tanh where there is an activation.
+    """
+
+    item: str
+    width: str  # n: V, H, or nothing
+    work: Callable[[float, int, int], Work]
+
+
+def _moved_row(n: float, e: int, c: int) -> Work:
+    return Work(n * (e + c) + 24)
+
+
+KERNELS = {
+    "hidden": Kernel(
+        "cell of a pass",
+        "H",
+        lambda n, e, c: Work(2 * n * c + 24, cached=2 * n * e, float32=14 * n, special=2 * n),
+    ),
+    "row_log_probs": Kernel(
+        "cell of pass 1",
+        "V",
+        lambda n, e, c: Work(n * e + 32, cached=n * c, float32=15 * n, special=1.5 * n, float64=33),
+    ),
+    "logits_grad": Kernel(
+        "cell of pass 2",
+        "V",
+        lambda n, e, c: Work(
+            n * (e + c) + 16 + 3 * c, cached=n * c, float32=14.5 * n, special=n, float64=32
+        ),
+    ),
+    "column_sum": Kernel("cell of pass 2", "V", lambda n, e, c: Work(n * e, float32=n)),
+    "hidden_grad": Kernel("cell of pass 2", "H", lambda n, e, c: Work(3 * n * c, float32=3 * n)),
+    "add_rows": Kernel("cell of pass 2, twice", "H", lambda n, e, c: Work(n * c + 16, float32=n)),
+    "add_long_runs": Kernel("piece of a run", "H", lambda n, e, c: Work(2 * n * c, float32=n)),
+    "gather": Kernel("row", "V", _moved_row),
+    "scatter": Kernel("row", "V", _moved_row),
+    "log_probs_grad": Kernel(
+        "cell of pass 2", "V", lambda n, e, c: Work(n * e + 8 + 3 * c, float32=3 * n)
+    ),
+    "fold_rows": Kernel("row", "H", lambda n, e, c: Work(n * e, float32=n)),
+    "activate": Kernel("row", "H", lambda n, e, c: Work(2 * n * c, float32=13 * n, special=2 * n)),
+    "label_softmax": Kernel(
+        "row",
+        "V",
+        lambda n, e, c: Work(
+            2 * n * c + 8, cached=5 * n * c, float32=21 * n, special=2 * n, float64=1.2 * n
+        ),
+    ),
+    "row_dots": Kernel("row", "H", lambda n, e, c: Work(2 * n * c + 8, float32=n)),
+    "bounds": Kernel(
+        "cell",
+        "H",
+        lambda n, e, c: Work(
+            16, cached=(2 / 16 + 4 / 64) * n * c + 20, float32=8 * n, special=n, float64=60
+        ),
+    ),
+    "bounded_wrap": Kernel("cell", "", lambda n, e, c: Work(32, spread=2 * (SECTOR - 8))),
+    "bounded_beta": Kernel("cell", "", lambda n, e, c: Work(24, float32=4, float64=43)),
+    "bounded_likely": Kernel(
+        "cell", "", lambda n, e, c: Work(26, spread=SECTOR - 1, float32=4, float64=45)
+    ),
+    "bounded_leaving": Kernel("cell", "", lambda n, e, c: Work(25, float32=3, float64=33)),
+    "lattice_write": Kernel(
+        "cell of pass 1", "", lambda n, e, c: Work(56, spread=2 * (SECTOR - 8), float64=2)
+    ),
+    "lattice_sweep": Kernel("cell", "", lambda n, e, c: Work(48, float32=8, float64=84)),
+    "lattice_occupancies": Kernel(
+        "cell", "", lambda n, e, c: Work(48, cached=8, float32=4, float64=38)
+    ),
+    "lattice_unwrap": Kernel("cell", "", lambda n, e, c: Work(32, spread=2 * (SECTOR - 8))),
+    "keep": Kernel("cell", "", lambda n, e, c: Work(17, float64=2)),
+}
+"""By their names; `lattice_sweep` in both directions."""
+
+
+class Batch(NamedTuple):
+    """How many frames, prefixes of the labels, and cells a batch has."""
+
+    frames: int
+    prefixes: int
+    cells: int
+
+    @staticmethod
+    def of(frames: Iterable[int], columns: Iterable[int]) -> Batch:
+        """From T and U + 1 of each sample."""
+        t, s = list(map(int, frames)), list(map(int, columns))
+        return Batch(sum(t), sum(s), sum(a * b for a, b in zip(t, s, strict=True)))
+
+
+class Operation(NamedTuple):
+    stage: str
+    name: str
+    work: Work
+
+
+class Engine:
+    """The operations of a call, one stage after the other. Logits are computed again for pass 2.
+
+    `itemsize` is that of what the user gave; all between is float32.
+    """
+
+    # CuPy's own operations, of which each reads its arguments and writes its result, counted by
+    # hand. Bytes on lists of cells and on masks: of a cell of a lattice, of one where cells are
+    # selected and where they are certified, of a cell computed and of one kept. Rows of hidden
+    # values: of a frame and of a prefix as references, and of either with a gradient.
+    _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 300, 620
+    _FRAME, _PREFIX, _TARGET = 13, 23, 2
+
+    def __init__(self, batch: Batch, vocabulary: int, hidden: int = 0, itemsize: int = 4) -> None:
+        self.operations: list[Operation] = []
+        self._batch, self._itemsize = batch, itemsize
+        self._widths = {"V": vocabulary, "H": hidden, "": 0}
+
+    def launch(self, stage: str, items: float, *names: str, width: str = "") -> None:
+        for name in names:
+            kernel = KERNELS[name]
+            given = self._itemsize if name in ("hidden", "gather", "scatter", "fold_rows") else 4
+            work = kernel.work(self._widths[width or kernel.width], given, 4)
+            self.operations.append(Operation(stage, name, work.times(items)))
+
+    def lists(self, stage: str, items: float, nbytes: float) -> None:
+        self.operations.append(Operation(stage, "lists", Work(nbytes).times(items)))
+
+    def products(self, stage: str, rows: float, count: int) -> None:
+        """Each of logits, or of what goes back from them; the weights stay in the cache."""
+        v, h = self._widths["V"], self._widths["H"]
+        work = Work(4 * (v + h), products=v * h).times(rows)
+        self.operations += [Operation(stage, "products", work)] * count
+
+    def select(self, whole: bool) -> None:
+        """By bounds; one round certifies it, unless all cells are selected."""
+        frames, prefixes, cells = self._batch
+        references, row = frames + prefixes, 4 * self._widths["H"]
+        weights = self._widths["V"] * self._widths["H"]
+        self.launch("references", 2 * references, "fold_rows")
+        whole_sectors = Work(4 * weights, spread=(SECTOR - 4) * weights)
+        self.operations.append(Operation("references", "fold_rows", whole_sectors))
+        self.launch("references", 2 * frames + prefixes, "gather", width="H")
+        self.lists("references", self._FRAME * frames + self._PREFIX * prefixes, row)
+        self.launch("references", references, "activate", "label_softmax", "row_dots")
+        self.products("references", references, 2)
+        self.launch("bounds", cells, "bounds")
+        sweeps = ["bounded_wrap", "bounded_beta", "bounded_likely"]
+        self.lists("sweeps", cells, self._SELECTED)
+        if not whole:
+            sweeps += ["bounded_wrap", "bounded_beta", "bounded_leaving"]
+            self.lists("sweeps", cells, self._CERTIFIED)
+        self.launch("sweeps", cells, *sweeps)
+
+    def first_pass(self, computed: float) -> None:
+        self.launch("pass 1", computed, "hidden", "row_log_probs", "lattice_write")
+        self.products("pass 1", computed, 1)
+        self.lists("pass 1", computed, self._COMPUTED)
+
+    def lattice(self) -> None:
+        names = "lattice_sweep", "lattice_occupancies", "lattice_unwrap", "keep"
+        self.launch("sweeps", self._batch.cells, *names)
+        self.lists("sweeps", self._batch.cells, self._LATTICE)
+
+    def second_pass(self, kept: float) -> None:
+        v, h = self._widths["V"], self._widths["H"]
+        targets = self._batch.frames + self._batch.prefixes
+        self.launch("pass 2", kept, "hidden", "logits_grad", "column_sum", "hidden_grad")
+        self.launch("pass 2", 2 * kept, "add_rows")
+        for count in self._batch.frames, self._batch.prefixes:
+            chunks = kept / count / CHUNK  # of rows with one target
+            self.launch("pass 2", count * (1 + min(2 * chunks, 1 + chunks)), "add_long_runs")
+        self.launch("pass 2", targets, "scatter", width="H")
+        self.products("pass 2", kept, 3)
+        self.lists("pass 2", kept, self._KEPT)
+        self.lists("pass 2", 4 * (self._TARGET * h * targets + 4 * v * h), 1)  # zeros, copies
+
+
+def engine(
+    batch: Batch,
+    vocabulary: int,
+    hidden: int,
+    computed: float = 1.0,
+    kept: float = 1.0,
+    selects: bool = True,
+    itemsize: int = 4,
+) -> list[Operation]:
+    """Loss and gradients of a joint network, of shares of the cells computed and kept."""
+    call = Engine(batch, vocabulary, hidden, itemsize)
+    if selects:
+        call.select(whole=computed == 1)
+    call.first_pass(computed * batch.cells)
+    call.lattice()
+    call.second_pass(kept * batch.cells)
+    return call.operations
+
+
+def given_logits(batch: Batch, vocabulary: int, kept: float) -> list[Operation]:
+    """Loss and gradient of logits, where the gradient takes their place."""
+    call = Engine(batch, vocabulary)
+    call.launch("pass 1", batch.cells, "gather", "row_log_probs", "lattice_write")
+    call.lists("pass 1", batch.cells, call._COMPUTED)
+    call.lattice()
+    call.launch("pass 2", kept * batch.cells, "gather", "logits_grad", "scatter")
+    call.lists("pass 2", (1 - kept) * batch.cells, 4 * vocabulary)  # zeros
+    return call.operations
+
+
+def autograd(batch: Batch, vocabulary: int, hidden: int, itemsize: int = 4) -> list[Operation]:
+    """The same by three products of the whole batch, with logits and their gradient in memory.
+
+    All arrays have one type, each operation reads and writes its own once, and whatever can be
+    fused is: tanh with the sum before it, the softmax with the loss.
+    """
+    v, h = vocabulary * itemsize, hidden * itemsize
+    product = Work(v + h, products=vocabulary * hidden)
+    of_cell = [
+        ("forward", "hidden values", Work(h, float32=14 * hidden, special=2 * hidden)),
+        ("forward", "products", product),
+        ("forward", "softmax", Work(v, float32=15 * vocabulary, special=vocabulary)),
+        ("lattice", "sweeps", KERNELS["lattice_sweep"].work(0, 4, 4)),
+        ("backward", "softmax", Work(2 * v, float32=14.5 * vocabulary, special=vocabulary)),
+        ("backward", "products", product),
+        ("backward", "products", product),
+        ("backward", "sum of the bias", Work(v, float32=vocabulary)),
+        ("backward", "hidden values", Work(3 * h, float32=3 * hidden)),
+        ("backward", "sums over frames and prefixes", Work(2 * h, float32=2 * hidden)),
+    ]
+    return [Operation(stage, name, work.times(batch.cells)) for stage, name, work in of_cell]
+
+
+def seconds(operations: Iterable[Operation], machine: Machine, kind: str = "float32") -> float:
+    return sum(operation.work.seconds(machine, kind) for operation in operations)
