@@ -26,7 +26,7 @@ BATCH = Batch.of([FRAMES] * SAMPLES, [POSITIONS] * SAMPLES)
 VOCABULARIES, HIDDEN = (1024, 4096), 640
 SHARES = (1.0, 1.0), (0.67, 0.63), (0.27, 0.25), (0.12, 0.10), (0.05, 0.04)
 ITEMSIZES = {"float32": 4, "TF32": 4, "bfloat16": 2}  # of the inputs, by what products multiply
-IN_WORDS = {"float32": "float32", "TF32": "if TF32", "bfloat16": "if bfloat16"}
+IN_WORDS = {"float32": "float32", "TF32": "if TF32", "bfloat16": "bfloat16"}
 AUTOGRAD = "batched autograd"
 STAGED = "cupy_rnnt, f = 0.12, k = 0.10"
 

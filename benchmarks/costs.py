@@ -134,7 +134,9 @@ KERNELS = {
         ),
     ),
     "column_sum": Kernel("cell of pass 2", "V", lambda n, e, c: Work(n * e, float32=n)),
-    "hidden_grad": Kernel("cell of pass 2", "H", lambda n, e, c: Work(3 * n * c, float32=3 * n)),
+    "hidden_grad": Kernel(
+        "cell of pass 2", "H", lambda n, e, c: Work(3 * n * c, float32=17 * n, special=2 * n)
+    ),
     "add_rows": Kernel("cell of pass 2, twice", "H", lambda n, e, c: Work(n * c + 16, float32=n)),
     "add_long_runs": Kernel("piece of a run", "H", lambda n, e, c: Work(2 * n * c, float32=n)),
     "gather": Kernel("row", "V", _moved_row),
@@ -177,6 +179,9 @@ KERNELS = {
 }
 """By their names; `lattice_sweep` in both directions."""
 
+_OF_THEIR_TYPE = {"column_sum", "fold_rows", "gather", "hidden", "logits_grad", "scatter"}
+"""Those whose arrays are as the user's, or the factors of products, are."""
+
 
 class Batch(NamedTuple):
     """How many frames, prefixes of the labels, and cells a batch has."""
@@ -201,7 +206,9 @@ class Operation(NamedTuple):
 class Engine:
     """The operations of a call, one stage after the other. Logits are computed again for pass 2.
 
-    `itemsize` is that of what the user gave; all between is float32.
+    `itemsize` is that of what the user gave. All between is float32, but for the factors of
+    products if that is a half type: a hidden vector is two of them for the logits, and the gradient
+    of the logits is rounded. References are float32.
     """
 
     # CuPy's own operations, of which each reads its arguments and writes its result, counted by
@@ -211,26 +218,41 @@ class Engine:
     _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 300, 620
     _FRAME, _PREFIX, _TARGET = 13, 23, 2
 
-    def __init__(self, batch: Batch, vocabulary: int, hidden: int = 0, itemsize: int = 4) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        vocabulary: int,
+        hidden: int = 0,
+        itemsize: int = 4,
+        factors: int = 1,
+    ) -> None:
         self.operations: list[Operation] = []
+        self._factors = factors  # that a hidden vector is, for the logits
         self._batch, self._itemsize = batch, itemsize
         self._widths = {"V": vocabulary, "H": hidden, "": 0}
 
     def launch(self, stage: str, items: float, *names: str, width: str = "") -> None:
         for name in names:
             kernel = KERNELS[name]
-            given = self._itemsize if name in ("hidden", "gather", "scatter", "fold_rows") else 4
+            given = self._itemsize if name in _OF_THEIR_TYPE else 4
             work = kernel.work(self._widths[width or kernel.width], given, 4)
             self.operations.append(Operation(stage, name, work.times(items)))
 
     def lists(self, stage: str, items: float, nbytes: float) -> None:
         self.operations.append(Operation(stage, "lists", Work(nbytes).times(items)))
 
-    def products(self, stage: str, rows: float, count: int) -> None:
-        """Each of logits, or of what goes back from them; the weights stay in the cache."""
-        v, h = self._widths["V"], self._widths["H"]
-        work = Work(4 * (v + h), products=v * h).times(rows)
-        self.operations += [Operation(stage, "products", work)] * count
+    def products(self, stage: str, rows: float, *kinds: str) -> None:
+        """Each of a row of logits with a hidden vector; the weights stay in the cache."""
+        v, h, size = self._widths["V"], self._widths["H"], self._itemsize
+        made = {
+            "reference": Work(4 * (v + h), float32=v * h),
+            "logits": Work(4 * v + 4 * h, products=self._factors * v * h),
+            "d_weight": Work(size * (v + h), products=v * h),
+            "d_hidden": Work(size * v + 4 * h, products=v * h),
+        }
+        if size != 2:
+            made["reference"] = made["logits"]
+        self.operations += [Operation(stage, "products", made[kind].times(rows)) for kind in kinds]
 
     def select(self, whole: bool) -> None:
         """By bounds; one round certifies it, unless all cells are selected."""
@@ -243,7 +265,7 @@ class Engine:
         self.launch("references", 2 * frames + prefixes, "gather", width="H")
         self.lists("references", self._FRAME * frames + self._PREFIX * prefixes, row)
         self.launch("references", references, "activate", "label_softmax", "row_dots")
-        self.products("references", references, 2)
+        self.products("references", references, "reference", "reference")
         self.launch("bounds", cells, "bounds")
         sweeps = ["bounded_wrap", "bounded_beta", "bounded_likely"]
         self.lists("sweeps", cells, self._SELECTED)
@@ -254,7 +276,7 @@ class Engine:
 
     def first_pass(self, computed: float) -> None:
         self.launch("pass 1", computed, "hidden", "row_log_probs", "lattice_write")
-        self.products("pass 1", computed, 1)
+        self.products("pass 1", computed, "logits")
         self.lists("pass 1", computed, self._COMPUTED)
 
     def lattice(self) -> None:
@@ -271,7 +293,7 @@ class Engine:
             chunks = kept / count / CHUNK  # of rows with one target
             self.launch("pass 2", count * (1 + min(2 * chunks, 1 + chunks)), "add_long_runs")
         self.launch("pass 2", targets, "scatter", width="H")
-        self.products("pass 2", kept, 3)
+        self.products("pass 2", kept, "logits", "d_weight", "d_hidden")
         self.lists("pass 2", kept, self._KEPT)
         self.lists("pass 2", 4 * (self._TARGET * h * targets + 4 * v * h), 1)  # zeros, copies
 
@@ -285,8 +307,13 @@ def engine(
     selects: bool = True,
     itemsize: int = 4,
 ) -> list[Operation]:
-    """Loss and gradients of a joint network, of shares of the cells computed and kept."""
-    call = Engine(batch, vocabulary, hidden, itemsize)
+    """Loss and gradients of a joint network, of shares of the cells computed and kept.
+
+    Without selection, this stands for tiles that others compute twice: of half types, they multiply
+    what is rounded.
+    """
+    factors = 2 if itemsize == 2 and selects else 1
+    call = Engine(batch, vocabulary, hidden, itemsize, factors)
     if selects:
         call.select(whole=computed == 1)
     call.first_pass(computed * batch.cells)

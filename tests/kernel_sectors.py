@@ -101,7 +101,8 @@ def labels(gpu: Device) -> Any:
 
 def hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
     inputs = ones(gpu, 2, 5, width, dtype=dtype), ones(gpu, 2, 4, width, dtype=dtype)
-    pre, out = (gpu.xp.empty((ROWS, width), compute_dtype(dtype)) for _ in range(2))
+    pre, halves = gpu.xp.empty((ROWS, width), compute_dtype(dtype)), 1 + (dtype.itemsize == 2)
+    out = gpu.xp.empty((ROWS, halves * width), dtype)
     cuda_rows.hidden(*inputs, Cells(*[labels(gpu)] * 5), "tanh", pre, out)
     return work("hidden", dtype, width)
 
@@ -234,7 +235,6 @@ CASES = {
     "gather": Case(gather, "V", ALL),
     "hidden": Case(hidden, "H", ALL),
     "hidden_grad": Case(hidden_grad, "H"),
-    "hidden_grad of silu": Case(partial(hidden_grad, activation="silu", arrays=4), "H"),
     "hidden_grad of identity": Case(partial(hidden_grad, activation="identity", arrays=2), "H"),
     "label_softmax": Case(label_softmax, "V"),
     "log_probs_grad": Case(log_probs_grad, "V", ALL),
