@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from . import checks
 from .batch import Batch
+from .dlpack import exported
 from .engine import Options, Progress, forward, forward_backward
 from .ops import operations_for
 from .ops.activations import ACTIVATIONS
@@ -187,7 +188,7 @@ def joint_rnnt_loss(
     with operations_for(call.arguments.encoder_out).device_of(call.arguments.encoder_out):
         source = call.source(gradient=False)
         result = forward(source, call.batch, call.options, keep=False)
-        loss = reduced(result.costs, call.reduction, source.dtype)
+        loss = exported(reduced(result.costs, call.reduction, source.dtype), encoder_out)
     return (loss, result.info(call.batch)) if return_info else loss
 
 
@@ -281,5 +282,6 @@ def joint_rnnt_loss_and_grad(
         source = call.source(gradient=True)
         weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
         result = forward_backward(source, call.batch, call.options, weights)
-        results = reduced(result.costs, call.reduction, source.dtype), source.gradients
+        loss = exported(reduced(result.costs, call.reduction, source.dtype), encoder_out)
+        results = loss, JointGradients(*(exported(g, encoder_out) for g in source.gradients))
     return (*results, result.info(call.batch)) if return_info else results

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from . import checks
 from .batch import Batch
+from .dlpack import exported
 from .engine import Options, Progress, forward, forward_backward
 from .ops import operations_for
 from .results import REDUCTIONS, reduced, weights_of
@@ -157,7 +158,7 @@ def rnnt_loss(
         source = LogitsSource(call.batch, call.logits, fused_log_softmax)
         result = forward(source, call.batch, call.options, keep=False)
         warn_if_normalised(source)
-        loss = reduced(result.costs, call.reduction, source.dtype)
+        loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
     return (loss, result.info(call.batch)) if return_info else loss
 
 
@@ -239,14 +240,16 @@ def rnnt_loss_and_grad(
         max_workspace_bytes=max_workspace_bytes,
         progress=progress,
     )
-    if overwrite_logits:
-        checks.writeable("logits", logits)
     ops = operations_for(call.logits)
     with ops.device_of(call.logits):
-        grad = logits if overwrite_logits else ops.zeros(call.logits.shape, call.logits.dtype)
+        if overwrite_logits:
+            checks.writeable("logits", logits, call.logits)
+        like_logits = call.logits.shape, call.logits.dtype
+        grad = call.logits if overwrite_logits else ops.zeros(*like_logits)
         source = LogitsSource(call.batch, call.logits, fused_log_softmax, grad)
         weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
         result = forward_backward(source, call.batch, call.options, weights)
         warn_if_normalised(source)
-        results = reduced(result.costs, call.reduction, source.dtype), grad
+        loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
+        results = loss, logits if overwrite_logits else exported(grad, logits)
     return (*results, result.info(call.batch)) if return_info else results
