@@ -95,6 +95,8 @@ class _Renamed:
     def __dlpack__(self, **kwargs: Any) -> Any:
         capsule = self._exporter.__dlpack__(**kwargs)
         tensor = _tensor(capsule)
+        if tensor.ndim > 0 and not tensor.shape:
+            raise BufferError("it has no shape")
         if not tensor.data and all(tensor.shape[: tensor.ndim]):
             raise BufferError("it has no memory")
         if (tensor.code, tensor.bits) == (self._code, 16):
@@ -114,7 +116,7 @@ def adapter_needed(value: Any) -> str | None:
 def imported(value: Any) -> Any:
     """The memory of an object with ``__dlpack__``, as an array of NumPy, or of CuPy on the object's
     device and CuPy's current stream there."""
-    device_type = value.__dlpack_device__()[0]
+    device_type, _ = value.__dlpack_device__()
     if device_type in _ON_HOST:
         library: Any = np
     elif device_type in _ON_CUDA:

@@ -63,11 +63,11 @@ def _delete(address: int) -> None:
     del in_use[address]
 
 
-def tensor_in(capsule: Any) -> DLTensor:
+def managed_in(capsule: Any) -> Managed | Versioned:
     kinds = (b"dltensor", Managed), (b"dltensor_versioned", Versioned)
     for name, kind in kinds:
         if _api.PyCapsule_IsValid(capsule, name):
-            return kind.from_address(_api.PyCapsule_GetPointer(capsule, name)).tensor
+            return kind.from_address(_api.PyCapsule_GetPointer(capsule, name))
     raise AssertionError(f"{capsule} is no capsule of DLPack")
 
 
@@ -77,10 +77,9 @@ class Exporter:
     `fields` take the place of what the structure would say; the last stream asked for is `stream`.
     """
 
-    def __init__(
-        self, array: np.ndarray, device: tuple[int, int] = (CPU, 0), **fields: Any
-    ) -> None:
-        self.array, self.device, self.fields = array, device, fields
+    def __init__(self, array: np.ndarray, device: tuple[int, int] = (CPU, 0)) -> None:
+        self.array, self.device = array, device
+        self.fields: dict[str, Any] = {}
         self.stream: Any = "never asked"
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -134,14 +133,14 @@ class NewExporter(Exporter):
         return self.capsule(Versioned, b"dltensor_versioned")
 
 
-class _Given:
+class Given:
     """An exporter of one capsule."""
 
     def __init__(self, capsule: Any) -> None:
         self.capsule = capsule
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return CPU, 0
+        return tuple(managed_in(self.capsule).tensor.device)
 
     def __dlpack__(self, **_: Any) -> Any:
         return self.capsule
@@ -149,12 +148,12 @@ class _Given:
 
 def seen(capsule: Any) -> np.ndarray:
     """The memory of a capsule, whatever device it says that it is on."""
-    tensor = tensor_in(capsule)
+    tensor = managed_in(capsule).tensor
     tensor.device[:] = CPU, 0
     bfloat16 = tensor.code == BFLOAT
     if bfloat16:
         tensor.code = CODES["u"]
-    array = np.from_dlpack(_Given(capsule))
+    array = np.from_dlpack(Given(capsule))
     return array.view(ml_dtypes.bfloat16) if bfloat16 else array
 
 

@@ -21,7 +21,7 @@ def from_dlpack(array: Any, *, device: Any = None, copy: Any = None) -> arrays.n
             capsule = array.__dlpack__(stream=stream, max_version=(1, 0), copy=copy)
         except TypeError:
             capsule = array.__dlpack__(stream=stream)
-    tensor = capsules.tensor_in(capsule)
+    tensor = capsules.managed_in(capsule).tensor
     device_type, device_id = tensor.device
     if device_type != capsules.CUDA:
         raise RuntimeError("CuPy is built against CUDA, the DLPack tensor is elsewhere")
@@ -51,5 +51,6 @@ def device_of(array: arrays.ndarray) -> tuple[int, int]:
 def capsule_of(array: arrays.ndarray, **kwargs: Any) -> Any:
     if array.dtype.kind not in capsules.CODES:
         raise BufferError("dtype is not supported for dlpack export")
-    exporter = capsules.NewExporter(array.host, device_of(array))
+    exporter = capsules.NewExporter(memory.checked(array.host), device_of(array))
+    exporter.fields = {"flags": 0}  # CuPy knows no read-only arrays
     return exporter.__dlpack__(**kwargs)
