@@ -70,15 +70,17 @@ def rnnt_loss(
     Arguments, their order and their defaults are those of ``torchaudio.functional.rnnt_loss``. If
     the logits come from a joint network, :func:`cupy_rnnt.joint_rnnt_loss` gets by without them.
     NumPy arrays are computed with on the CPU, CuPy arrays on their device and its current stream,
-    which the results are on, too.
+    which the results are on, too. Other arrays that speak DLPack, of PyTorch or JAX for example,
+    are computed with where they are, without copies, and all results are of the kind of `logits`.
 
     Parameters
     ----------
-    logits : numpy.ndarray or cupy.ndarray, shape (B, T, U + 1, V)
+    logits : numpy.ndarray, cupy.ndarray or other array with ``__dlpack__``, shape (B, T, U + 1, V)
         Joint outputs before softmax; float16, bfloat16, float32 or float64. Arithmetic is float32,
         or float64 for float64.
     targets : array_like, shape (B, U)
-        Labels, of any integer type; entries from ``target_lengths[b]`` on are ignored.
+        Labels, of any integer type, on any device; entries from ``target_lengths[b]`` on are
+        ignored.
     logit_lengths : array_like, shape (B,)
         Frames of each sample, 1 to T.
     target_lengths : array_like, shape (B,)
@@ -106,7 +108,7 @@ def rnnt_loss(
 
     Returns
     -------
-    loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d CuPy array
+    loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
         In nats; float32, or float64 for float64 logits. A sample whose labels have probability 0
         costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
     info : Info
@@ -118,7 +120,10 @@ def rnnt_loss(
         If a shape, a length, a label or an option is out of range, or the workspace too small for
         the smallest tile.
     TypeError
-        If a dtype is not supported.
+        If a dtype is not supported, or an array cannot be passed on by DLPack.
+    ImportError
+        If an array of another library is on a GPU and CuPy is not installed, or is of bfloat16 and
+        ml_dtypes is not.
 
     Warns
     -----
@@ -191,8 +196,9 @@ def rnnt_loss_and_grad(
         If positive, each element of d cost / d logits is bounded to ``[-clamp, clamp]``, before
         cost weights are applied.
     overwrite_logits : bool
-        Whether the gradient takes the place of the logits, which then must be a writeable
-        array. No second array of their size is allocated.
+        Whether the gradient takes the place of the logits, which then must be a writeable array:
+        one of another library must say so, as it can from DLPack 1.0 on. No second array of their
+        size is allocated.
     cost_weights : array_like, shape (B,), optional
         Upstream gradients of the costs: the result is then the gradient of
         ``sum(cost_weights * costs)``, whatever the reduction. By default it is that of the reduced
@@ -208,14 +214,14 @@ def rnnt_loss_and_grad(
     Returns
     -------
     loss : as of :func:`rnnt_loss`
-    grad_logits : numpy.ndarray or cupy.ndarray, shape (B, T, U + 1, V)
+    grad_logits : of the kind of `logits`, shape (B, T, U + 1, V)
         In the dtype of the logits; 0 at padding and for a sample whose cost is not finite.
     info : Info
         Only if `return_info` is true.
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, ImportError
         As :func:`rnnt_loss` does, before anything is overwritten.
 
     Examples

@@ -6,15 +6,18 @@ The structures are declared here once more, so that the tests do not trust those
 from __future__ import annotations
 
 import ctypes
+import weakref
 from ctypes import c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-CPU, CUDA, CUDA_HOST, METAL, ROCM = 1, 2, 3, 8, 10
+CPU, CUDA, CUDA_HOST, METAL, ROCM, ROCM_HOST, CUDA_MANAGED = 1, 2, 3, 8, 10, 11, 13
 CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
 BFLOAT = 4
+DTYPES = {(CODES[t.kind], 8 * t.itemsize): t for t in map(np.dtype, "?bBhHiIqQefd")}
+DTYPES[BFLOAT, 16] = np.dtype(ml_dtypes.bfloat16)
 READ_ONLY = 1
 
 
@@ -50,15 +53,19 @@ _api = ctypes.PyDLL(None)  # declarations of its own
 _api.PyCapsule_New.restype = ctypes.py_object
 _api.PyCapsule_New.argtypes = c_void_p, ctypes.c_char_p, c_void_p
 _api.PyCapsule_GetPointer.restype = c_void_p
-_api.PyCapsule_IsValid.argtypes = ctypes.py_object, ctypes.c_char_p
-_api.PyCapsule_GetPointer.argtypes = ctypes.py_object, ctypes.c_char_p
+for _function in _api.PyCapsule_IsValid, _api.PyCapsule_GetPointer, _api.PyCapsule_SetName:
+    _function.argtypes = ctypes.py_object, ctypes.c_char_p
 
 in_use: dict[int, tuple[Any, ...]] = {}
 """What has been exported and not been given back, by the address of its structure. A capsule that
 nobody takes over stays, for its destructor would run Python while an error is raised."""
 
 
-@ctypes.CFUNCTYPE(None, c_void_p)
+_DELETER = ctypes.CFUNCTYPE(None, c_void_p)
+_USED = {Managed: b"used_dltensor", Versioned: b"used_dltensor_versioned"}
+
+
+@_DELETER
 def _delete(address: int) -> None:
     del in_use[address]
 
@@ -146,15 +153,24 @@ class Given:
         return self.capsule
 
 
-def seen(capsule: Any) -> np.ndarray:
-    """The memory of a capsule, whatever device it says that it is on."""
-    tensor = managed_in(capsule).tensor
-    tensor.device[:] = CPU, 0
-    bfloat16 = tensor.code == BFLOAT
-    if bfloat16:
-        tensor.code = CODES["u"]
-    array = np.from_dlpack(Given(capsule))
-    return array.view(ml_dtypes.bfloat16) if bfloat16 else array
+def taken(capsule: Any) -> tuple[Any, np.ndarray]:
+    """Takes over the memory of a capsule, whatever device it says that it is on: all of it, and the
+    array that is in there."""
+    managed = managed_in(capsule)
+    used = _USED[type(managed)]
+    assert _api.PyCapsule_SetName(capsule, used) == 0
+    tensor = managed.tensor
+    shape = tensor.shape[: tensor.ndim]
+    dtype = DTYPES[tensor.code, tensor.bits]
+    strides = np.zeros(shape, "i1").strides  # of elements in order, where they are left out
+    strides = [s * dtype.itemsize for s in (tensor.strides or strides)[: tensor.ndim]]
+    pairs = list(zip(strides, shape, strict=True))
+    first = sum(min(stride * (extent - 1), 0) for stride, extent in pairs)
+    last = sum(max(stride * (extent - 1), 0) for stride, extent in pairs)
+    size = last - first + dtype.itemsize if all(shape) else 0
+    memory = (c_uint8 * size).from_address((tensor.data or 0) + tensor.byte_offset + first)
+    weakref.finalize(memory, _DELETER(managed.deleter), ctypes.addressof(managed))
+    return memory, np.ndarray(shape, dtype, memory, -first, strides)
 
 
 class Foreign(NewExporter):
@@ -166,6 +182,4 @@ class Foreign(NewExporter):
 
     @staticmethod
     def from_dlpack(x: Any) -> Foreign:
-        device = x.__dlpack_device__()
-        capsule = x.__dlpack__(max_version=(1, 0), **({"stream": 2} if device[0] == CUDA else {}))
-        return Foreign(seen(capsule), device)
+        return Foreign(taken(x.__dlpack__())[1])

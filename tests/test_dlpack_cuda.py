@@ -20,7 +20,7 @@ from .argument_cases import (
     joint_functions,
     named,
 )
-from .capsules import BFLOAT, CODES, CPU, READ_ONLY, Given, managed_in
+from .capsules import BFLOAT, CODES, CPU, CUDA_MANAGED, READ_ONLY, Given, managed_in
 from .device_calls import to_device, to_host
 from .dlpack_cases import BFLOAT16, FLOATS
 
@@ -72,6 +72,11 @@ class Legacy(Foreign):
     legacy = True
 
 
+class Ancient(Foreign):
+    def __dlpack__(self, *, stream=None):
+        return super().__dlpack__(stream=stream)
+
+
 class ReadOnly(Foreign):
     flags = READ_ONLY
 
@@ -108,7 +113,7 @@ def assert_same(actual, desired, kind):
 
 @every_function
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("kind", [Foreign, Legacy])
+@pytest.mark.parametrize("kind", [Foreign, Legacy, Ancient])
 @pytest.mark.thinned(3)
 def test_results_are_of_the_kind(gpu, function, dtype, kind):
     floats = {name: arguments(function)[name].astype(dtype) for name in float_names(function)}
@@ -193,6 +198,20 @@ def test_the_exporter_is_told_the_current_stream(gpu, function):
         assert values[name].streams == [1, stream.ptr]  # 1 is the default stream
 
 
+def test_managed_memory_is_of_its_device(gpu):
+    """Which the host could read, too."""
+
+    class Managed(Foreign):
+        def __dlpack_device__(self):
+            return CUDA_MANAGED, self.array.device.id
+
+    values = moved(rnnt_loss_and_grad)
+    values["logits"] = Managed(values["logits"])
+    assert_same(
+        rnnt_loss_and_grad(**values), rnnt_loss_and_grad(**moved(rnnt_loss_and_grad)), Foreign
+    )
+
+
 def test_a_capsule_from_elsewhere(gpu):
     class Lying(Foreign):
         def __dlpack__(self, **kwargs):
@@ -238,7 +257,7 @@ def test_logits_are_overwritten(gpu):
     assert_same(grad, expected, Foreign)
 
 
-@pytest.mark.parametrize("kind", [Legacy, ReadOnly])
+@pytest.mark.parametrize("kind", [Ancient, Legacy, ReadOnly])
 def test_read_only_logits_are_not_overwritten(gpu, kind):
     """Nor those of an exporter that cannot say that they may be."""
     values = moved(rnnt_loss_and_grad, kind)

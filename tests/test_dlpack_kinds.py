@@ -16,14 +16,16 @@ from .argument_cases import (
     OF_LOGITS,
     WITH_GRAD,
     arguments,
+    array_names,
     every_function,
     float_names,
     joint_functions,
     named,
 )
-from .capsules import Exporter, Foreign
+from .capsules import CUDA_HOST, ROCM_HOST, Exporter, Foreign
 from .dlpack_cases import (
     FOREIGN,
+    MINIMAL,
     NUMPY,
     assert_read,
     every_dtype,
@@ -97,6 +99,16 @@ def test_the_warning_is_for_the_caller(library, function):
     with pytest.warns(UserWarning, match="fused_log_softmax=False") as caught:
         function(**library.given(given))
     assert [warning.filename for warning in caught] == [__file__]
+
+
+@every_function
+@pytest.mark.parametrize("pinned_for", [CUDA_HOST, ROCM_HOST])
+def test_pinned_memory_is_of_the_host(function, pinned_for):
+    given = arguments(function)
+    arrays = MINIMAL.given(given)
+    for name in array_names(function):
+        arrays[name].device = pinned_for, 0
+    assert_same(NUMPY, function(**arrays), function(**given))
 
 
 # Kinds that differ

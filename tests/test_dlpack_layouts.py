@@ -16,7 +16,7 @@ from .argument_cases import (
     read_only,
 )
 from .capsules import Exporter, NewExporter
-from .dlpack_cases import BFLOAT16, library_of, needed, of
+from .dlpack_cases import BFLOAT16, asked_for_versions, library_of, needed, of
 
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
@@ -87,6 +87,7 @@ def overwritten(logits):
     return rnnt_loss_and_grad(**given | {"logits": logits}, overwrite_logits=True)
 
 
+@asked_for_versions
 @of("torch", "strict", "foreign")
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_the_gradient_takes_the_place_of_logits(library, dtype):
@@ -98,6 +99,7 @@ def test_the_gradient_takes_the_place_of_logits(library, dtype):
     np.testing.assert_array_equal(array, expected)
 
 
+@asked_for_versions
 @of("torch", "foreign")
 def test_bfloat16_too(library):
     array = arguments(rnnt_loss_and_grad)["logits"].astype(BFLOAT16)
@@ -106,6 +108,7 @@ def test_bfloat16_too(library):
     np.testing.assert_array_equal(array, expected)
 
 
+@asked_for_versions
 @every_layout
 def test_in_any_layout(layout):
     array = layout(arguments(rnnt_loss_and_grad)["logits"])

@@ -25,8 +25,8 @@ from .argument_cases import (
     functions_with_grad,
     joint_functions,
 )
-from .capsules import CPU, CUDA, METAL, ROCM, Exporter, Managed, NewExporter, Versioned
-from .dlpack_cases import BFLOAT16, every_library, library_of, needed
+from .capsules import CPU, CUDA, METAL, ROCM, Exporter, Managed, NewExporter, Versioned, taken
+from .dlpack_cases import BFLOAT16, asked_for_versions, every_library, library_of, needed
 
 
 def refused(function, error, *words, **changes):
@@ -247,7 +247,7 @@ class Returning(Somewhere):
 
 def other_capsules():
     used = NewExporter(np.ones(3)).capsule(Versioned, b"dltensor_versioned")
-    np.from_dlpack(Returning(used))
+    taken(used)
     return used, NewExporter(np.ones(3)).capsule(Managed, b"another name")
 
 
@@ -281,6 +281,7 @@ def test_structures_that_lie(kind, fields, word):
     not_passed_on(rnnt_loss_and_grad, exporter, word)
 
 
+@asked_for_versions
 def test_a_later_version():
     exporter = NewExporter(np.ones((B, U)))
     exporter.fields = {"version": (ctypes.c_uint32 * 2)(2, 1)}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
 
-from .. import capsules, ptxemu
+from .. import capsules
 from . import arrays, cuda, memory
 
 
 def from_dlpack(array: Any, *, device: Any = None, copy: Any = None) -> arrays.ndarray:
     device_type, device_id = array.__dlpack_device__()
-    if device_type != capsules.CUDA:
+    if device_type not in (capsules.CUDA, capsules.CUDA_MANAGED):
         raise TypeError(f"Unsupported array type: {device_type}")
     with cuda.Device(device_id):
         stream = cuda.get_current_stream().ptr or 1
@@ -27,21 +26,11 @@ def from_dlpack(array: Any, *, device: Any = None, copy: Any = None) -> arrays.n
         raise RuntimeError("CuPy is built against CUDA, the DLPack tensor is elsewhere")
     if tensor.code == capsules.BFLOAT:
         raise NotImplementedError("CuPy does not support bfloat16 yet")
-    return arrays.ndarray.of(_on_device(capsules.seen(capsule), device_id))
-
-
-def _on_device(array: np.ndarray, device_id: int) -> np.ndarray:
-    """The array as part of an allocation of a device, all of it written."""
-    pairs = list(zip(array.strides, array.shape, strict=True))
-    first = sum(min(stride * (extent - 1), 0) for stride, extent in pairs)
-    last = sum(max(stride * (extent - 1), 0) for stride, extent in pairs)
-    size = last - first + array.itemsize
-    found = (ctypes.c_uint8 * size).from_address(array.ctypes.data + first)
-    found.owner = array
-    root = memory.Allocation((size,), np.uint8, found)
+    allocated, array = capsules.taken(capsule)
+    root = memory.Allocation((len(allocated),), np.uint8, allocated)  # none of it poisoned
     root.device_id = device_id
-    ptxemu.mark_written(root)
-    return np.ndarray(array.shape, array.dtype, root, -first, array.strides)
+    offset = array.ctypes.data - root.ctypes.data
+    return arrays.ndarray.of(np.ndarray(array.shape, array.dtype, root, offset, array.strides))
 
 
 def device_of(array: arrays.ndarray) -> tuple[int, int]:
