@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from . import dlpack
 from .defaults import FLOATING_DTYPES
 from .ops import is_on_cuda, on_host
 
@@ -30,11 +31,22 @@ def _array(name: str, value: Any) -> Any:
             return np.asarray(value)
         except ValueError as error:  # rows of different lengths
             raise ValueError(f"{name} cannot be made an array: {error}") from None
-    kind = type(value)
-    raise TypeError(
-        f"{name} is a {kind.__module__}.{kind.__qualname__}, "
-        "but a numpy.ndarray, a cupy.ndarray or a list is needed"
-    )
+    kind = f"{name} is a {type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+        raise TypeError(
+            f"{kind}, but a numpy.ndarray, a cupy.ndarray, another array with __dlpack__ or a list "
+            "is needed"
+        )
+    adapter = dlpack.adapter_needed(value)
+    if adapter is not None:
+        raise TypeError(f"{kind} that is differentiated or traced: use {adapter} for that")
+    try:
+        return dlpack.imported(value)
+    except (AttributeError, BufferError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        reason, *_ = str(error).split("\n")
+        raise (ImportError if isinstance(error, ImportError) else TypeError)(
+            f"{kind} that DLPack cannot pass on: {reason}"
+        ) from error
 
 
 def _shape_text(shape: Sequence[int | str]) -> str:
@@ -169,17 +181,23 @@ def number(name: str, value: Any, low: float = -math.inf, below: float = math.in
     return result
 
 
-def writeable(name: str, value: Any) -> None:
-    if is_on_cuda(value):
-        read_only = any(s == 0 < n - 1 for s, n in zip(value.strides, value.shape, strict=True))
-    elif isinstance(value, np.ndarray):
-        read_only = not value.flags.writeable
-    else:
+def writeable(name: str, value: Any, array: Any) -> None:
+    """An argument can be overwritten, through the array that it was taken for."""
+    if isinstance(value, (list, tuple)):
         raise TypeError(
             f"{name} is a {type(value).__name__}, but an array is needed to overwrite it"
         )
+    if is_on_cuda(array):  # which is never marked as read-only
+        read_only = array is not value and dlpack.is_read_only(value)
+    else:
+        read_only = not array.flags.writeable
     if read_only:
         raise ValueError(f"{name} is read-only, but a writeable array is needed to overwrite it")
+    reach = array.itemsize  # from the first to the last byte along the axes so far
+    for stride, extent in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if extent > 1 and stride < reach:
+            raise ValueError(f"{name} has elements that share memory, and cannot be overwritten")
+        reach += stride * (extent - 1)
 
 
 def callback(name: str, value: Any) -> Any:

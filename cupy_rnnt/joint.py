@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from . import checks
 from .batch import Batch
+from .dlpack import exported
 from .engine import Options, Progress, forward, forward_backward
 from .ops import operations_for
 from .ops.activations import ACTIVATIONS
@@ -88,20 +89,23 @@ def joint_rnnt_loss(
     The joint network is ``hidden = activation(encoder_out[b, t] + predictor_out[b, u])``,
     ``logits = hidden @ weight.T + bias``. The (B, T, U + 1, V) logits are computed a tile at a
     time and never held. NumPy arrays are computed with on the CPU, CuPy arrays on their device and
-    its current stream, which the results are on, too.
+    its current stream, which the results are on, too. Other arrays that speak DLPack, of PyTorch or
+    JAX for example, are computed with where they are, without copies, and all results are of the
+    kind of `encoder_out`.
 
     Parameters
     ----------
-    encoder_out : numpy.ndarray or cupy.ndarray, shape (B, T, H)
+    encoder_out : numpy.ndarray, cupy.ndarray or other array with ``__dlpack__``, shape (B, T, H)
         Encoder outputs, projected to the hidden size of the joint network; float16, bfloat16,
         float32 or float64. Arithmetic is float32, or float64 for float64.
-    predictor_out : numpy.ndarray or cupy.ndarray, shape (B, U + 1, H)
-        Predictor outputs, likewise, of the same dtype.
-    weight : numpy.ndarray or cupy.ndarray, shape (V, H)
+    predictor_out : likewise, shape (B, U + 1, H)
+        Predictor outputs, of the same dtype and in the same place; so are the following.
+    weight : likewise, shape (V, H)
         Output layer, as in ``torch.nn.Linear``.
-    bias : numpy.ndarray or cupy.ndarray, shape (V,), or None
+    bias : likewise, shape (V,), or None
     targets : array_like, shape (B, U)
-        Labels, of any integer type; entries from ``target_lengths[b]`` on are ignored.
+        Labels, of any integer type, on any device; entries from ``target_lengths[b]`` on are
+        ignored.
     logit_lengths : array_like, shape (B,)
         Frames of each sample, 1 to T.
     target_lengths : array_like, shape (B,)
@@ -133,7 +137,7 @@ def joint_rnnt_loss(
 
     Returns
     -------
-    loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d CuPy array
+    loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
         In nats; float32, or float64 for float64 inputs. A sample whose labels have probability 0
         costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
     info : Info
@@ -145,7 +149,11 @@ def joint_rnnt_loss(
         If a shape, a length, a label or an option is out of range, the floating arguments are not
         all in one place, or the workspace is too small for the smallest tile.
     TypeError
-        If a dtype is not supported or the dtypes of the floating arguments differ.
+        If a dtype is not supported, the dtypes of the floating arguments differ, or an array cannot
+        be passed on by DLPack.
+    ImportError
+        If an array of another library is on a GPU and CuPy is not installed, or is of bfloat16 and
+        ml_dtypes is not.
 
     References
     ----------
@@ -187,7 +195,7 @@ def joint_rnnt_loss(
     with operations_for(call.arguments.encoder_out).device_of(call.arguments.encoder_out):
         source = call.source(gradient=False)
         result = forward(source, call.batch, call.options, keep=False)
-        loss = reduced(result.costs, call.reduction, source.dtype)
+        loss = exported(reduced(result.costs, call.reduction, source.dtype), encoder_out)
     return (loss, result.info(call.batch)) if return_info else loss
 
 
@@ -240,13 +248,14 @@ def joint_rnnt_loss_and_grad(
     loss : as of :func:`joint_rnnt_loss`
     gradients : JointGradients
         Of `encoder_out`, `predictor_out`, `weight` and `bias`, each in the shape and dtype of its
-        argument; 0 at padding. A sample whose cost is not finite contributes nothing.
+        argument and of the kind of `encoder_out`; 0 at padding. A sample whose cost is not finite
+        contributes nothing.
     info : Info
         Only if `return_info` is true.
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, ImportError
         As :func:`joint_rnnt_loss` does.
 
     Examples
@@ -281,5 +290,6 @@ def joint_rnnt_loss_and_grad(
         source = call.source(gradient=True)
         weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
         result = forward_backward(source, call.batch, call.options, weights)
-        results = reduced(result.costs, call.reduction, source.dtype), source.gradients
+        loss = exported(reduced(result.costs, call.reduction, source.dtype), encoder_out)
+        results = loss, JointGradients(*(exported(g, encoder_out) for g in source.gradients))
     return (*results, result.info(call.batch)) if return_info else results

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from . import checks
 from .batch import Batch
+from .dlpack import exported
 from .engine import Options, Progress, forward, forward_backward
 from .ops import operations_for
 from .results import REDUCTIONS, reduced, weights_of
@@ -69,15 +70,17 @@ def rnnt_loss(
     Arguments, their order and their defaults are those of ``torchaudio.functional.rnnt_loss``. If
     the logits come from a joint network, :func:`cupy_rnnt.joint_rnnt_loss` gets by without them.
     NumPy arrays are computed with on the CPU, CuPy arrays on their device and its current stream,
-    which the results are on, too.
+    which the results are on, too. Other arrays that speak DLPack, of PyTorch or JAX for example,
+    are computed with where they are, without copies, and all results are of the kind of `logits`.
 
     Parameters
     ----------
-    logits : numpy.ndarray or cupy.ndarray, shape (B, T, U + 1, V)
+    logits : numpy.ndarray, cupy.ndarray or other array with ``__dlpack__``, shape (B, T, U + 1, V)
         Joint outputs before softmax; float16, bfloat16, float32 or float64. Arithmetic is float32,
         or float64 for float64.
     targets : array_like, shape (B, U)
-        Labels, of any integer type; entries from ``target_lengths[b]`` on are ignored.
+        Labels, of any integer type, on any device; entries from ``target_lengths[b]`` on are
+        ignored.
     logit_lengths : array_like, shape (B,)
         Frames of each sample, 1 to T.
     target_lengths : array_like, shape (B,)
@@ -105,7 +108,7 @@ def rnnt_loss(
 
     Returns
     -------
-    loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d CuPy array
+    loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
         In nats; float32, or float64 for float64 logits. A sample whose labels have probability 0
         costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
     info : Info
@@ -117,7 +120,10 @@ def rnnt_loss(
         If a shape, a length, a label or an option is out of range, or the workspace too small for
         the smallest tile.
     TypeError
-        If a dtype is not supported.
+        If a dtype is not supported, or an array cannot be passed on by DLPack.
+    ImportError
+        If an array of another library is on a GPU and CuPy is not installed, or is of bfloat16 and
+        ml_dtypes is not.
 
     Warns
     -----
@@ -157,7 +163,7 @@ def rnnt_loss(
         source = LogitsSource(call.batch, call.logits, fused_log_softmax)
         result = forward(source, call.batch, call.options, keep=False)
         warn_if_normalised(source)
-        loss = reduced(result.costs, call.reduction, source.dtype)
+        loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
     return (loss, result.info(call.batch)) if return_info else loss
 
 
@@ -190,8 +196,9 @@ def rnnt_loss_and_grad(
         If positive, each element of d cost / d logits is bounded to ``[-clamp, clamp]``, before
         cost weights are applied.
     overwrite_logits : bool
-        Whether the gradient takes the place of the logits, which then must be a writeable
-        array. No second array of their size is allocated.
+        Whether the gradient takes the place of the logits, which then must be a writeable array:
+        one of another library must say so, as it can from DLPack 1.0 on. No second array of their
+        size is allocated.
     cost_weights : array_like, shape (B,), optional
         Upstream gradients of the costs: the result is then the gradient of
         ``sum(cost_weights * costs)``, whatever the reduction. By default it is that of the reduced
@@ -207,14 +214,14 @@ def rnnt_loss_and_grad(
     Returns
     -------
     loss : as of :func:`rnnt_loss`
-    grad_logits : numpy.ndarray or cupy.ndarray, shape (B, T, U + 1, V)
+    grad_logits : of the kind of `logits`, shape (B, T, U + 1, V)
         In the dtype of the logits; 0 at padding and for a sample whose cost is not finite.
     info : Info
         Only if `return_info` is true.
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, ImportError
         As :func:`rnnt_loss` does, before anything is overwritten.
 
     Examples
@@ -239,14 +246,16 @@ def rnnt_loss_and_grad(
         max_workspace_bytes=max_workspace_bytes,
         progress=progress,
     )
-    if overwrite_logits:
-        checks.writeable("logits", logits)
     ops = operations_for(call.logits)
     with ops.device_of(call.logits):
-        grad = logits if overwrite_logits else ops.zeros(call.logits.shape, call.logits.dtype)
+        if overwrite_logits:
+            checks.writeable("logits", logits, call.logits)
+        like_logits = call.logits.shape, call.logits.dtype
+        grad = call.logits if overwrite_logits else ops.zeros(*like_logits)
         source = LogitsSource(call.batch, call.logits, fused_log_softmax, grad)
         weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
         result = forward_backward(source, call.batch, call.options, weights)
         warn_if_normalised(source)
-        results = reduced(result.costs, call.reduction, source.dtype), grad
+        loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
+        results = loss, logits if overwrite_logits else exported(grad, logits)
     return (*results, result.info(call.batch)) if return_info else results

@@ -15,8 +15,8 @@ REDUCTIONS = ("none", "mean", "sum")
 class JointGradients(NamedTuple):
     """Gradients of the reduced loss with respect to the inputs of the joint network.
 
-    Each has the shape and dtype of the argument it is named after; `bias` is None where there was
-    none.
+    Each has the shape and dtype of the argument it is named after, and is of the kind of
+    `encoder_out`; `bias` is None where there was none.
     """
 
     encoder_out: Any
@@ -40,7 +40,8 @@ class Info:
     certificate : numpy.ndarray or cupy.ndarray, shape (B,), float64
         Proven bound of ``P(all paths) / P(paths inside the computed cells) - 1`` of each sample, at
         most half the tolerance; 0 where every cell was computed. A cost is never too small for what
-        was left out, and at most ``log1p(certificate)`` too large.
+        was left out, and at most ``log1p(certificate)`` too large. It is of NumPy or CuPy, whatever
+        the kind of the arguments.
     rounds : int
         Most rounds of selecting and computing cells that a sample took; 1 where all cells were
         computed at once.

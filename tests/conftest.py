@@ -5,7 +5,8 @@ import pytest
 
 from . import device_calls, devices
 
-for family in "argument", "reference", "selection", "torch":  # their assertions explain themselves
+# Assertions of theirs explain themselves, too.
+for family in "argument", "dlpack", "reference", "selection", "torch":
     pytest.register_assert_rewrite(f"tests.{family}_cases")
 pytest.register_assert_rewrite("tests.selection_lattices")
 
@@ -47,6 +48,15 @@ def pytest_generate_tests(metafunc):
 def device(request):
     """One device after the other: see tests/devices.py."""
     with devices.factory(request.param)() as found, device_calls.running_on(found):
+        yield found
+
+
+@pytest.fixture
+def library(request):
+    """One library after the other: see tests/dlpack_cases.py."""
+    from .dlpack_cases import library_of
+
+    with library_of(request.param) as found:
         yield found
 
 

@@ -114,14 +114,6 @@ def test_mixed_dtypes(function, dtype):
 
 
 @every_function
-def test_tensors_of_another_library(function):
-    torch = pytest.importorskip("torch")
-    for name in array_names(function):
-        tensor = torch.from_numpy(arguments(function)[name])
-        refused(function, TypeError, f"{name} is a torch.Tensor", **{name: tensor})
-
-
-@every_function
 @pytest.mark.parametrize("wrong", [None, 3, "text", {1: 2}, object()], ids=repr)
 def test_what_is_no_array(function, wrong):
     for name in array_names(function):

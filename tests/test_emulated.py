@@ -27,7 +27,7 @@ def xp():
 
 SPACES = "compiler", "cublas", "device", "nvrtc", "runtime"
 OF_CUDA = [name for name in emulated.cuda.__all__ if name not in SPACES]
-OWN = {"cublas", "kernels", "memory"}
+OWN = {"cublas", "dlpack", "kernels", "memory"}
 C_TYPES = r"\b(str|bool|int|tuple|size_t|Py_ssize_t|_ndarray_base)\s+(?=\w)"
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, cublas, cuda, kernels, memory
+from . import arrays, cublas, cuda, dlpack, kernels, memory
 from .arrays import FUNCTIONS, UFUNCS, WAITING, ndarray
+from .dlpack import from_dlpack
 from .kernels import RawKernel, RawModule
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
     "copyto",
     "cublas",
     "cuda",
+    "dlpack",
     "empty",
     "empty_like",
+    "from_dlpack",
     "full",
     "full_like",
     "get_default_memory_pool",

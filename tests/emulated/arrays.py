@@ -187,6 +187,16 @@ class ndarray:
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed: use .get()")
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        from . import dlpack
+
+        return dlpack.device_of(self)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        from . import dlpack
+
+        return dlpack.capsule_of(self, **kwargs)
+
     def __getitem__(self, key: Any) -> ndarray:
         key = _key(key)
         if _masks(key):

@@ -1,0 +1,174 @@
+"""Arrays of any library that speaks DLPack: taken over by NumPy or CuPy, and given back.
+
+Nothing is copied, and no library is imported but the one that computes. NumPy and CuPy know no
+bfloat16 of DLPack's: what a capsule calls bfloat16 is taken over as uint16 and seen as that of
+ml_dtypes; in the other direction uint16 is called bfloat16. The structures are those of `dlpack.h
+<https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h>`__.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .ops import is_on_cuda
+
+_ON_HOST = 1, 3, 11  # kDLCPU, and memory of it that is pinned for CUDA or ROCm
+_ON_CUDA = 2, 13  # kDLCUDA, kDLCUDAManaged
+_UINT, _BFLOAT = 1, 4
+_READ_ONLY = 1
+
+
+class _Tensor(ctypes.Structure):
+    """``DLTensor``, with which ``DLManagedTensor`` begins."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _Versioned(ctypes.Structure):
+    """``DLManagedTensorVersioned``"""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("manager_ctx", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _Tensor),
+    )
+
+
+_object_and_name = ctypes.py_object, ctypes.c_char_p
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, *_object_and_name)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, *_object_and_name)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+def _versioned(capsule: Any) -> _Versioned | None:
+    """What is in a capsule of DLPack 1.0 or later, None for an earlier one."""
+    if not _is_valid(capsule, b"dltensor_versioned"):
+        return None
+    found = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
+    if found.major != 1:
+        raise BufferError(f"its capsule is of DLPack {found.major}.{found.minor}, not 1.x")
+    return found
+
+
+def _tensor(capsule: Any) -> _Tensor:
+    versioned = _versioned(capsule)
+    if versioned is not None:
+        tensor: _Tensor = versioned.tensor
+        return tensor
+    if not _is_valid(capsule, b"dltensor"):
+        raise BufferError(f"its __dlpack__ returned {capsule!r}, which is no unused capsule")
+    return _Tensor.from_address(_pointer(capsule, b"dltensor"))
+
+
+class _Renamed:
+    """An exporter whose elements of 16 bits go by another type code."""
+
+    def __init__(self, exporter: Any, code: int, new_code: int) -> None:
+        self._exporter, self._code, self._new_code = exporter, code, new_code
+        self.was_renamed = False
+
+    def __dlpack_device__(self) -> Any:
+        return self._exporter.__dlpack_device__()
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        capsule = self._exporter.__dlpack__(**kwargs)
+        tensor = _tensor(capsule)
+        if tensor.ndim > 0 and not tensor.shape:
+            raise BufferError("it has no shape")
+        if not tensor.data and all(tensor.shape[: tensor.ndim]):
+            raise BufferError("it has no memory")
+        if (tensor.code, tensor.bits) == (self._code, 16):
+            tensor.code = self._new_code
+            self.was_renamed = True
+        return capsule
+
+
+def adapter_needed(value: Any) -> str | None:
+    """The module of this package for a value that its library traces or differentiates."""
+    if getattr(value, "requires_grad", False) is True:
+        return "cupy_rnnt.torch"
+    jax = sys.modules.get("jax")
+    return "cupy_rnnt.jax" if jax and isinstance(value, jax.core.Tracer) else None
+
+
+def imported(value: Any) -> Any:
+    """The memory of an object with ``__dlpack__``, as an array of NumPy, or of CuPy on the object's
+    device and CuPy's current stream there."""
+    device_type, _ = value.__dlpack_device__()
+    if device_type in _ON_HOST:
+        library: Any = np
+    elif device_type in _ON_CUDA:
+        from .ops.launch import cupy
+
+        library = cupy()
+    else:
+        raise BufferError(f"it is on a device of DLPack's type {int(device_type)}, not CPU or CUDA")
+    if getattr(value, "is_neg", bool)():  # PyTorch exports such a tensor with the wrong sign
+        raise BufferError("it is a negation yet to be done: pass tensor.resolve_neg()")
+    exporter = _Renamed(value, _BFLOAT, _UINT)
+    array = library.from_dlpack(exporter)
+    if exporter.was_renamed:
+        import ml_dtypes
+
+        array = array.view(ml_dtypes.bfloat16)
+    return array
+
+
+def is_read_only(value: Any) -> bool:
+    """Whether an object with ``__dlpack__`` does not say that its memory may be written, which it
+    can say from DLPack 1.0 on."""
+    try:
+        versioned = _versioned(value.__dlpack__(max_version=(1, 0)))
+    except TypeError:  # of a parameter of 1.0
+        return True
+    return versioned is None or bool(versioned.flags & _READ_ONLY)
+
+
+def exported(array: Any, like: Any) -> Any:
+    """An array of NumPy or CuPy, as one of the library that `like` is of.
+
+    It is made by ``from_dlpack`` of the library's array API namespace, or else of the package that
+    the type of `like`, or a base of it, is from. If there is neither, the array stays what it is.
+    None is no array, and stays None.
+    """
+    if array is None or isinstance(like, (np.ndarray, list, tuple)) or is_on_cuda(like):
+        return array
+    from_dlpack = _from_dlpack(like)
+    if from_dlpack is None:
+        return array
+    if isinstance(array, np.generic):
+        array = np.asarray(array)
+    if array.dtype.name == "bfloat16":
+        return from_dlpack(_Renamed(array.view(np.uint16), _UINT, _BFLOAT))
+    return from_dlpack(array)
+
+
+def _from_dlpack(like: Any) -> Callable[[Any], Any] | None:
+    if hasattr(like, "__array_namespace__"):
+        places = [like.__array_namespace__()]
+    else:
+        packages = (kind.__module__.partition(".")[0] for kind in type(like).__mro__)
+        places = [sys.modules.get(package) for package in packages]
+    return next((place.from_dlpack for place in places if hasattr(place, "from_dlpack")), None)
