@@ -23,9 +23,10 @@ parameters that are the same on all are added up by JAX. Elsewhere XLA cannot di
 gives the whole batch to every device.
 
 *Errors.* Shapes, dtypes and options are checked when a function is traced. Lengths and labels are
-known when it runs: then the message of the ``ValueError`` is part of the
-``jax.errors.JaxRuntimeError`` that JAX makes of it, and is logged, since between several devices an
-error of one leaves the others waiting.
+known when it runs: then the usual message is a part of that of the error that JAX raises, a
+``jax.errors.JaxRuntimeError`` or, where nothing is left to wait for, a ``ValueError``. It is logged
+as well: if devices wait for each other, as in a sum over all, those without an error wait for the
+one that has it, until XLA gives up and aborts the process.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ max_workspace_bytes
     ------
     ValueError, TypeError
         As :func:`cupy_rnnt.rnnt_loss` does, of shapes, dtypes and options.
-    jax.errors.JaxRuntimeError
-        When it runs, with the same text, of lengths and labels out of range and a workspace that is
-        too small.
+    ValueError, jax.errors.JaxRuntimeError
+        When it runs, of lengths and labels out of range and a workspace that is too small: the same
+        text within that of JAX.
 
     Examples
     --------
@@ -159,9 +160,9 @@ max_workspace_bytes
     ------
     ValueError, TypeError
         As :func:`cupy_rnnt.joint_rnnt_loss` does, of shapes, dtypes and options.
-    jax.errors.JaxRuntimeError
-        When it runs, with the same text, of lengths and labels out of range and a workspace that is
-        too small.
+    ValueError, jax.errors.JaxRuntimeError
+        When it runs, of lengths and labels out of range and a workspace that is too small: the same
+        text within that of JAX.
 
     Examples
     --------
