@@ -5,14 +5,14 @@ On the CPU they compute in NumPy, on CUDA in CuPy, on the stream of the surround
 is CuPy's own memory pool that holds their workspace there, beside what JAX has reserved
 (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
 
-*What is kept, what is computed twice.* JAX wants to know the size of everything beforehand, so the
-list of kept cells, whose length depends on the data, cannot wait for the backward pass. With
-``reduction`` ``"mean"`` or ``"sum"`` the forward pass of a derivative computes loss and gradients at
-once, reusing what the workspace holds; the gradients wait, and are scaled by the one number that
-comes from above. With ``"none"`` the inputs wait, and the backward pass computes costs and gradients
-with the numbers from above as cost weights: the first of its two passes is a repetition. So it is
-for float16, of which the gradients, unscaled, could underflow. Under ``jax.checkpoint`` the forward
-pass is repeated as well, with all it does. Without a derivative the costs alone are computed.
+*What is kept, what is computed twice.* JAX wants to know all sizes beforehand, so the list of kept
+cells, whose length depends on the data, cannot wait for the backward pass. With ``reduction``
+``"mean"`` or ``"sum"`` the forward pass of a derivative computes loss and gradients at once, reusing
+what the workspace holds; the gradients wait, and are scaled by the one number that comes from
+above. With ``"none"`` the inputs wait, and the backward pass computes the gradients with the numbers
+from above as cost weights: the first of its two passes is a repetition. So it is for float16, of
+which unscaled gradients could underflow. Under ``jax.checkpoint`` the forward pass is repeated as
+well, with all it does. Without a derivative the costs alone are computed.
 
 *vmap* maps onto the batch: all mapped instances are computed in one call. Where they have
 parameters of their own, or their gradients are wanted (JAX asks for those of each instance, though
@@ -100,8 +100,8 @@ max_workspace_bytes
     inputs, integers = _arrays(logits), _arrays(targets, logit_lengths, target_lengths)
     call = loss.checked(
         *_stand_ins(inputs, integers),
-        blank,
-        reduction,
+        blank=blank,
+        reduction=reduction,
         clamp=clamp,
         fastemit_lambda=fastemit_lambda,
         zero_infinity=zero_infinity,
@@ -110,7 +110,8 @@ max_workspace_bytes
         progress=None,
     )
     options = call.batch.blank, call.reduction, call.options, bool(fused_log_softmax)
-    return _everywhere(LogitsLoss(*options), inputs, integers)
+    found: jax.Array = _everywhere(LogitsLoss(*options), inputs, integers)
+    return found
 
 
 def joint_rnnt_loss(
@@ -181,9 +182,9 @@ max_workspace_bytes
     integers = _arrays(targets, logit_lengths, target_lengths)
     call = joint.checked(
         *_stand_ins(inputs, integers),
-        blank,
-        reduction,
-        activation,
+        blank=blank,
+        reduction=reduction,
+        activation=activation,
         clamp=clamp,
         fastemit_lambda=fastemit_lambda,
         zero_infinity=zero_infinity,
@@ -192,7 +193,8 @@ max_workspace_bytes
         progress=None,
     )
     options = call.batch.blank, call.reduction, call.options, call.activation
-    return _everywhere(JointLoss(*options), inputs, integers)
+    found: jax.Array = _everywhere(JointLoss(*options), inputs, integers)
+    return found
 
 
 Arrays = tuple[Any, ...]
@@ -221,7 +223,7 @@ def _axes(*trees: Any) -> frozenset[Any]:
     return frozenset().union(*(one.manual_axis_type.varying for one in types))
 
 
-def _everywhere(loss: Loss, inputs: Arrays, integers: Arrays) -> jax.Array:
+def _everywhere(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
     """The loss, of inputs that vary alike: that is how JAX gets to know that gradients of
     parameters have to be added up."""
     axes = _axes(inputs, integers)
@@ -238,29 +240,33 @@ def _call(
     inputs: Arrays,
     integers: Arrays,
     weights: jax.Array | None = None,
-) -> tuple[Any, Any]:
+) -> Any:
     """Loss and gradients in the types that `results` names; None are not computed."""
     found = buffer_callback(loss, results, vmap_method="expand_dims")(inputs, integers, weights)
     axes = tuple(_axes(inputs, integers, weights))
     return jax.lax.pcast(found, axes, to="varying")  # the callback forgets about them
 
 
+def _type(shape: tuple[int, ...], dtype: np.dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
 def _type_of_loss(loss: Loss, inputs: Arrays) -> jax.ShapeDtypeStruct:
     shape = inputs[0].shape[:1] if loss.reduction == "none" else ()
-    return jax.ShapeDtypeStruct(shape, defaults.compute_dtype(inputs[0].dtype))
+    return _type(shape, defaults.compute_dtype(inputs[0].dtype))
 
 
 def _types_of(inputs: Arrays) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    return jax.tree.map(lambda x: _type(x.shape, x.dtype), inputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(loss: Loss, inputs: Arrays, integers: Arrays) -> jax.Array:
+def _loss(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
     found, _ = _call(loss, (_type_of_loss(loss, inputs), None), inputs, integers)
     return found
 
 
-def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[jax.Array, Any]:
+def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[Any, Any]:
     if loss.reduction == "none" or inputs[0].dtype == jnp.float16:
         return _loss(loss, inputs, integers), (None, inputs, integers)
     types = _type_of_loss(loss, inputs), _types_of(inputs)
@@ -268,7 +274,7 @@ def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[jax.Arr
     return found, (gradients, None, None)
 
 
-def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Arrays, None]:
+def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, None]:
     gradients, inputs, integers = saved
     if gradients is not None:
         return jax.tree.map(lambda x: (upstream * x).astype(x.dtype), gradients), None

@@ -153,7 +153,9 @@ class LogitsLoss(Loss):
 
     def checked(self, inputs: Any, integers: Any) -> loss.LogitsCall:
         options = asdict(self.options)
-        return loss.checked(*inputs, *integers, self.blank, self.reduction, **options)
+        return loss.checked(
+            *inputs, *integers, blank=self.blank, reduction=self.reduction, **options
+        )
 
     def source(self, call: loss.LogitsCall, gradients: Any) -> LogitsSource:
         gradient = None
@@ -173,9 +175,9 @@ class JointLoss(Loss):
     batched = 2
 
     def checked(self, inputs: Any, integers: Any) -> joint.JointCall:
-        options = asdict(self.options)
+        options = asdict(self.options) | {"activation": self.activation}
         return joint.checked(
-            *inputs, *integers, self.blank, self.reduction, self.activation, **options
+            *inputs, *integers, blank=self.blank, reduction=self.reduction, **options
         )
 
     def source(self, call: joint.JointCall, gradients: Any) -> JointSource:
@@ -210,7 +212,8 @@ def _picked(index: tuple[int, ...], array: Any) -> Any:
     return array[(*places, ...)]
 
 
-# Buffers
+# Buffers. What is marked "GPU" calls into the CUDA half of JAX; the tests run these lines against
+# stand-ins for its buffers, on an emulated device. They have not run on a GPU.
 
 
 @contextmanager
@@ -221,9 +224,9 @@ def _current(context: Any, buffer: Any) -> Iterator[Callable[[Any], Any]]:
     if kind == _CPU:
         yield _numpy
     else:
-        library = cupy()
-        stream = library.cuda.Stream.from_external(_Stream(context.stream))
-        with library.cuda.Device(number), stream:
+        cuda = cupy().cuda
+        stream = _Stream(context.stream)  # GPU
+        with cuda.Device(number), cuda.Stream.from_external(stream):
             yield partial(_cupy, number)
 
 
@@ -247,7 +250,7 @@ def _cupy(device: int, buffer: Any) -> Any:
     """Not by :func:`cupy.asarray`, which knows no name for bfloat16 in this protocol."""
     if buffer is None:
         return None
-    memory, (address, _) = cupy().cuda, buffer.__cuda_array_interface__["data"]
+    memory, (address, _) = cupy().cuda, buffer.__cuda_array_interface__["data"]  # GPU
     nbytes = prod(buffer.shape) * buffer.dtype.itemsize
     start = memory.MemoryPointer(memory.UnownedMemory(address, nbytes, buffer, device), 0)
     return cupy().ndarray(buffer.shape, buffer.dtype, start)

@@ -5,7 +5,13 @@ import pytest
 
 from . import device_calls, devices
 
-for family in "argument", "reference", "selection", "torch":  # their assertions explain themselves
+for family in (
+    "argument",
+    "jax",
+    "reference",
+    "selection",
+    "torch",
+):  # their assertions explain themselves
     pytest.register_assert_rewrite(f"tests.{family}_cases")
 pytest.register_assert_rewrite("tests.selection_lattices")
 

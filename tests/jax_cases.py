@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -86,12 +87,13 @@ def assert_equal_bits(actual, desired):
 def engine_calls():
     """What the callbacks ask the engine for: names, and numbers of samples."""
     calls = []
+
+    def counted(name, function, source, batch, *args, **options):
+        calls.append((name, batch.size))
+        return function(source, batch, *args, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         for name in "forward", "forward_backward":
-
-            def call(source, batch, *args, _name=name, _function=getattr(jax_callbacks, name), **k):
-                calls.append((_name, batch.size))
-                return _function(source, batch, *args, **k)
-
-            patch.setattr(jax_callbacks, name, call)
+            function = getattr(jax_callbacks, name)
+            patch.setattr(jax_callbacks, name, partial(counted, name, function))
         yield calls

@@ -1,4 +1,4 @@
-"""Arrays and options of every sort in the JAX adapter: what is seen in place, and what is refused."""
+"""Arrays and options of every sort in the JAX adapter: seen in place, or refused."""
 
 from __future__ import annotations
 

@@ -235,3 +235,9 @@ def address_of(arr):
     """Virtual device address of an array (to build structs or pointer tables); pass the array in `keep` too."""
     seg, o = memory.segment(arr)
     return seg.base + o
+
+
+def allocation_at(address):
+    """The whole allocation that holds a virtual device address, and the offset in bytes there."""
+    seg = memory.segs[address >> WINDOW]
+    return seg.root(), address - seg.base
