@@ -7,12 +7,12 @@ is CuPy's own memory pool that holds their workspace there, beside what JAX has 
 
 *What is kept, what is computed twice.* JAX wants to know all sizes beforehand, so the list of kept
 cells, whose length depends on the data, cannot wait for the backward pass. With ``reduction``
-``"mean"`` or ``"sum"`` the forward pass of a derivative computes loss and gradients at once, reusing
-what the workspace holds; the gradients wait, and are scaled by the one number that comes from
-above. With ``"none"`` the inputs wait, and the backward pass computes the gradients with the numbers
-from above as cost weights: the first of its two passes is a repetition. So it is for float16, of
-which unscaled gradients could underflow. Under ``jax.checkpoint`` the forward pass is repeated as
-well, with all it does. Without a derivative the costs alone are computed.
+``"mean"`` or ``"sum"`` the forward pass of a derivative computes loss and gradients at once,
+reusing what the workspace holds; the gradients wait, and are scaled by the one number that comes
+from above. With ``"none"`` the inputs wait, and the backward pass computes the gradients with the
+numbers from above as cost weights: the first of its two passes is a repetition. So it is for
+float16, of which unscaled gradients could underflow. Under ``jax.checkpoint`` the forward pass is
+repeated as well, with all it does. Without a derivative the costs alone are computed.
 
 *vmap* maps onto the batch: all mapped instances are computed in one call. Where they have
 parameters of their own, or their gradients are wanted (JAX asks for those of each instance, though
@@ -40,7 +40,7 @@ import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
 from . import defaults, joint, loss
-from .jax_callbacks import JointLoss, LogitsLoss, Loss
+from .jax_callbacks import INTEGERS, JointLoss, LogitsLoss, Loss
 
 __all__ = ["joint_rnnt_loss", "rnnt_loss"]
 
@@ -99,7 +99,7 @@ max_workspace_bytes
     """
     inputs, integers = _arrays(logits), _arrays(targets, logit_lengths, target_lengths)
     call = loss.checked(
-        *_stand_ins(inputs, integers),
+        **_stand_ins(LogitsLoss, inputs, integers),
         blank=blank,
         reduction=reduction,
         clamp=clamp,
@@ -181,7 +181,7 @@ max_workspace_bytes
     inputs = _arrays(encoder_out, predictor_out, weight, bias)
     integers = _arrays(targets, logit_lengths, target_lengths)
     call = joint.checked(
-        *_stand_ins(inputs, integers),
+        **_stand_ins(JointLoss, inputs, integers),
         blank=blank,
         reduction=reduction,
         activation=activation,
@@ -205,14 +205,15 @@ def _arrays(*values: Any) -> Arrays:
     return tuple(jnp.asarray(x) if isinstance(x, (np.ndarray, list, tuple)) else x for x in values)
 
 
-def _stand_ins(inputs: Arrays, integers: Arrays) -> Arrays:
+def _stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, Any]:
     """NumPy arrays, without memory, for the checks that depend on shapes and dtypes alone: valid
     lengths, and no labels."""
-    values = dict.fromkeys(range(len(inputs) + 3), 0) | {len(inputs) + 1: 1}
-    return tuple(
-        np.broadcast_to(np.full((), values[i], x.dtype), x.shape) if isinstance(x, jax.Array) else x
-        for i, x in enumerate((*inputs, *integers))
-    )
+    named = dict(zip((*kind.names, *INTEGERS), (*inputs, *integers), strict=True))
+    for name, value in named.items():
+        if isinstance(value, jax.Array):
+            entry = np.full((), name == "logit_lengths", value.dtype)
+            named[name] = np.broadcast_to(entry, value.shape)
+    return named
 
 
 # Within jax.shard_map, a type says over which axes of the mesh a value varies.
@@ -228,7 +229,7 @@ def _everywhere(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
     parameters have to be added up."""
     axes = _axes(inputs, integers)
 
-    def varying(x: jax.Array) -> jax.Array:
+    def varying(x: jax.Array) -> Any:
         return jax.lax.pcast(x, tuple(axes - _axes(x)), to="varying")
 
     return _loss(loss, jax.tree.map(varying, inputs), integers)

@@ -24,6 +24,7 @@ from .ops.launch import cupy
 from .results import JointGradients, reduced, weights_of
 from .sources import JointSource, LogitsSource
 
+INTEGERS = "targets", "logit_lengths", "target_lengths"
 _LOG = logging.getLogger("cupy_rnnt")
 _CPU = 1  # as DLPack numbers the kinds of devices
 
@@ -36,13 +37,15 @@ class Loss:
     reduction: str
     options: Options
 
+    names: ClassVar[tuple[str, ...]]
+    """Of the inputs."""
     rank: ClassVar[int]
     """Axes of the first input."""
     batched: ClassVar[int]
     """How many inputs have an entry for each sample; the others are parameters."""
 
-    def checked(self, inputs: Any, integers: Any) -> Any:
-        """The validated arguments."""
+    def checked(self, arguments: dict[str, Any]) -> Any:
+        """The validated call."""
         raise NotImplementedError
 
     def source(self, call: Any, gradients: Any) -> Any:
@@ -124,7 +127,9 @@ class Loss:
         integers: Any,
         weights: Any,
     ) -> None:
-        call = self.checked(inputs, integers)
+        named = zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True)
+        options = asdict(self.options) | {"blank": self.blank, "reduction": self.reduction}
+        call = self.checked(dict(named) | options)
         source = self.source(call, gradients)
         if gradients is None:
             costs = forward(source, call.batch, call.options, keep=False).costs
@@ -148,14 +153,12 @@ class LogitsLoss(Loss):
 
     fused_log_softmax: bool
 
+    names = ("logits",)
     rank = 4
     batched = 1
 
-    def checked(self, inputs: Any, integers: Any) -> loss.LogitsCall:
-        options = asdict(self.options)
-        return loss.checked(
-            *inputs, *integers, blank=self.blank, reduction=self.reduction, **options
-        )
+    def checked(self, arguments: dict[str, Any]) -> loss.LogitsCall:
+        return loss.checked(**arguments)
 
     def source(self, call: loss.LogitsCall, gradients: Any) -> LogitsSource:
         gradient = None
@@ -171,14 +174,12 @@ class JointLoss(Loss):
 
     activation: str
 
+    names = JointGradients._fields
     rank = 3
     batched = 2
 
-    def checked(self, inputs: Any, integers: Any) -> joint.JointCall:
-        options = asdict(self.options) | {"activation": self.activation}
-        return joint.checked(
-            *inputs, *integers, blank=self.blank, reduction=self.reduction, **options
-        )
+    def checked(self, arguments: dict[str, Any]) -> joint.JointCall:
+        return joint.checked(**arguments, activation=self.activation)
 
     def source(self, call: joint.JointCall, gradients: Any) -> JointSource:
         out = None if gradients is None else JointGradients(*gradients)
