@@ -202,7 +202,15 @@ Arrays = tuple[Any, ...]
 
 def _arrays(*values: Any) -> Arrays:
     """What may become JAX arrays; the rest stays, to be refused."""
-    return tuple(jnp.asarray(x) if isinstance(x, (np.ndarray, list, tuple)) else x for x in values)
+    return tuple(_array(x) if isinstance(x, (np.ndarray, list, tuple)) else x for x in values)
+
+
+def _array(value: Any) -> jax.Array:
+    array = np.asarray(value)
+    if array.dtype.kind in "iu":  # JAX takes the lower 32 bits: what is too large must stay so
+        bounds = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+        array = array.clip(bounds.min, bounds.max)
+    return jnp.asarray(array)
 
 
 def _stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, Any]:

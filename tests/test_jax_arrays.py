@@ -258,6 +258,19 @@ def test_integers_out_of_range(kind, name, jit, caplog):
 
 
 @every_kind
+def test_integers_of_more_bits_than_jax_takes(kind):
+    """2**32 + 5 frames are not 5, in an array of NumPy."""
+    batch = made(kind)
+    function = adapter.joint_rnnt_loss if kind == "joint" else adapter.rnnt_loss
+    wide_integers = [np.asarray(x).astype(np.int64) for x in batch.integers]
+    loss = function(*batch.inputs, *wide_integers, batch.case.blank)
+    assert_equal_bits([loss], [batch.loss(*batch.inputs)])
+    wide_integers[1][2] = 2**32 + 5
+    with pytest.raises(RUN_TIME, match=r"logit_lengths\[2\] is 2147483647, but it must be"):
+        jax.block_until_ready(function(*batch.inputs, *wide_integers, batch.case.blank))
+
+
+@every_kind
 def test_a_workspace_that_is_too_small(kind):
     batch = made(kind)
     with pytest.raises(ValueError, match="max_workspace_bytes is 1000") as expected:
