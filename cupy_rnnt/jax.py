@@ -206,11 +206,11 @@ def _arrays(*values: Any) -> Arrays:
 
 
 def _array(value: Any) -> jax.Array:
-    array = np.asarray(value)
-    if array.dtype.kind in "iu":  # JAX takes the lower 32 bits: what is too large must stay so
-        bounds = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
-        array = array.clip(bounds.min, bounds.max)
-    return jnp.asarray(array)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        # JAX would take the lower 32 bits: what is too large must stay so.
+        bounds = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+        value = value.clip(bounds.min, bounds.max)
+    return jnp.asarray(value)
 
 
 def _stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, Any]:

@@ -126,6 +126,8 @@ def test_numpy_arrays_and_lists(kind):
     function = adapter.joint_rnnt_loss if kind == "joint" else adapter.rnnt_loss
     given = *batch.case[:count], *(x.tolist() for x in batch.case[count:-1]), batch.case.blank
     assert_equal_bits([function(*given)], [batch.loss(*batch.inputs)])
+    given = *batch.inputs, *map(list, batch.integers), batch.case.blank  # of arrays of JAX
+    assert_equal_bits([function(*given)], [batch.loss(*batch.inputs)])
 
 
 @every_kind
