@@ -59,11 +59,11 @@ class Info:
 
 
 def reduced(costs: Any, reduction: str, dtype: np.dtype) -> Any:
-    """The costs, their mean over the batch or their sum, in `dtype`."""
+    """The costs (..., B), their mean over the batch or their sum, in `dtype`."""
     if reduction == "mean":
-        costs = costs.mean()
+        costs = costs.mean(axis=-1)
     elif reduction == "sum":
-        costs = costs.sum()
+        costs = costs.sum(axis=-1)
     return costs.astype(dtype)
 
 

@@ -6,7 +6,7 @@ import pytest
 from . import device_calls, devices
 
 # Assertions of theirs explain themselves, too.
-for family in "argument", "dlpack", "reference", "selection", "torch":
+for family in "argument", "dlpack", "jax", "reference", "selection", "torch":
     pytest.register_assert_rewrite(f"tests.{family}_cases")
 pytest.register_assert_rewrite("tests.selection_lattices")
 

@@ -25,6 +25,7 @@ PUBLIC = {
     "rnnt_loss_and_grad",
 }
 FUNCTIONS = [getattr(cupy_rnnt, name) for name in sorted(PUBLIC) if name.islower()]
+OF_JAX = {"joint_rnnt_loss", "rnnt_loss"}
 OF_TORCH = {"JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"}
 HEAVY = {"cupy", "torch", "jax", "tqdm", "matplotlib", "ml_dtypes"}
 OF_GRADIENTS = {"cost_weights", "overwrite_logits"}
@@ -63,7 +64,7 @@ def test_importing_imports_no_framework_and_takes_no_time():
     modules = {name.split(".")[0] for name in runs[0]["modules"]}
     assert "cupy_rnnt" in modules
     assert not modules & HEAVY
-    assert "cupy_rnnt.torch" not in runs[0]["modules"]
+    assert not {"cupy_rnnt.torch", "cupy_rnnt.jax"} & set(runs[0]["modules"])
     assert min(run["seconds"] for run in runs) < MOST_IMPORT_SECONDS
 
 
@@ -97,6 +98,11 @@ def test_public_names():
 def test_public_names_of_the_torch_adapter():
     adapter = pytest.importorskip("torch") and pytest.importorskip("cupy_rnnt.torch")
     assert set(adapter.__all__) == OF_TORCH
+
+
+def test_public_names_of_the_jax_adapter():
+    adapter = pytest.importorskip("jax") and pytest.importorskip("cupy_rnnt.jax")
+    assert set(adapter.__all__) == OF_JAX
 
 
 def defaults(module, name):
@@ -154,6 +160,14 @@ def assert_documented(function):
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_every_parameter_is_documented(function):
     assert_documented(function)
+
+
+@pytest.mark.parametrize("name", ["rnnt_loss", "joint_rnnt_loss"])
+def test_every_parameter_of_the_jax_adapter_is_documented(name):
+    pytest.importorskip("jax")
+    import cupy_rnnt.jax as adapter
+
+    assert_documented(getattr(adapter, name))
 
 
 @pytest.mark.parametrize("name", ["rnnt_loss", "joint_rnnt_loss"])

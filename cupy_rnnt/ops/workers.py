@@ -30,10 +30,11 @@ def threads() -> int:
     ``OPENBLAS_NUM_THREADS``, ``OMP_NUM_THREADS`` and :func:`threadpoolctl.threadpool_limits` are
     honoured thereby. While a call holds BLAS to one thread, others see what it may use otherwise.
     """
-    if _single_threaded_blas.users:
-        return _single_threaded_blas.threads
-    allowed = [library.num_threads or 1 for library in _blas().lib_controllers]
-    return max(allowed, default=os.cpu_count() or 1)
+    with _single_threaded_blas.lock:
+        if _single_threaded_blas.users:
+            return _single_threaded_blas.threads
+        allowed = [library.num_threads or 1 for library in _blas().lib_controllers]
+        return max(allowed, default=os.cpu_count() or 1)
 
 
 class _SingleThreadedBlas:
@@ -44,19 +45,19 @@ class _SingleThreadedBlas:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self.users = 0
         self.threads = 1
 
     def __enter__(self) -> None:
-        with self._lock:
+        with self.lock:
             if self.users == 0:
                 self.threads = threads()
                 self._limit = _blas().limit(limits=1)
             self.users += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
+        with self.lock:
             self.users -= 1
             if self.users == 0:
                 self._limit.restore_original_limits()

@@ -120,9 +120,17 @@ class ndarray:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
-        self, shape: Any, dtype: Any = float, memptr: None = None, strides: None = None, order="C"
+        self,
+        shape: Any,
+        dtype: Any = float,
+        memptr: memory.MemoryPointer | None = None,
+        strides: None = None,
+        order="C",
     ) -> None:
-        self.host = memory.allocate(shape, dtype, order)
+        if memptr is None:
+            self.host = memory.allocate(shape, dtype, order)
+        else:
+            self.host = memory.array_at(memptr, shape, dtype)
 
     @classmethod
     def of(cls, host: np.ndarray) -> ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ptxemu.compile import nvrtc_version
 from . import arrays, cublas, memory
-from .memory import MemoryPointer, MemoryPool, using_allocator
+from .memory import MemoryPointer, MemoryPool, UnownedMemory, using_allocator
 
 __all__ = [
     "Device",
@@ -15,6 +15,7 @@ __all__ = [
     "MemoryPointer",
     "MemoryPool",
     "Stream",
+    "UnownedMemory",
     "compiler",
     "cublas",
     "device",

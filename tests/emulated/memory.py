@@ -26,7 +26,7 @@ class MemoryPool:
         self._used = self._peak = 0
 
     def malloc(self, size: int) -> MemoryPointer:
-        return MemoryPointer(self, -(-size // _UNIT) * _UNIT)
+        return MemoryPointer(PooledMemory(self, -(-size // _UNIT) * _UNIT), 0)
 
     def used_bytes(self) -> int:
         return self._used
@@ -46,11 +46,25 @@ class MemoryPool:
         self._used -= size
 
 
-class MemoryPointer(NamedTuple):
+class PooledMemory(NamedTuple):
     """What a pool promises to hold for an allocation."""
 
     pool: MemoryPool
     size: int
+
+
+class UnownedMemory(NamedTuple):
+    """What another library has allocated."""
+
+    ptr: int
+    size: int
+    owner: Any
+    device_id: int = -1
+
+
+class MemoryPointer(NamedTuple):
+    mem: PooledMemory | UnownedMemory
+    offset: int
 
 
 Allocator = Callable[[int], MemoryPointer]
@@ -80,10 +94,21 @@ def allocate(shape: Any, dtype: Any, order: str = "C") -> np.ndarray:
     root = Allocation(shape, dtype, order=order)
     root.device_id = devices[-1]
     pointer = _allocators[-1](root.nbytes)
-    pointer.pool._take(pointer.size)
-    weakref.finalize(root, pointer.pool._give_back, pointer.size).atexit = False
+    pool, size = pointer.mem
+    pool._take(size)
+    weakref.finalize(root, pool._give_back, size).atexit = False
     ptxemu.poison(root)
     return root.view(np.ndarray)
+
+
+def array_at(pointer: MemoryPointer, shape: Any, dtype: Any) -> np.ndarray:
+    """In memory that is on the device already."""
+    address, size, _, device_id = pointer.mem
+    root, start = ptxemu.allocation_at(address + pointer.offset)
+    assert isinstance(root, Allocation)
+    assert root.device_id == device_id
+    found = root.view(np.ndarray).reshape(-1).view(np.uint8)[start : start + size]
+    return found.view(dtype).reshape(shape)
 
 
 def allocation_of(array: np.ndarray) -> Allocation | None:

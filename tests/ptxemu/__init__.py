@@ -5,6 +5,7 @@ from .api import (  # noqa: F401
     Offset,
     Report,
     address_of,
+    allocation_at,
     array_at,
     empty,
     mark_written,

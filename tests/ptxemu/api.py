@@ -231,15 +231,20 @@ class Function:
         return rep
 
 
-def array_at(address, shape, dtype, strides):
-    """The array at a virtual device address; its base is that of the allocation."""
-    seg = memory.segs[address >> WINDOW]
-    root = seg.root()
-    flat = (root if root.flags.c_contiguous else root.T).reshape(-1).view(u1)
-    return np.ndarray(shape, dtype, flat, address - seg.base, strides)
-
-
 def address_of(arr):
     """Virtual device address of an array (to build structs or pointer tables); pass the array in `keep` too."""
     seg, o = memory.segment(arr)
     return seg.base + o
+
+
+def allocation_at(address):
+    """The whole allocation that holds a virtual device address, and the offset in bytes there."""
+    seg = memory.segs[address >> WINDOW]
+    return seg.root(), address - seg.base
+
+
+def array_at(address, shape, dtype, strides):
+    """The array at a virtual device address; its base is that of the allocation."""
+    root, offset = allocation_at(address)
+    flat = (root if root.flags.c_contiguous else root.T).reshape(-1).view(u1)
+    return np.ndarray(shape, dtype, flat, offset, strides)
