@@ -195,12 +195,17 @@ class _JointScratch(NamedTuple):
 class JointSource:
     """Logits ``act(encoder_out[b, t] + predictor_out[b, u]) @ weight.T + bias``, tile by tile.
 
-    `gradient` says whether :meth:`gradients` will be asked
-    for.
+    `gradient` says whether :attr:`gradients` will be asked for. They go to arrays of zeros, of any
+    floating dtype, that may be given.
     """
 
     def __init__(
-        self, batch: Batch, arguments: JointGradients, activation: str, gradient: bool
+        self,
+        batch: Batch,
+        arguments: JointGradients,
+        activation: str,
+        gradient: bool,
+        gradients: JointGradients | None = None,
     ) -> None:
         self.ops = operations_for(arguments.encoder_out)
         self.dtype: np.dtype = defaults.compute_dtype(arguments.encoder_out.dtype)
@@ -216,7 +221,7 @@ class JointSource:
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self.coordinates = Coordinates(batch, self.ops)
         self._batch, self._arguments = batch, arguments
-        self._activation, self._gradient = activation, gradient
+        self._activation, self._gradient, self._given = activation, gradient, gradients
         weight, bias = arguments.weight, arguments.bias
         dense = weight.flags.c_contiguous or weight.flags.f_contiguous
         self._copied = not dense or weight.dtype != self.dtype
@@ -288,7 +293,7 @@ class JointSource:
     def begin_gradient(self, workers: int) -> None:
         zeros = self.ops.zeros
         self._workers = workers
-        self.gradients = JointGradients(
+        self.gradients = self._given or JointGradients(
             *(None if a is None else zeros(a.shape, a.dtype) for a in self._arguments)
         )
         # Every worker sums over its own tiles; the order of these sums never depends on timing.
