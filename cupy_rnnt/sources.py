@@ -195,8 +195,7 @@ class _JointScratch(NamedTuple):
 class JointSource:
     """Logits ``act(encoder_out[b, t] + predictor_out[b, u]) @ weight.T + bias``, tile by tile.
 
-    `gradient` says whether :attr:`gradients` will be asked for. They go to arrays of zeros, of any
-    floating dtype, that may be given.
+    `gradient` says whether :attr:`gradients` will be asked for; they go to `out`, if that is given.
     """
 
     def __init__(
@@ -205,7 +204,7 @@ class JointSource:
         arguments: JointGradients,
         activation: str,
         gradient: bool,
-        gradients: JointGradients | None = None,
+        out: JointGradients | None = None,
     ) -> None:
         self.ops = operations_for(arguments.encoder_out)
         self.dtype: np.dtype = defaults.compute_dtype(arguments.encoder_out.dtype)
@@ -221,7 +220,7 @@ class JointSource:
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self.coordinates = Coordinates(batch, self.ops)
         self._batch, self._arguments = batch, arguments
-        self._activation, self._gradient, self._given = activation, gradient, gradients
+        self._activation, self._gradient, self._out = activation, gradient, out
         weight, bias = arguments.weight, arguments.bias
         dense = weight.flags.c_contiguous or weight.flags.f_contiguous
         self._copied = not dense or weight.dtype != self.dtype
@@ -293,9 +292,12 @@ class JointSource:
     def begin_gradient(self, workers: int) -> None:
         zeros = self.ops.zeros
         self._workers = workers
-        self.gradients = self._given or JointGradients(
+        self.gradients = self._out or JointGradients(
             *(None if a is None else zeros(a.shape, a.dtype) for a in self._arguments)
         )
+        for gradient in self._out or ():
+            if gradient is not None:
+                gradient.fill(0)
         # Every worker sums over its own tiles; the order of these sums never depends on timing.
         self._d_weight = zeros((workers, self.width, self.hidden_size), self.dtype)
         self._d_bias = zeros((workers, self.width), self.dtype)

@@ -7,13 +7,14 @@ from typing import Any
 
 from ..ptxemu.compile import nvrtc_version
 from . import arrays, memory
-from .memory import MemoryPointer, MemoryPool, using_allocator
+from .memory import MemoryPointer, MemoryPool, PythonFunctionAllocator, using_allocator
 
 __all__ = [
     "Device",
     "Event",
     "MemoryPointer",
     "MemoryPool",
+    "PythonFunctionAllocator",
     "Stream",
     "compiler",
     "get_current_stream",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,8 +50,31 @@ class MemoryPool:
 class MemoryPointer(NamedTuple):
     """What a pool promises to hold for an allocation."""
 
-    pool: MemoryPool
+    pool: MemoryPool | _Lent
     size: int
+
+
+class _Lent:
+    """An allocation that somebody else answers for."""
+
+    def __init__(self, free: Callable[[], Any]) -> None:
+        self._free = free
+
+    def _take(self, size: int) -> None:
+        pass
+
+    def _give_back(self, size: int) -> None:
+        self._free()
+
+
+class PythonFunctionAllocator:
+    def __init__(self, malloc_func: Callable[..., int], free_func: Callable[..., Any]) -> None:
+        self._functions = malloc_func, free_func
+
+    def malloc(self, size: int) -> MemoryPointer:
+        malloc, free = self._functions
+        device = devices[-1]
+        return MemoryPointer(_Lent(partial(free, malloc(size, device), device)), size)
 
 
 Allocator = Callable[[int], MemoryPointer]
