@@ -72,19 +72,34 @@ class Call(NamedTuple):
     source: Any
 
 
-def array(name: str, tensor: Tensor) -> Any:
+def _view(tensor: Tensor, of_host: Callable[[Tensor], Any]) -> Any:
     """The memory of a tensor as an array of NumPy or, on a GPU, of CuPy."""
-    tensor = tensor.detach().resolve_neg()
     if torch_cuda.is_on_cuda(tensor):
         return torch_cuda.view(tensor)
-    try:
-        if tensor.dtype == torch.bfloat16:
-            import ml_dtypes
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
 
-            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
-    except (RuntimeError, TypeError) as error:  # a dtype or a kind of tensor that NumPy lacks
-        raise TypeError(f"{name} cannot be seen as a numpy.ndarray: {error}") from error
+        return of_host(tensor.view(torch.int16)).view(ml_dtypes.bfloat16)
+    return of_host(tensor)
+
+
+def array(name: str, tensor: Tensor) -> Any:
+    """A view of an argument, to read.
+
+    It is made by DLPack, as ``Tensor.numpy`` forbids for good that the storage is resized, which
+    FSDP does with that of parameters.
+    """
+    try:
+        return _view(tensor.detach().resolve_neg(), np.from_dlpack)
+    except (BufferError, RuntimeError, TypeError) as error:  # a dtype that NumPy lacks
+        raise TypeError(
+            f"{name} has dtype {tensor.dtype}, which NumPy does not take over: {error}"
+        ) from error
+
+
+def _own(tensor: Tensor) -> Any:
+    """A view of a new tensor, to write to."""
+    return _view(tensor, Tensor.numpy)
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
@@ -100,24 +115,20 @@ def info(certificate: Tensor, numbers: Tensor) -> Info:
 
 def _logits_call(given: Arguments, gradient: bool, gradients: Tensors) -> Call:
     call = loss.checked(array("logits", *given.inputs), *_lattice(given), **_options(given))
-    grad = array("grad", *gradients) if gradients else None
+    grad = _own(*gradients) if gradients else None
     source = LogitsSource(call.batch, call.logits, given.own, grad)
     return Call(call.batch, call.options, call.reduction, source)
 
 
 def _joint_call(given: Arguments, gradient: bool, gradients: Tensors) -> Call:
-    positional = [*_of_joint(given.inputs), *_lattice(given), given.own]
+    names = JointGradients._fields
+    arrays = [array(name, x) for name, x in zip(names, given.inputs, strict=False)]
+    no_bias = [None] * (len(names) - len(arrays))
+    positional = [*arrays, *no_bias, *_lattice(given), given.own]
     call = joint.checked(*positional, **_options(given))
-    sums = _of_joint(gradients) if gradients else None
+    sums = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
     source = JointSource(call.batch, call.arguments, call.activation, gradient, sums)
     return Call(call.batch, call.options, call.reduction, source)
-
-
-def _of_joint(tensors: Tensors) -> JointGradients:
-    """Arrays of them; there may be no bias."""
-    names = JointGradients._fields
-    arrays = [array(name, tensor) for name, tensor in zip(names, tensors, strict=False)]
-    return JointGradients(*arrays, *[None] * (len(names) - len(arrays)))
 
 
 def _lattice(given: Arguments) -> list[Any]:
@@ -143,7 +154,7 @@ def _results(call: Call, result: engine.Result, device: torch.device, others: Te
 
 def _tensor(values: Any, device: torch.device) -> Tensor:
     new = torch.empty(values.shape, dtype=getattr(torch, values.dtype.name), device=device)
-    array("", new)[...] = values
+    _own(new)[...] = values
     return new
 
 
@@ -163,7 +174,7 @@ def _taken(parts: list[Kept], inputs: Tensors) -> Tensors:
     taken = []
     for pieces, dtype in zip(fields, _kept_dtypes(inputs), strict=True):
         new = torch.empty(count, dtype=dtype, device=inputs[0].device)
-        view, start = array("", new), 0
+        view, start = _own(new), 0
         while pieces:
             piece = pieces.pop(0)
             view[start : start + len(piece)] = piece
@@ -264,9 +275,13 @@ class _TwoPhases:
             call = self._call(given, True, gradients)
             size = call.batch.size
             weights = (upstream.double() / (size if call.reduction == "mean" else 1)).expand(size)
-            cells = Kept(*(array("", field) for field in kept))
+            cells = Kept(*(array("kept", field) for field in kept))
             engine.backward(
-                call.source, call.batch, call.options, cells, array("", weights.contiguous())
+                call.source,
+                call.batch,
+                call.options,
+                cells,
+                array("upstream", weights.contiguous()),
             )
             return gradients
 

@@ -53,6 +53,16 @@ def test_tensors_are_never_copied(kind, dtype, monkeypatch):
             assert np.shares_memory(array, expected_view(leaf))
 
 
+@every_kind
+def test_storage_stays_resizable(kind):
+    """As that of parameters is under FSDP. Who calls ``Tensor.numpy`` forbids it for good."""
+    batch = made(kind)
+    batch.leaves = [leaf.detach().clone().requires_grad_() for leaf in batch.leaves]
+    for reduction in "mean", "none":
+        loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction).sum().backward()
+    assert all(leaf.untyped_storage().resizable() for leaf in batch.leaves)
+
+
 def neg_view(x):
     """The same values as a lazy negative: memory holds them with the other sign."""
     lazy = torch.complex(torch.zeros_like(x), -x).conj().imag
@@ -128,7 +138,7 @@ def names_of(kind):
         (lambda x: x.to_sparse(), TypeError, "layout torch.sparse_coo"),
         (lambda x: x.to(torch.complex64), TypeError, "dtype complex64"),
         (lambda x: x.to(torch.bool), TypeError, "dtype bool"),
-        (lambda x: x.to(torch.float8_e4m3fn), TypeError, "Float8_e4m3fn"),
+        (lambda x: x.to(torch.float8_e4m3fn), TypeError, "float8_e4m3fn"),
         (lambda x: x[None], ValueError, "(1, "),
     ],
 )
