@@ -147,7 +147,7 @@ def cell_count(frames: np.ndarray, columns: np.ndarray) -> None:
 
 
 def blank(value: Any, vocabulary: int) -> int:
-    index = _integer("blank", value)
+    index = integer("blank", value)
     if not -vocabulary <= index < vocabulary:
         raise ValueError(
             f"blank is {index}, but it must be between {-vocabulary} and {vocabulary - 1}"
@@ -155,7 +155,7 @@ def blank(value: Any, vocabulary: int) -> int:
     return index % vocabulary
 
 
-def _integer(name: str, value: Any) -> int:
+def integer(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
@@ -163,7 +163,7 @@ def _integer(name: str, value: Any) -> int:
 
 
 def workspace(value: Any, default: int) -> int:
-    return default if value is None else _integer("max_workspace_bytes", value)
+    return default if value is None else integer("max_workspace_bytes", value)
 
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:

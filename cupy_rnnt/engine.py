@@ -71,7 +71,7 @@ class Result:
     plan: Plan
     costs: Any  # float64, (B,)
     certificate: Any  # float64, (B,)
-    kept: list[tuple[Group, Kept]] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)  # in packed order
     computed_count: int = 0
     kept_count: int = 0
     rounds: int = 1
@@ -102,24 +102,28 @@ class Result:
 
 
 def forward(source: Source, batch: Batch, options: Options, keep: bool) -> Result:
-    """Costs alone, or (`keep`) also the kept cells for :func:`backward`."""
+    """Costs alone, or (`keep`) also the kept cells, which :func:`backward` takes all together."""
     chosen = make_plan(source, batch, options, gradient=keep, store=False)
     result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
     with _running(source, batch, options, chosen, 1) as passes:
         for part in passes.parts():
             kept = result.add(part.group, passes.first(part, keep), options.zero_infinity)
             if kept is not None:
-                result.kept.append((part.group, kept))
+                result.kept.append(kept)
     return result
 
 
-def backward(source: Source, batch: Batch, options: Options, result: Result, weights: Any) -> None:
+def backward(source: Source, batch: Batch, options: Options, kept: Kept, weights: Any) -> None:
     """Pass 2 over the cells that :func:`forward` kept, with cost weights known only now."""
-    weights = source.ops.asarray(weights)
-    source.begin_gradient(result.plan.workers, _largest(weights, options))
-    with _running(source, batch, options, result.plan, 1) as passes:
-        for group, kept in result.kept:
-            passes.second(group, kept, weights)
+    ops = source.ops
+    weights = ops.asarray(weights)
+    chosen = make_plan(source, batch, options, gradient=True, store=False)
+    behind = ops.asarray(batch.offsets[[group.stop for group in chosen.groups]])
+    ends = ops.host(ops.xp.searchsorted(kept.packed, behind))[0].tolist()
+    source.begin_gradient(chosen.workers, _largest(weights, options))
+    with _running(source, batch, options, chosen, 1) as passes:
+        for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
+            passes.second(group, kept.part(start, end), weights)
     source.end_gradient()
 
 

@@ -20,9 +20,10 @@ import numpy as np
 
 from . import joint, loss
 from .engine import Options, forward, forward_backward
+from .joint_source import JointSource
+from .logits_source import LogitsSource
 from .ops.launch import cupy
 from .results import JointGradients, reduced, weights_of
-from .sources import JointSource, LogitsSource
 
 INTEGERS = "targets", "logit_lengths", "target_lengths"
 _LOG = logging.getLogger("cupy_rnnt")

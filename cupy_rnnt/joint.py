@@ -8,10 +8,10 @@ from . import checks
 from .batch import Batch
 from .dlpack import exported
 from .engine import Options, Progress, forward, forward_backward
+from .joint_source import JointSource
 from .ops import operations_for
 from .ops.activations import ACTIVATIONS
 from .results import REDUCTIONS, JointGradients, reduced, weights_of
-from .sources import JointSource
 
 
 class JointCall(NamedTuple):

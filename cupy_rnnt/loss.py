@@ -9,9 +9,9 @@ from . import checks
 from .batch import Batch
 from .dlpack import exported
 from .engine import Options, Progress, forward, forward_backward
+from .logits_source import LogitsSource
 from .ops import operations_for
 from .results import REDUCTIONS, reduced, weights_of
-from .sources import LogitsSource
 
 
 class LogitsCall(NamedTuple):

@@ -1,129 +1,87 @@
-"""The losses as PyTorch functions and modules, on CPU tensors and without copies.
+"""The losses as PyTorch functions and modules, without copies.
 
 :func:`rnnt_loss` takes the arguments of ``torchaudio.functional.rnnt_loss``, in the same order and
-with the same defaults. The backward pass applies whatever gradient comes from above to each cost on
-its own, and may be run again on a retained graph; there is no second derivative.
+with the same defaults. Tensors may be on the CPU or, with CuPy installed, on a CUDA device, whose
+current stream and memory pool are PyTorch's own; labels and lengths may be on the host in any case.
+``torch.compile(fullgraph=True)`` traces through. The backward pass may be run again on a retained
+graph; there is no second derivative, and no ``vmap``: the batch is that of the call.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
-from . import engine, joint, loss
-from .results import JointGradients
-from .sources import LogitsSource
+from . import checks, torch_ops
+from .engine import Options
+from .ops.activations import ACTIVATIONS
+from .results import REDUCTIONS
 
 __all__ = ["JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"]
 
 
-def _numpy(name: str, value: Any) -> Any:
-    """A NumPy view of a CPU tensor; what is no tensor passes as it is."""
+def _dense(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
-        return value
-    if value.device.type != "cpu":
-        raise ValueError(f"{name} is on device {value.device}, but a tensor on cpu is needed")
+        kind = type(value)
+        text = f"{name} is a {kind.__module__}.{kind.__qualname__}, but a torch.Tensor is needed"
+        raise TypeError(text)
+    if value.device.type not in ("cpu", "cuda"):
+        text = f"{name} is on device {value.device}, but a tensor on cpu or cuda is needed"
+        raise ValueError(text)
     if value.layout != torch.strided:
         raise TypeError(f"{name} has layout {value.layout}, but a dense tensor is needed")
-    value = value.detach().resolve_neg()
-    if value.dtype == torch.bfloat16:
-        import ml_dtypes
+    if not torch.compiler.is_compiling():
+        _, tangent = forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
+        if tangent is not None:
+            raise NotImplementedError(f"{name} has a tangent, but there is no forward mode")
+    return value
 
-        return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+def _on_host(name: str, value: Any) -> Tensor:
+    """A copy, so that the values may change before the backward pass."""
+    if isinstance(value, Tensor):
+        return _dense(name, value).detach().to("cpu", copy=True)
     try:
-        return value.numpy()
-    except (RuntimeError, TypeError) as error:  # a dtype or a kind of tensor that NumPy lacks
-        raise TypeError(f"{name} cannot be seen as a numpy.ndarray: {error}") from error
+        found = torch.tensor(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} cannot be made a tensor: {error}") from None
+    return found if found.numel() else found.long()
 
 
-def _tensor(array: np.ndarray | None) -> Tensor | None:
-    if array is None:
-        return None
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+def _arguments(inputs: list[Tensor], **given: Any) -> torch_ops.Arguments:
+    """Of an operator, as host tensors and plain numbers. While PyTorch traces, numbers are left to
+    the operator, which validates everything again."""
+    for name in "targets", "logit_lengths", "target_lengths":
+        given[name] = _on_host(name, given[name])
+    checks.choice("reduction", given["reduction"], REDUCTIONS)
+    if not torch.compiler.is_compiling():
+        given["blank"] = checks.integer("blank", given["blank"])
+        dtype = np.dtype(np.float64 if inputs[0].dtype == torch.float64 else np.float32)
+        names = [field.name for field in fields(Options) if field.name in given]
+        options = Options.checked(dtype, **{name: given[name] for name in names}, progress=None)
+        given |= {name: getattr(options, name) for name in names}
+    return torch_ops.Arguments(inputs, **given)
 
 
-def _needs_grad(*tensors: Any) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(t, Tensor) and t.requires_grad for t in tensors
-    )
+def _needs_grad(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _costs(result: engine.Result, dtype: np.dtype) -> Tensor:
-    return torch.from_numpy(result.costs.astype(dtype))
-
-
-def _reduced(costs: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return costs.mean()
-    return costs.sum() if reduction == "sum" else costs
-
-
-class _LogitsCosts(torch.autograd.Function):
-    """Costs (B,) of logits; `holder` receives the engine's result."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, call: loss.LogitsCall, fused: bool, holder: list[engine.Result]
-    ) -> Tensor:
-        source = LogitsSource(call.batch, call.logits, fused)
-        result = engine.forward(source, call.batch, call.options, keep=True)
-        loss.warn_if_normalised(source)
-        ctx.save_for_backward(logits)
-        ctx.call, ctx.fused, ctx.result = call._replace(logits=None), fused, result
-        holder.append(result)
-        return _costs(result, source.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        (logits,) = ctx.saved_tensors
-        values = _numpy("logits", logits)
-        grad = np.zeros(values.shape, values.dtype)
-        source = LogitsSource(ctx.call.batch, values, ctx.fused, grad)
-        weights = upstream.double().numpy()
-        engine.backward(source, ctx.call.batch, ctx.call.options, ctx.result, weights)
-        return _tensor(grad), None, None, None
-
-
-_SAVED = JointGradients(None, None, None, None)  # PyTorch keeps the tensors meanwhile
-
-
-class _JointCosts(torch.autograd.Function):
-    """Costs (B,) of a joint network; `holder` receives the engine's result."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        encoder_out: Tensor,
-        predictor_out: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        call: joint.JointCall,
-        holder: list[engine.Result],
-    ) -> Tensor:
-        source = call.source(gradient=True)
-        result = engine.forward(source, call.batch, call.options, keep=True)
-        ctx.save_for_backward(encoder_out, predictor_out, weight, bias)
-        ctx.call, ctx.result = call._replace(arguments=_SAVED), result
-        holder.append(result)
-        return _costs(result, source.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        names = JointGradients._fields
-        views = map(_numpy, names, ctx.saved_tensors)
-        call = ctx.call._replace(arguments=JointGradients(*views))
-        source = call.source(gradient=True)
-        weights = upstream.double().numpy()
-        engine.backward(source, call.batch, call.options, ctx.result, weights)
-        return (*map(_tensor, source.gradients), None, None)
+def _autocast(tensors: list[Tensor]) -> list[Tensor]:
+    """As ``torch.nn.functional.linear`` takes them under autocast."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    casts = torch.float16, torch.bfloat16, torch.float32
+    return [tensor.to(dtype) if tensor.dtype in casts else tensor for tensor in tensors]
 
 
 def rnnt_loss(
@@ -181,32 +139,23 @@ max_workspace_bytes
     >>> (logits.grad[0, 0, 0] * 6).round(decimals=5)
     tensor([-1., -1.,  2.])
     """
-    call = loss.checked(
-        _numpy("logits", logits),
-        _numpy("targets", targets),
-        _numpy("logit_lengths", logit_lengths),
-        _numpy("target_lengths", target_lengths),
-        blank,
-        reduction,
+    inputs = [_dense("logits", logits)]
+    arguments = _arguments(
+        inputs,
+        targets=targets,
+        logit_lengths=logit_lengths,
+        target_lengths=target_lengths,
+        reduction=reduction,
+        blank=blank,
+        own=bool(fused_log_softmax),
         clamp=clamp,
         fastemit_lambda=fastemit_lambda,
         zero_infinity=zero_infinity,
         tolerance=tolerance,
         max_workspace_bytes=max_workspace_bytes,
-        progress=None,
     )
-    holder: list[engine.Result] = []
-    if _needs_grad(logits):
-        costs = _LogitsCosts.apply(  # type: ignore[no-untyped-call]
-            logits, call, fused_log_softmax, holder
-        )
-    else:
-        source = LogitsSource(call.batch, call.logits, fused_log_softmax)
-        holder.append(engine.forward(source, call.batch, call.options, keep=False))
-        loss.warn_if_normalised(source)
-        costs = _costs(holder[0], source.dtype)
-    value = _reduced(costs, call.reduction)
-    return (value, holder[0].info(call.batch)) if return_info else value
+    loss, _, *others = torch_ops.LOGITS.forward(*arguments, _needs_grad(inputs))
+    return (loss, torch_ops.info(*others)) if return_info else loss
 
 
 def joint_rnnt_loss(
@@ -275,44 +224,55 @@ max_workspace_bytes
     >>> output.weight.grad.shape
     torch.Size([7, 5])
     """
-    inputs = JointGradients(encoder_out, predictor_out, weight, bias)
-    arrays = JointGradients(*map(_numpy, JointGradients._fields, inputs))
-    call = joint.checked(
-        arrays.encoder_out,
-        arrays.predictor_out,
-        arrays.weight,
-        arrays.bias,
-        _numpy("targets", targets),
-        _numpy("logit_lengths", logit_lengths),
-        _numpy("target_lengths", target_lengths),
-        blank,
-        reduction,
-        activation,
+    given = {"encoder_out": encoder_out, "predictor_out": predictor_out, "weight": weight}
+    if bias is not None:
+        given["bias"] = bias
+    inputs = _autocast([_dense(name, value) for name, value in given.items()])
+    arguments = _arguments(
+        inputs,
+        targets=targets,
+        logit_lengths=logit_lengths,
+        target_lengths=target_lengths,
+        reduction=reduction,
+        blank=blank,
+        own=checks.choice("activation", activation, tuple(ACTIVATIONS)),
         clamp=clamp,
         fastemit_lambda=fastemit_lambda,
         zero_infinity=zero_infinity,
         tolerance=tolerance,
         max_workspace_bytes=max_workspace_bytes,
-        progress=None,
     )
-    holder: list[engine.Result] = []
-    if _needs_grad(*inputs):
-        costs = _JointCosts.apply(  # type: ignore[no-untyped-call]
-            *inputs, call, holder
-        )
+    needs_grad = _needs_grad(inputs)
+    if needs_grad and reduction != "none":
+        loss, _, *others = torch_ops.JOINT_AND_GRAD(*arguments)
     else:
-        source = call.source(gradient=False)
-        holder.append(engine.forward(source, call.batch, call.options, keep=False))
-        costs = _costs(holder[0], source.dtype)
-    value = _reduced(costs, call.reduction)
-    return (value, holder[0].info(call.batch)) if return_info else value
+        loss, _, *others = torch_ops.JOINT.forward(*arguments, needs_grad)
+    return (loss, torch_ops.info(*others)) if return_info else loss
 
 
-class RNNTLoss(torch.nn.Module):
+class _Loss(torch.nn.Module):
+    """A loss with its options fixed."""
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        super().__init__()
+        inspect.signature(function).bind_partial(**options)  # complains of those it does not know
+        self._options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+
+
+class RNNTLoss(_Loss):
     """:func:`rnnt_loss` with its options fixed; drop-in for ``torchaudio.transforms.RNNTLoss``.
 
     Parameters are the options of :func:`rnnt_loss`; ``forward`` takes ``(logits, targets,
     logit_lengths, target_lengths)``.
+
+    Examples
+    --------
+    >>> import cupy_rnnt.torch
+    >>> cupy_rnnt.torch.RNNTLoss(blank=0, fastemit_lambda=0.01)
+    RNNTLoss(blank=0, clamp=-1.0, reduction='mean', fused_log_softmax=True, fastemit_lambda=0.01)
     """
 
     def __init__(
@@ -321,16 +281,16 @@ class RNNTLoss(torch.nn.Module):
         clamp: float = -1.0,
         reduction: str = "mean",
         fused_log_softmax: bool = True,
-        **keywords: Any,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self._options = {
-            "blank": blank,
-            "clamp": clamp,
-            "reduction": reduction,
-            "fused_log_softmax": fused_log_softmax,
-            **keywords,
-        }
+        super().__init__(
+            rnnt_loss,
+            blank=blank,
+            clamp=clamp,
+            reduction=reduction,
+            fused_log_softmax=fused_log_softmax,
+            **options,
+        )
 
     def forward(
         self, logits: Tensor, targets: Tensor, logit_lengths: Tensor, target_lengths: Tensor
@@ -338,37 +298,51 @@ class RNNTLoss(torch.nn.Module):
         return rnnt_loss(logits, targets, logit_lengths, target_lengths, **self._options)
 
 
-class JointRNNTLoss(torch.nn.Module):
-    """:func:`joint_rnnt_loss` with its options fixed.
+class JointRNNTLoss(_Loss):
+    """:func:`joint_rnnt_loss` with its options fixed and, if you like, an output layer of its own.
 
-    Parameters are the options of :func:`joint_rnnt_loss`; ``forward`` takes ``(encoder_out,
-    predictor_out, weight, bias, targets, logit_lengths, target_lengths)``. The output layer stays
-    with the model, which needs it for decoding.
+    ``forward`` takes the arguments of :func:`joint_rnnt_loss` that are left: ``(encoder_out,
+    predictor_out, weight, bias, targets, logit_lengths, target_lengths)``, or without ``weight``
+    and ``bias`` if the module has the layer.
+
+    Parameters
+    ----------
+    blank, clamp, reduction, **options
+        Those of :func:`joint_rnnt_loss`.
+    output : torch.nn.Linear, optional
+        The output layer, H to V. It becomes a submodule, so that its parameters are trained, saved
+        and loaded with this module. A model that decodes with the same layer may share it.
+
+    Examples
+    --------
+    >>> import torch, cupy_rnnt.torch
+    >>> criterion = cupy_rnnt.torch.JointRNNTLoss(blank=0, output=torch.nn.Linear(5, 7))
+    >>> criterion
+    JointRNNTLoss(
+      blank=0, clamp=-1.0, reduction='mean'
+      (output): Linear(in_features=5, out_features=7, bias=True)
+    )
+    >>> lengths = torch.tensor([6, 5]), torch.tensor([3, 2])
+    >>> targets = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    >>> criterion(torch.randn(2, 6, 5), torch.randn(2, 4, 5), targets, *lengths).shape
+    torch.Size([])
     """
 
     def __init__(
-        self, blank: int = -1, clamp: float = -1.0, reduction: str = "mean", **keywords: Any
+        self,
+        blank: int = -1,
+        clamp: float = -1.0,
+        reduction: str = "mean",
+        *,
+        output: torch.nn.Linear | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self._options = {"blank": blank, "clamp": clamp, "reduction": reduction, **keywords}
+        super().__init__(joint_rnnt_loss, blank=blank, clamp=clamp, reduction=reduction, **options)
+        self.output = output
 
     def forward(
-        self,
-        encoder_out: Tensor,
-        predictor_out: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        logit_lengths: Tensor,
-        target_lengths: Tensor,
+        self, encoder_out: Tensor, predictor_out: Tensor, *arguments: Any, **named: Any
     ) -> Any:
-        return joint_rnnt_loss(
-            encoder_out,
-            predictor_out,
-            weight,
-            bias,
-            targets,
-            logit_lengths,
-            target_lengths,
-            **self._options,
-        )
+        layer = () if self.output is None else (self.output.weight, self.output.bias)
+        inputs: Any = (encoder_out, predictor_out, *layer, *arguments)
+        return joint_rnnt_loss(*inputs, **named, **self._options)  # type: ignore[misc]

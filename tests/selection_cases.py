@@ -16,9 +16,9 @@ import numpy as np
 from scipy.special import log_softmax
 
 import cupy_rnnt
-from cupy_rnnt import engine, joint, passes, reference, selection, sources
+from cupy_rnnt import engine, joint, joint_source, passes, reference, selection
+from cupy_rnnt.joint_source import JointSource
 from cupy_rnnt.schedule import Tiles
-from cupy_rnnt.sources import JointSource
 
 from .device_calls import joint_rnnt_loss, joint_rnnt_loss_and_grad, to_device, to_host
 from .helpers import JointCase, least_budget
@@ -74,9 +74,9 @@ def selecting(most: float = 1.0, surely: bool = True) -> Iterator[None]:
     elements = 0 if surely else 2**62
     with ExitStack() as stack:
         for module, name, value in (
-            (sources, "_SELECTING_ELEMENTS", 0),
-            (sources, "_SURELY_GAINING_ELEMENTS", elements),
-            (sources, "_SURELY_GAINING_WIDTH", 0),
+            (joint_source, "_SELECTING_ELEMENTS", 0),
+            (joint_source, "_SURELY_GAINING_ELEMENTS", elements),
+            (joint_source, "_SURELY_GAINING_WIDTH", 0),
             (selection, "_WORTH_REFERENCES", 0.0),
             (selection, "_MOST", most),
         ):

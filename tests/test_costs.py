@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import costs
 from cupy_rnnt import engine, joint
+from cupy_rnnt.passes import Kept
 
 from . import kernel_sectors
 from .selection_joints import aligned_case
@@ -41,7 +42,8 @@ def launched(gpu, tolerance):
     call = joint.checked(*inputs, *case[4:], "mean", "tanh", tolerance=tolerance, **options)
     source = call.source(gradient=True)
     result = engine.forward(source, call.batch, call.options, keep=True)
-    engine.backward(source, call.batch, call.options, result, np.ones(2))
+    kept = Kept(*map(gpu.xp.concatenate, zip(*result.kept, strict=True)))
+    engine.backward(source, call.batch, call.options, kept, np.ones(2))
     info = result.info(call.batch)
     assert info.rounds == 1
     touched = Counter()

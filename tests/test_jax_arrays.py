@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cupy_rnnt
-from cupy_rnnt import sources
+from cupy_rnnt import joint_source, logits_source
 from cupy_rnnt.ops import workers
 
 from .jax_cases import (
@@ -74,7 +74,7 @@ def test_buffers_are_never_copied(kind, dtype, jit, monkeypatch):
 @every_kind
 @every_dtype
 def test_the_engine_sees_the_buffers_themselves(kind, dtype, monkeypatch):
-    source = sources.JointSource if kind == "joint" else sources.LogitsSource
+    source = joint_source.JointSource if kind == "joint" else logits_source.LogitsSource
     seen, original = [], source.__init__
 
     def spy(self, batch, inputs, *args, **keywords):

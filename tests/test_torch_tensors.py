@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
-from cupy_rnnt import sources
+from cupy_rnnt import joint_source, logits_source, passes
+from cupy_rnnt.ops import cpu
 from cupy_rnnt.results import JointGradients
 
 from .tolerances import assert_costs_close, assert_gradient_close
@@ -31,7 +33,7 @@ def expected_view(leaf):
 @every_kind
 @every_dtype
 def test_tensors_are_never_copied(kind, dtype, monkeypatch):
-    source = sources.JointSource if kind == "joint" else sources.LogitsSource
+    source = joint_source.JointSource if kind == "joint" else logits_source.LogitsSource
     seen = []
     original = source.__init__
 
@@ -44,10 +46,21 @@ def test_tensors_are_never_copied(kind, dtype, monkeypatch):
     batch.leaves[0] = batch.leaves[0].detach().transpose(0, 1).contiguous().transpose(0, 1)
     batch.leaves[0].requires_grad_()
     loss_of(kind)(*batch.leaves, *batch.rest).backward()
-    assert len(seen) == 2  # forward and backward
+    loss_of(kind)(*batch.leaves, *batch.rest, reduction="none").sum().backward()
+    assert len(seen) == (3 if kind == "joint" else 4)  # a mean has both passes at once
     for arrays in seen:
         for array, leaf in zip(arrays, batch.leaves, strict=True):
             assert np.shares_memory(array, expected_view(leaf))
+
+
+@every_kind
+def test_storage_stays_resizable(kind):
+    """As that of parameters is under FSDP. Who calls ``Tensor.numpy`` forbids it for good."""
+    batch = made(kind)
+    batch.leaves = [leaf.detach().clone().requires_grad_() for leaf in batch.leaves]
+    for reduction in "mean", "none":
+        loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction).sum().backward()
+    assert all(leaf.untyped_storage().resizable() for leaf in batch.leaves)
 
 
 def neg_view(x):
@@ -125,7 +138,7 @@ def names_of(kind):
         (lambda x: x.to_sparse(), TypeError, "layout torch.sparse_coo"),
         (lambda x: x.to(torch.complex64), TypeError, "dtype complex64"),
         (lambda x: x.to(torch.bool), TypeError, "dtype bool"),
-        (lambda x: x.to(torch.float8_e4m3fn), TypeError, "Float8_e4m3fn"),
+        (lambda x: x.to(torch.float8_e4m3fn), TypeError, "float8_e4m3fn"),
         (lambda x: x[None], ValueError, "(1, "),
     ],
 )
@@ -137,6 +150,87 @@ def test_tensors_of_the_wrong_sort_are_named(kind, change, error, word):
         with pytest.raises(error, match=rf"^{name} ") as caught:
             loss_of(kind)(*wrong)
         assert word in str(caught.value)
+
+
+@every_kind
+def test_integers_cannot_ask_for_a_gradient(kind):
+    batch = made(kind)
+    for i, name in enumerate(names_of(kind)[-3:]):
+        rest = list(batch.rest)
+        with pytest.raises(RuntimeError, match="can require gradients"):  # PyTorch's own rule
+            rest[i].requires_grad_()
+        rest[i] = rest[i].double().requires_grad_()
+        with pytest.raises(TypeError, match=f"{name} has dtype float64, but an integer dtype"):
+            loss_of(kind)(*batch.leaves, *rest)
+
+
+@every_kind
+def test_what_is_no_tensor_is_named(kind):
+    batch = made(kind)
+    for i, name in enumerate(names_of(kind)[:-3]):
+        for wrong in numpy(batch.leaves[i]), batch.leaves[i].tolist(), "text":
+            leaves = [wrong if i == j else leaf for j, leaf in enumerate(batch.leaves)]
+            with pytest.raises(TypeError, match=f"{name} is a .*, but a torch.Tensor is needed"):
+                loss_of(kind)(*leaves, *batch.rest)
+    for i, name in enumerate(names_of(kind)[-3:]):
+        for wrong in [[1, 2], [1]], "text", None, [object()]:
+            rest = [wrong if i == j else x for j, x in enumerate(batch.rest)]
+            with pytest.raises(TypeError, match=f"{name} cannot be made a tensor"):
+                loss_of(kind)(*batch.leaves, *rest)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("option", "error", "text"),
+    [
+        ({"blank": 1.0}, TypeError, "blank is 1.0, but an integer"),
+        ({"blank": 9}, ValueError, "blank is 9, but it must be between -9 and 8"),
+        ({"clamp": "1"}, TypeError, "clamp is '1', but a number"),
+        ({"reduction": "avg"}, ValueError, "reduction is 'avg', but one of none, mean, sum"),
+        ({"fastemit_lambda": -1}, ValueError, "fastemit_lambda is -1, but it must be"),
+        ({"tolerance": 1.0}, ValueError, "tolerance is 1.0, but it must be"),
+        ({"max_workspace_bytes": 1e6}, TypeError, "max_workspace_bytes is 1000000.0, but"),
+    ],
+)
+def test_options_of_the_wrong_sort_are_named(kind, option, error, text):
+    batch = made(kind)
+    with pytest.raises(error, match=f"^{text}"):
+        loss_of(kind)(*batch.leaves, *batch.rest[:-1], **option)
+
+
+def test_activations_are_named():
+    batch = made("joint")
+    with pytest.raises(ValueError, match="activation is 'elu', but one of tanh, relu"):
+        adapter.joint_rnnt_loss(*batch.leaves, *batch.rest, activation="elu")
+
+
+@every_kind
+@pytest.mark.parametrize("during", ["first", "second"])
+def test_an_interrupted_call_leaves_nothing_behind(kind, during, monkeypatch):
+    batch = made(kind)
+    wanted = gradients(loss_of(kind)(*batch.leaves, *batch.rest), batch.leaves)
+    threads = cpu.threads()
+    loss = loss_of(kind)(*batch.leaves, *batch.rest, reduction="none").mean()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    def step():
+        loss_of(kind)(*batch.leaves, *batch.rest)
+        loss.backward()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(passes.Passes, during, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            step()
+    assert all(leaf.grad is None for leaf in batch.leaves)
+    assert cpu.threads() == threads
+    assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {
+        threads
+    }
+    found = gradients(loss, batch.leaves, retain_graph=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert_gradient_close(one, other, np.float64, batch.length)
 
 
 def test_mixed_dtypes():

@@ -7,13 +7,20 @@ from typing import Any
 
 from ..ptxemu.compile import nvrtc_version
 from . import arrays, cublas, memory
-from .memory import MemoryPointer, MemoryPool, UnownedMemory, using_allocator
+from .memory import (
+    MemoryPointer,
+    MemoryPool,
+    PythonFunctionAllocator,
+    UnownedMemory,
+    using_allocator,
+)
 
 __all__ = [
     "Device",
     "Event",
     "MemoryPointer",
     "MemoryPool",
+    "PythonFunctionAllocator",
     "Stream",
     "UnownedMemory",
     "compiler",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ class MemoryPool:
 class PooledMemory(NamedTuple):
     """What a pool promises to hold for an allocation."""
 
-    pool: MemoryPool
+    pool: MemoryPool | _Lent
     size: int
 
 
@@ -65,6 +66,30 @@ class UnownedMemory(NamedTuple):
 class MemoryPointer(NamedTuple):
     mem: PooledMemory | UnownedMemory
     offset: int
+
+
+class _Lent:
+    """An allocation that somebody else answers for."""
+
+    def __init__(self, free: Callable[[], Any]) -> None:
+        self._free = free
+
+    def _take(self, size: int) -> None:
+        pass
+
+    def _give_back(self, size: int) -> None:
+        self._free()
+
+
+class PythonFunctionAllocator:
+    def __init__(self, malloc_func: Callable[..., int], free_func: Callable[..., Any]) -> None:
+        self._functions = malloc_func, free_func
+
+    def malloc(self, size: int) -> MemoryPointer:
+        malloc, free = self._functions
+        device = devices[-1]
+        lent = _Lent(partial(free, malloc(size, device), device))
+        return MemoryPointer(PooledMemory(lent, size), 0)
 
 
 Allocator = Callable[[int], MemoryPointer]

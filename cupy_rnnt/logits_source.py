@@ -1,0 +1,163 @@
+"""Given logits, and where their gradient goes: a :class:`cupy_rnnt.passes.Source`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import defaults
+from .batch import Batch, Cells, Coordinates
+from .ops import operations_for
+from .passes import Kept
+from .schedule import ROW_BYTES, Group
+from .tangents import Tangents
+
+_CLEAR_ROWS = 2**14  # of a gradient, at once
+
+
+class _LogitsScratch(NamedTuple):
+    """Buffers of one worker."""
+
+    logits: Any
+    block: Any  # a few rows of logits
+    largest: Any  # log-sum-exp so far, (1,)
+
+
+class LogitsSource:
+    """Given logits, or (``fused_log_softmax=False``) log-probabilities.
+
+    The gradient goes to `grad`, which may be the array of the logits itself.
+    """
+
+    stored_row_bytes = 0
+    selects = gains_surely = False
+
+    def __init__(
+        self, batch: Batch, logits: Any, fused_log_softmax: bool, grad: Any | None = None
+    ) -> None:
+        self.ops = operations_for(logits)
+        self.dtype: np.dtype = defaults.compute_dtype(logits.dtype)
+        self.width: int = logits.shape[-1]
+        self.grad = grad
+        self.coordinates = Coordinates(batch, self.ops)
+        self._batch, self._logits, self._fused = batch, logits, fused_log_softmax
+        self._rows = None  # the logits by rows, where a tile can be had without a copy
+        if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
+            self._rows = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
+        self._largest: list[Any] = []  # log-sum-exp, of each worker
+
+    @property
+    def looks_normalised(self) -> bool:
+        """Whether every row that :meth:`log_probs` saw sums to 1 without a softmax."""
+        if not self._fused or self.width == 1:
+            return False
+        largest = np.concatenate(self.ops.host(*self._largest))
+        return bool((largest < np.sqrt(np.finfo(self.dtype).eps)).all())
+
+    def scratch(self, rows: int) -> _LogitsScratch:
+        shapes = (rows, self.width), (self.ops.scratch_rows(rows, self.width), self.width)
+        logits, block = (self.ops.empty(shape, self.dtype) for shape in shapes)
+        self._largest.append(self.ops.zeros((1,), np.float64))
+        return _LogitsScratch(logits, block, self._largest[-1])
+
+    def tile_bytes(self, rows: int) -> int:
+        elements = (2 * rows + self.ops.scratch_rows(rows, self.width)) * self.width
+        return elements * self.dtype.itemsize + ROW_BYTES * rows
+
+    def fixed_bytes(self, workers: int) -> int:
+        return 0
+
+    def group_bytes(self, frames: int, columns: int, workers: int) -> int:
+        return 0
+
+    def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
+        return 0
+
+    def tangents(self, samples: np.ndarray) -> Tangents:
+        raise NotImplementedError("given logits need no bounds")
+
+    def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
+        """The logits of some cells: a view if they lie together, else a copy."""
+        index = cells.sample, cells.frame, cells.position
+        if self._rows is not None:
+            ends = tuple(values[[0, -1]] for values in index)
+            first, last = np.ravel_multi_index(ends, self._logits.shape[:-1])
+            if last - first == len(cells.sample) - 1:
+                return self._rows[first : last + 1]
+        tile = scratch.logits[: len(cells.sample)]
+        self.ops.gather(self._logits, index, tile)
+        return tile
+
+    def log_probs(
+        self, cells: Cells, scratch: _LogitsScratch, stored: Any | None
+    ) -> tuple[Any, Any, Any]:
+        tile = self._tile(cells, scratch)
+        blank, labels = self._batch.blank, cells.label
+        if not self._fused:
+            return self.ops.pick_log_probs(tile, blank, labels)
+        results = self.ops.row_log_probs(tile, None, blank, labels, scratch.block)
+        self.ops.xp.maximum(scratch.largest, abs(results[0]).max(), out=scratch.largest)
+        return results
+
+    def begin_gradient(self, workers: int, largest: Any) -> None:
+        pass
+
+    def begin_group(self, group: Group, kept: Any) -> None:
+        """Clear the rows that get no gradient, where the gradient overwrites the logits."""
+        if self.grad is not self._logits:
+            return
+        batch, ops = self._batch, self.ops
+        for b in range(group.start, group.stop):
+            frames, columns = int(batch.frames[b]), int(batch.columns[b])
+            self.grad[b, frames:] = 0
+            self.grad[b, :frames, columns:] = 0
+        cells = batch.run(group.start, group.stop)
+        dropped = ops.xp.ones(len(cells), bool)
+        dropped[kept - cells.start] = False
+        others = ops.indices(dropped, len(cells) - len(kept))
+        for start in range(0, len(others), _CLEAR_ROWS):
+            there = self.coordinates.of(others[start : start + _CLEAR_ROWS] + cells.start)
+            self.grad[there.sample, there.frame, there.position] = 0
+
+    def add_gradient(
+        self,
+        worker: int,
+        cells: Cells,
+        kept: Kept,
+        stored: tuple[Any, Any] | None,
+        clamp: float,
+        weights: Any | None,
+        scratch: _LogitsScratch,
+    ) -> None:
+        blank, count = self._batch.blank, len(cells.sample)
+        rows = self.ops.block_rows(count, self.width)
+        for start in range(0, count, rows):
+            part = slice(start, start + rows)
+            labels, of_kept = cells.label[part], kept.part(start, start + rows)
+            occupancies = of_kept.blank_occupancy, of_kept.label_occupancy
+            of_weights = None if weights is None else weights[part]
+            index = cells.sample[part], cells.frame[part], cells.position[part]
+            tile = scratch.logits[: len(labels)]
+            if self._fused:
+                self.ops.gather(self._logits, index, tile)
+                self.ops.logits_grad(
+                    tile,
+                    None,
+                    of_kept.lse,
+                    *occupancies,
+                    blank,
+                    labels,
+                    clamp,
+                    of_weights,
+                    scratch.block,
+                )
+            else:
+                self.ops.log_probs_grad(tile, *occupancies, blank, labels, clamp, of_weights)
+            self.ops.scatter(tile, index, self.grad)
+
+    def end_group(self, group: Group) -> None:
+        pass
+
+    def end_gradient(self) -> None:
+        pass

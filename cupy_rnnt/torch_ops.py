@@ -1,0 +1,374 @@
+"""The losses as operators of PyTorch, which it can trace, compile and differentiate.
+
+An operator takes tensors, changes none of them, and returns new ones. A loss has two or three:
+
+``forward``
+    The reduced loss and, if a gradient will be asked for, the kept cells. How many these are
+    depends on the data, so that their number has no value while PyTorch traces.
+``backward``
+    The gradients, from the kept cells and the gradient of the loss.
+``forward_backward``
+    The loss and its gradients at once, which takes less time and keeps no cells. They wait, in the
+    dtype of the arithmetic, for the gradient of the loss, which must be a single number.
+
+Labels and lengths are on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from . import engine, joint, loss, torch_cuda
+from .batch import Batch
+from .joint_source import JointSource
+from .logits_source import LogitsSource
+from .passes import Kept
+from .results import Info, JointGradients, reduced, weights_of
+
+Tensors = list[Tensor]
+Results = tuple[Tensor, Tensors, Tensor, Tensor]
+"""The loss, kept cells or gradients, the certificate, and the numbers of an :class:`Info`."""
+
+_ARGUMENTS = (
+    "Tensor[] inputs, Tensor targets, Tensor logit_lengths, Tensor target_lengths, str reduction, "
+    "int blank, {}, float clamp, float fastemit_lambda, bool zero_infinity, float? tolerance, "
+    "int? max_workspace_bytes"
+)
+_RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
+_NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
+
+
+class Arguments(NamedTuple):
+    """What all operators of a loss take."""
+
+    inputs: Tensors
+    """The logits; or three or four of a joint network, in the order of :class:`JointGradients`."""
+    targets: Tensor
+    logit_lengths: Tensor
+    target_lengths: Tensor
+    reduction: str
+    blank: int
+    own: Any
+    """``fused_log_softmax`` or ``activation``."""
+    clamp: float
+    fastemit_lambda: float
+    zero_infinity: bool
+    tolerance: float | None
+    max_workspace_bytes: int | None
+
+
+class Call(NamedTuple):
+    """The validated arguments of an operator, and where its logits come from."""
+
+    batch: Batch
+    options: engine.Options
+    reduction: str
+    source: Any
+
+
+def _view(tensor: Tensor, of_host: Callable[[Tensor], Any]) -> Any:
+    """The memory of a tensor as an array of NumPy or, on a GPU, of CuPy."""
+    if torch_cuda.is_on_cuda(tensor):
+        return torch_cuda.view(tensor)
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return of_host(tensor.view(torch.int16)).view(ml_dtypes.bfloat16)
+    return of_host(tensor)
+
+
+def array(name: str, tensor: Tensor) -> Any:
+    """A view of an argument, to read.
+
+    It is made by DLPack, as ``Tensor.numpy`` forbids for good that the storage is resized, which
+    FSDP does with that of parameters.
+    """
+    try:
+        return _view(tensor.detach().resolve_neg(), np.from_dlpack)
+    except (BufferError, RuntimeError, TypeError) as error:  # a dtype that NumPy lacks
+        raise TypeError(
+            f"{name} has dtype {tensor.dtype}, which NumPy does not take over: {error}"
+        ) from error
+
+
+def _own(tensor: Tensor) -> Any:
+    """A view of a new tensor, to write to."""
+    return _view(tensor, Tensor.numpy)
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
+    return torch_cuda.guest_on(tensor.device) if torch_cuda.is_on_cuda(tensor) else nullcontext()
+
+
+def info(certificate: Tensor, numbers: Tensor) -> Info:
+    return Info(certificate=certificate, **dict(zip(_NUMBERS, numbers.tolist(), strict=True)))
+
+
+# Calls
+
+
+def _logits_call(given: Arguments, gradient: bool, gradients: Tensors) -> Call:
+    call = loss.checked(array("logits", *given.inputs), *_lattice(given), **_options(given))
+    grad = _own(*gradients) if gradients else None
+    source = LogitsSource(call.batch, call.logits, given.own, grad)
+    return Call(call.batch, call.options, call.reduction, source)
+
+
+def _joint_call(given: Arguments, gradient: bool, gradients: Tensors) -> Call:
+    names = JointGradients._fields
+    arrays = [array(name, x) for name, x in zip(names, given.inputs, strict=False)]
+    no_bias = [None] * (len(names) - len(arrays))
+    positional = [*arrays, *no_bias, *_lattice(given), given.own]
+    call = joint.checked(*positional, **_options(given))
+    sums = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
+    source = JointSource(call.batch, call.arguments, call.activation, gradient, sums)
+    return Call(call.batch, call.options, call.reduction, source)
+
+
+def _lattice(given: Arguments) -> list[Any]:
+    names = "targets", "logit_lengths", "target_lengths"
+    arrays = [array(name, getattr(given, name)) for name in names]
+    return [*arrays, given.blank, given.reduction]
+
+
+def _options(given: Arguments) -> dict[str, Any]:
+    names = "clamp", "fastemit_lambda", "zero_infinity", "tolerance", "max_workspace_bytes"
+    return {name: getattr(given, name) for name in names} | {"progress": None}
+
+
+# Results
+
+
+def _results(call: Call, result: engine.Result, device: torch.device, others: Tensors) -> Results:
+    found = result.info(call.batch)
+    value = reduced(result.costs, call.reduction, call.source.dtype)
+    numbers = torch.tensor([getattr(found, name) for name in _NUMBERS])
+    return _tensor(value, device), others, _tensor(found.certificate, device), numbers
+
+
+def _tensor(values: Any, device: torch.device) -> Tensor:
+    new = torch.empty(values.shape, dtype=getattr(torch, values.dtype.name), device=device)
+    _own(new)[...] = values
+    return new
+
+
+def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
+    if torch_cuda.is_on_cuda(like):
+        return torch.zeros(like.shape, dtype=dtype, device=like.device)
+    # The system gives zeros for nothing, where PyTorch would write them all.
+    memory = np.zeros(like.numel() * dtype.itemsize, np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(like.shape)
+
+
+def _taken(parts: list[Kept], inputs: Tensors) -> Tensors:
+    """The kept cells of all parts, a tensor for each field. Parts are given up on the way."""
+    count = sum(len(part.packed) for part in parts)
+    fields = [list(field) for field in zip(*parts, strict=True)]
+    parts.clear()
+    taken = []
+    for pieces, dtype in zip(fields, _kept_dtypes(inputs), strict=True):
+        new = torch.empty(count, dtype=dtype, device=inputs[0].device)
+        view, start = _own(new), 0
+        while pieces:
+            piece = pieces.pop(0)
+            view[start : start + len(piece)] = piece
+            start += len(piece)
+        taken.append(new)
+    return taken
+
+
+def _kept_dtypes(inputs: Tensors) -> list[torch.dtype]:
+    """Of the fields of :class:`cupy_rnnt.passes.Kept`."""
+    return [torch.int64, torch.float64, *[_compute_dtype(inputs)] * 2]
+
+
+def _compute_dtype(inputs: Tensors) -> torch.dtype:
+    """Also that of the loss."""
+    return torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+
+
+def _fake_results(given: Arguments, others: Tensors) -> Results:
+    """Shapes, dtypes and devices of results."""
+    first = given.inputs[0]
+    return (
+        first.new_empty(
+            first.shape[:1] if given.reduction == "none" else (),
+            dtype=_compute_dtype(given.inputs),
+        ),
+        others,
+        first.new_empty(first.shape[:1], dtype=torch.float64),
+        first.new_empty(len(_NUMBERS), dtype=torch.int64, device="cpu"),
+    )
+
+
+# Operators
+
+
+class _TwoPhases:
+    """Forward and backward pass of one loss."""
+
+    def __init__(self, name: str, own: str, call: Callable[[Arguments, bool, Tensors], Call]):
+        self._call = call
+        arguments = _ARGUMENTS.format(own)
+        self.forward = _operator(
+            name, f"{arguments}, bool keep", _RESULTS, self._forward, self._fake_forward
+        )
+        self.forward.register_autograd(self._differentiated, setup_context=self._save)
+        self.backward = _operator(
+            f"{name}_backward",
+            f"{arguments}, Tensor[] kept, Tensor upstream",
+            "Tensor[]",
+            self._backward,
+            self._fake_backward,
+        )
+        self.backward.register_autograd(_refuse_second_derivative)
+
+    def _forward(self, *arguments: Any) -> Results:
+        *shared, keep = arguments
+        given = Arguments(*shared)
+        first = given.inputs[0]
+        with _on_device_of(first):
+            call = self._call(given, keep, [])
+            result = engine.forward(call.source, call.batch, call.options, keep)
+            if isinstance(call.source, LogitsSource):
+                loss.warn_if_normalised(call.source)
+            kept = _taken(result.kept, given.inputs) if keep else []
+            return _results(call, result, first.device, kept)
+
+    def _fake_forward(self, *arguments: Any) -> Results:
+        *shared, keep = arguments
+        given = Arguments(*shared)
+        kept = []
+        if keep:
+            count = torch.library.get_ctx().new_dynamic_size()
+            dtypes = _kept_dtypes(given.inputs)
+            kept = [given.inputs[0].new_empty(count, dtype=dtype) for dtype in dtypes]
+        return _fake_results(given, kept)
+
+    def _save(self, ctx: Any, inputs: Any, output: Results) -> None:
+        given = Arguments(*inputs[:-1])
+        _, kept, *others = output
+        ctx.mark_non_differentiable(*kept, *others)
+        ctx.set_materialize_grads(False)
+        ctx.count, ctx.options = len(given.inputs), given[4:]
+        ctx.save_for_backward(*given.inputs, *given[1:4], *kept)
+
+    def _differentiated(self, ctx: Any, upstream: Tensor | None, *_: None) -> Any:
+        saved = list(ctx.saved_tensors)
+        inputs, lattice, kept = saved[: ctx.count], saved[ctx.count : -4], saved[-4:]
+        gradients: Any = [None] * len(inputs)
+        if upstream is not None:
+            gradients = self.backward(inputs, *lattice, *ctx.options, kept, upstream)
+        return gradients, *[None] * len(Arguments._fields)
+
+    def _backward(self, *arguments: Any) -> Tensors:
+        *shared, kept, upstream = arguments
+        given = Arguments(*shared)
+        with _on_device_of(given.inputs[0]):
+            gradients = [_zeros(x, x.dtype) for x in given.inputs]
+            call = self._call(given, True, gradients)
+            size = call.batch.size
+            weights = (upstream.double() / (size if call.reduction == "mean" else 1)).expand(size)
+            cells = Kept(*(array("kept", field) for field in kept))
+            engine.backward(
+                call.source,
+                call.batch,
+                call.options,
+                cells,
+                array("upstream", weights.contiguous()),
+            )
+            return gradients
+
+    def _fake_backward(self, *arguments: Any) -> Tensors:
+        return [x.new_empty(x.shape) for x in arguments[0]]
+
+
+def _joint_forward_backward(*arguments: Any) -> Results:
+    given = Arguments(*arguments)
+    first = given.inputs[0]
+    with _on_device_of(first):
+        gradients = [_zeros(x, _compute_dtype(given.inputs)) for x in given.inputs]
+        call = _joint_call(given, True, gradients)
+        weights = weights_of(call.reduction, None, call.batch.size, call.source.dtype)
+        result = engine.forward_backward(call.source, call.batch, call.options, weights)
+        return _results(call, result, first.device, gradients)
+
+
+def _fake_joint_forward_backward(*arguments: Any) -> Results:
+    given = Arguments(*arguments)
+    dtype = _compute_dtype(given.inputs)
+    return _fake_results(given, [x.new_empty(x.shape, dtype=dtype) for x in given.inputs])
+
+
+def _save_gradients(ctx: Any, inputs: Any, output: Results) -> None:
+    _, gradients, *others = output
+    ctx.mark_non_differentiable(*gradients, *others)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[0], *gradients)
+
+
+def _scaled_gradients(ctx: Any, upstream: Tensor | None, *_: None) -> Any:
+    saved = list(ctx.saved_tensors)
+    count = len(saved) // 2
+    gradients: Any = [None] * count
+    if upstream is not None:
+        gradients = _SCALED(saved[count:], saved[:count], upstream)
+    return gradients, *[None] * (len(Arguments._fields) - 1)
+
+
+def _scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tensors:
+    """Gradients times the gradient of the loss, in the dtypes of the inputs."""
+    pairs = zip(gradients, inputs, strict=True)
+    return [(gradient * upstream).to(x.dtype) for gradient, x in pairs]
+
+
+def _fake_scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tensors:
+    return [x.new_empty(x.shape) for x in inputs]
+
+
+def _refuse_second_derivative(ctx: Any, *_: Any) -> NoReturn:
+    raise NotImplementedError("the gradients of an RNN-T loss cannot be differentiated again")
+
+
+def _refuse_map(*_: Any) -> NoReturn:
+    raise NotImplementedError(
+        "an RNN-T loss cannot be mapped by vmap: let the samples be the batch of one call"
+    )
+
+
+def _operator(
+    name: str, arguments: str, results: str, function: Callable[..., Any], fake: Callable[..., Any]
+) -> Any:
+    new = custom_op(
+        f"cupy_rnnt::{name}", function, mutates_args=(), schema=f"({arguments}) -> {results}"
+    )
+    new.register_fake(fake)
+    new.register_vmap(_refuse_map)
+    return new
+
+
+LOGITS = _TwoPhases("rnnt_loss", "bool fused_log_softmax", _logits_call)
+JOINT = _TwoPhases("joint_rnnt_loss", "str activation", _joint_call)
+JOINT_AND_GRAD = _operator(
+    "joint_rnnt_loss_and_grad",
+    _ARGUMENTS.format("str activation"),
+    _RESULTS,
+    _joint_forward_backward,
+    _fake_joint_forward_backward,
+)
+JOINT_AND_GRAD.register_autograd(_scaled_gradients, setup_context=_save_gradients)
+_SCALED = _operator(
+    "scaled",
+    "Tensor[] gradients, Tensor[] inputs, Tensor upstream",
+    "Tensor[]",
+    _scaled,
+    _fake_scaled,
+)
+_SCALED.register_autograd(_refuse_second_derivative)
