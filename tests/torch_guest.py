@@ -16,6 +16,7 @@ import pytest
 from cupy_rnnt import torch_cuda
 
 from . import devices
+from .device_calls import running_on
 from .emulated import arrays, memory
 from .torch_cases import adapter, torch
 
@@ -84,13 +85,18 @@ def moved(tensor):
 @contextmanager
 def gpu() -> Iterator[Any]:
     """A real one."""
-    yield SimpleNamespace(moved=moved)
+    with devices.cuda() as device, running_on(device):
+        yield SimpleNamespace(moved=moved)
 
 
 @contextmanager
 def guest() -> Iterator[Guest]:
     """All tensors but labels and lengths are on the second emulated device."""
-    with devices.emulated() as device, pytest.MonkeyPatch.context() as patch:
+    with (
+        devices.emulated() as device,
+        running_on(device),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         found = Guest(device.xp)
         for name in ("current_stream", "caching_allocator_alloc", "caching_allocator_delete"):
             patch.setattr(torch.cuda, name, _like(getattr(torch.cuda, name), getattr(found, name)))
