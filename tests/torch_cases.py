@@ -14,6 +14,9 @@ from .helpers import random_joint_case, random_logits_case
 from .tolerances import assert_gradient_close, assert_gradients_close
 
 torch = pytest.importorskip("torch")
+# Its first operator in Python would, and look through all modules, CuPy's among them: not while
+# another is in the place of that.
+pytest.importorskip("torch._dynamo")
 F = torch.nn.functional
 
 import cupy_rnnt.torch as adapter  # noqa: E402
