@@ -273,7 +273,6 @@ def test_what_is_no_capsule(function):
         ({"code": 4, "bits": 64}, "dtype"),
         ({"ndim": 1000}, "dim"),
     ],
-    ids=str,
 )
 def test_structures_that_lie(kind, fields, word):
     exporter = kind(np.ones((B, U)))
