@@ -114,7 +114,7 @@ def test_mixed_dtypes(function, dtype):
 
 
 @every_function
-@pytest.mark.parametrize("wrong", [None, 3, "text", {1: 2}, object()], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 3, "text", {1: 2}, object()], ids=type)
 def test_what_is_no_array(function, wrong):
     for name in array_names(function):
         if name != "bias" or wrong is not None:
