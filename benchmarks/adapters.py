@@ -16,6 +16,9 @@ from importlib import metadata
 from typing import Any
 
 import common
+import numpy as np
+from common import MIB
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from workloads import WORKLOADS, Joint, fresh
 
@@ -223,7 +226,7 @@ def report(rows: dict[str, Any]) -> None:
     common.table(header, body)
     print("Peak memory of a step in MiB above the inputs, gradients included:")
     body = [
-        [row["joint"], row["step"], f"{row['resident_bytes'] / common.MIB:.0f}"]
+        [row["joint"], row["step"], f"{row['resident_bytes'] / MIB:.0f}"]
         for row in rows["resident"]
     ]
     common.table(["joint", "step", "MiB"], body)
@@ -239,26 +242,36 @@ def report(rows: dict[str, Any]) -> None:
     common.table(header, [row.values() for row in rows["compiling"]])
 
 
+def grouped(axes: Axes, rows: list[Row]) -> None:
+    """Milliseconds of all functions, side by side for each joint, result and number of threads."""
+    keys = "joint", "result", "threads"
+    groups = list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
+    names = list(dict.fromkeys(row["function"] for row in rows))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        mine = [row for row in rows if row["function"] == name]
+        places = [groups.index(tuple(row[key] for key in keys)) + i * width for row in mine]
+        drawn = axes.barh(places, [row["ms"] for row in mine], width, label=name)
+        if name != "NumPy":
+            axes.bar_label(drawn, [f"{row['extra_percent']:+.0f} %" for row in mine], fontsize=7)
+    labels = [f"{joint}, {result},\n{common.in_words(n)}" for joint, result, n in groups]
+    axes.set_yticks(np.arange(len(groups)) + 0.4 - width / 2, labels, fontsize=7)
+    axes.set(xlabel="ms", xscale="log", title="Time of a call")
+    axes.legend(fontsize=7)
+
+
 def chart(rows: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     times, memory = figure.subplots(1, 2)
-    measured = [row for row in rows["overhead"] if row["function"] != "NumPy"]
-    labels = [
-        f"{row['joint']}, {row['result']}\n{row['function']}, {common.in_words(row['threads'])}"
-        for row in measured
-    ]
-    drawn = times.barh(range(len(measured)), [row["extra_ms"] for row in measured])
-    times.bar_label(drawn, [f"{row['extra_percent']:+.1f} %" for row in measured], fontsize=7)
-    times.set_yticks(range(len(measured)), labels, fontsize=6)
-    times.set(xlabel="ms beyond the NumPy function", title="Overhead")
+    grouped(times, rows["overhead"])
     held = rows["resident"]
-    drawn = memory.barh(range(len(held)), [row["resident_bytes"] / common.MIB for row in held])
+    drawn = memory.barh([row["step"] for row in held], [r["resident_bytes"] / MIB for r in held])
     memory.bar_label(drawn, fmt="%.0f", fontsize=7)
-    memory.set_yticks(range(len(held)), [f"{r['joint']}\n{r['step']}" for r in held], fontsize=6)
-    memory.set(xlabel="MiB", title="Peak of a training step")
+    memory.tick_params("y", labelsize=7)
+    memory.set(xlabel="MiB", title="Peak memory of a training step, large")
     for axes in times, memory:
         axes.invert_yaxis()
-        axes.margins(x=0.2)
+        axes.margins(x=0.1)
     return figure
 
 
