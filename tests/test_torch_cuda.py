@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from cupy_rnnt import engine, passes, torch_cuda, torch_ops
+from cupy_rnnt import engine, passes
 
 from .tolerances import assert_costs_close, assert_gradient_close
 from .torch_cases import (
@@ -20,6 +20,8 @@ from .torch_cases import (
     made,
     numpy,
     torch,
+    torch_cuda,
+    torch_ops,
 )
 from .torch_guest import DEVICE, PLACES, STREAM, guest
 

@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cupy_rnnt import torch_cuda
-
 from . import devices
 from .emulated import arrays, memory
-from .torch_cases import adapter, torch
+from .torch_cases import adapter, torch, torch_cuda
 
 DEVICE = torch.device("cuda", 1)
 STREAM = 4321
