@@ -108,7 +108,8 @@ def rnnt_loss(
     Parameters
     ----------
     logits : torch.Tensor, shape (B, T, U + 1, V)
-        On the CPU; float16, bfloat16, float32 or float64.
+        On the CPU or a CUDA device; float16, bfloat16, float32 or float64. Autocast leaves them
+        alone.
     targets : torch.Tensor, shape (B, U), any integer dtype
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
     blank, clamp, reduction, fused_log_softmax, fastemit_lambda, zero_infinity, tolerance, \
@@ -123,12 +124,15 @@ max_workspace_bytes
     loss : torch.Tensor, shape () or, if `reduction` is ``"none"``, (B,)
         In nats; float32, or float64 for float64 logits.
     info : cupy_rnnt.Info
-        Only if `return_info` is true.
+        Only if `return_info` is true. Its certificate is a tensor.
 
     Raises
     ------
     ValueError, TypeError
         As :func:`cupy_rnnt.rnnt_loss` does.
+    NotImplementedError
+        Under ``torch.func.vmap``, with forward-mode derivatives, or if a gradient is differentiated
+        again.
 
     Examples
     --------
@@ -179,13 +183,16 @@ def joint_rnnt_loss(
 ) -> Any:
     """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for tensors.
 
-    Between forward and backward pass it holds 24 bytes for each cell whose gradient matters, and no
-    logits. Without a need for gradients it computes the costs alone.
+    There are never logits in memory but those of a tile. With the reductions ``"mean"`` and
+    ``"sum"`` the gradients are computed with the loss; with ``"none"`` 24 bytes stay for each cell
+    whose gradient matters until the backward pass. Without a need for gradients it computes the
+    costs alone.
 
     Parameters
     ----------
     encoder_out : torch.Tensor, shape (B, T, H)
-        On the CPU; float16, bfloat16, float32 or float64, and so the next three.
+        On the CPU or a CUDA device; float16, bfloat16, float32 or float64, and so the next three.
+        Under autocast all but float64 are cast to its dtype.
     predictor_out : torch.Tensor, shape (B, U + 1, H)
     weight : torch.Tensor, shape (V, H)
         Of the output layer, as in ``torch.nn.Linear``.
@@ -204,12 +211,12 @@ max_workspace_bytes
     loss : torch.Tensor, shape () or, if `reduction` is ``"none"``, (B,)
         In nats; float32, or float64 for float64 inputs.
     info : cupy_rnnt.Info
-        Only if `return_info` is true.
+        Only if `return_info` is true. Its certificate is a tensor.
 
     Raises
     ------
-    ValueError, TypeError
-        As :func:`cupy_rnnt.joint_rnnt_loss` does.
+    ValueError, TypeError, NotImplementedError
+        As :func:`rnnt_loss` does.
 
     Examples
     --------

@@ -20,13 +20,23 @@ def is_on_cuda(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda"
 
 
+class _Stream:
+    """A stream of PyTorch as CuPy asks for it; PyTorch's own does so only of late."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream.cuda_stream  # GPU
+
+
 @contextmanager
 def guest_on(device: torch.device) -> Iterator[None]:
     """CuPy works on a device meanwhile, on PyTorch's current stream there, and takes what memory it
     needs from PyTorch's caching allocator."""
     cuda = cupy().cuda
     allocator = cuda.PythonFunctionAllocator(_allocate, _free)
-    stream = cuda.Stream.from_external(torch.cuda.current_stream(device))  # GPU
+    stream = cuda.Stream.from_external(_Stream(torch.cuda.current_stream(device)))  # GPU
     with (
         torch.cuda.device(device),  # GPU
         cuda.Device(device.index),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -16,6 +19,7 @@ from .torch_cases import (
     loss_of,
     made,
     torch,
+    torch_ops,
 )
 
 
@@ -113,3 +117,34 @@ def test_frozen_parameters(trained):
     adapter.joint_rnnt_loss(*inputs, *batch.rest).backward()
     assert_equal_bits([inputs[trained].grad], [wanted[trained]])
     assert all(leaf.grad is None for i, leaf in enumerate(inputs) if i != trained)
+
+
+@every_kind
+@every_reduction
+@pytest.mark.parametrize("walked", [False, True])
+def test_what_was_kept_is_let_go_with_the_graph(kind, reduction, walked, monkeypatch):
+    """At once, without the garbage collector."""
+    batch, made_here = made(kind), []
+    for name in "empty", "from_numpy":
+        original = getattr(torch, name)
+
+        def recorded(*args, original=original, **kwargs):
+            tensor = original(*args, **kwargs)
+            made_here.append(weakref.ref(tensor.untyped_storage()))
+            return tensor
+
+        monkeypatch.setattr(torch_ops.torch, name, recorded)
+    gc.collect()
+    gc.disable()
+    try:
+        loss = loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction).sum()
+        held = sum(storage() is not None for storage in made_here)
+        if walked:
+            loss.backward()
+            for leaf in batch.leaves:
+                leaf.grad = None
+        del loss
+        assert held >= (4 if kind == "logits" or reduction == "none" else len(batch.leaves))
+        assert not any(storage() for storage in made_here)
+    finally:
+        gc.enable()

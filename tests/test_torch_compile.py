@@ -7,8 +7,6 @@ import re
 import numpy as np
 import pytest
 
-from cupy_rnnt import torch_ops
-
 from .tolerances import assert_gradient_close
 from .torch_cases import (
     adapter,
@@ -20,6 +18,7 @@ from .torch_cases import (
     loss_of,
     made,
     torch,
+    torch_ops,
 )
 
 

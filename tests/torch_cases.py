@@ -20,6 +20,7 @@ pytest.importorskip("torch._dynamo")
 F = torch.nn.functional
 
 import cupy_rnnt.torch as adapter  # noqa: E402
+from cupy_rnnt import torch_cuda, torch_ops  # noqa: E402, F401
 
 ACTIVATIONS = {
     "tanh": torch.tanh,

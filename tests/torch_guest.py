@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cupy_rnnt import torch_cuda
-
 from . import devices
 from .device_calls import running_on
 from .emulated import arrays, memory
-from .torch_cases import adapter, torch
+from .torch_cases import adapter, torch, torch_cuda
 
 DEVICE = torch.device("cuda", 1)
 STREAM = 4321
@@ -39,7 +37,7 @@ class Guest:
 
     def current_stream(self, device):
         assert device == DEVICE
-        return SimpleNamespace(__cuda_stream__=lambda: (0, STREAM))
+        return SimpleNamespace(cuda_stream=STREAM)
 
     @contextmanager
     def device(self, device):
