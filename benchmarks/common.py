@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 MIB = 2**20
 TUNING_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 FLOOR_ROWS = {"cpu": 2048, "cuda": 16384}
-PACKAGES = "numpy", "scipy", "torch", "cupy-cuda12x", "cupy-cuda13x"
+PACKAGES = "numpy", "scipy", "torch", "jax", "cupy-cuda12x", "cupy-cuda13x"
 
 Samples = dict[str, list[float]]
 

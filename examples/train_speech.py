@@ -296,6 +296,16 @@ class Trainer:
         self.history: list[dict] = []
         self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
 
+    def step(self, batch: Batch):
+        """One step of AdamW, with gradients clipped to a norm of 5; cost and information before."""
+        loss, info = self.model.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item(), info
+
     def epoch(self) -> None:
         """Train for one epoch, test, and add a row to the history."""
         began = time.monotonic()
@@ -304,13 +314,8 @@ class Trainer:
         batches = training_batches(self.train, self.settings.batch, self.rng)
         label = f"epoch {len(self.history) + 1}/{self.settings.epochs}"
         for batch in tqdm(batches, label, leave=False, disable=None):
-            loss, info = self.model.loss(batch)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-            self.optimizer.step()
-            self.schedule.step()
-            cost += loss.item() * len(batch.frames)
+            loss, info = self.step(batch)
+            cost += loss * len(batch.frames)
             counts += info.cells, info.computed, info.kept
         row = {"epoch": len(self.history) + 1, "cost": cost / len(self.train)}
         row |= {"computed": counts[1] / counts[0], "kept": counts[2] / counts[0]}

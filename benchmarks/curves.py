@@ -1,0 +1,177 @@
+"""Do PyTorch, ``torch.compile`` and JAX train alike?
+
+    python benchmarks/curves.py --data sounds
+
+The first steps of the speech example (``examples/train_speech.py`` says how to get its recordings)
+with the settings of its ``--quick`` and no dropout, from the same parameters, on the same batches.
+What float32 noise explains is measured too: eager PyTorch with the samples of each batch in other
+orders, which changes nothing but the order of sums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import common
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(common.HERE.parent / "examples"))
+import train_speech
+import train_speech_jax
+from train_speech import Batch, Prompt, Settings
+
+STEPS, QUICK_STEPS = 50, 8
+ORDERS, QUICK_ORDERS = 20, 2
+SHAPES = 256  # no fewer than there are: PyTorch compiles a convolution for each
+EAGER, LOSS, MODEL, JAX = "PyTorch", "torch.compile, loss", "torch.compile, model", "JAX"
+COMPILED = {
+    LOSS: "joint_rnnt_loss with fullgraph=True; the rest is eager",
+    MODEL: "Transducer.loss, with graph breaks at its GRUs and at pack_padded_sequence, through "
+    "which PyTorch cannot trace",
+}
+NOISE = (
+    "The largest relative difference from eager PyTorch of eager runs with the samples of each "
+    "batch in another order. A run that differs from eager PyTorch as they do, in rounding only, "
+    "goes beyond all n of them with probability 1 / (n + 1)."
+)
+
+Curve = list[float]
+
+
+def first_batches(settings: Settings, train: list[Prompt], count: int) -> list[Batch]:
+    rng = np.random.default_rng(settings.seed)
+    epochs = (train_speech.training_batches(train, settings.batch, rng) for _ in iter(int, 1))
+    return list(islice((batch for epoch in epochs for batch in epoch), count))
+
+
+def pytorch(
+    settings: Settings,
+    train: list[Prompt],
+    batches: list[Batch],
+    change: Callable[[torch.nn.Module], object] = lambda model: None,
+) -> Curve:
+    """Mean cost of an utterance at each step."""
+    trainer = train_speech.Trainer(settings, train, [], Path())
+    trainer.model.train()
+    change(trainer.model)
+    return [trainer.step(batch)[0] for batch in batches]
+
+
+def compile_model(model: Any) -> None:
+    model.loss = torch.compile(model.loss, dynamic=True)
+
+
+def curves(settings: Settings, train: list[Prompt], batches: list[Batch]) -> dict[str, Curve]:
+    run = partial(pytorch, settings, train, batches)
+    found = {EAGER: run()}
+    loss = torch.compile(train_speech.joint_rnnt_loss, fullgraph=True)
+    with mock.patch.object(train_speech, "joint_rnnt_loss", loss):
+        found[LOSS] = run()
+    with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=4 * SHAPES):
+        found[MODEL] = run(compile_model)
+    trainer = train_speech_jax.Trainer(settings, train)
+    return found | {JAX: [trainer.step(batch) for batch in batches]}
+
+
+def reordered(batch: Batch, rng: np.random.Generator) -> Batch:
+    order = torch.from_numpy(rng.permutation(len(batch.frames)))
+    return Batch(*(part[order] for part in batch))
+
+
+def in_float64(settings: Settings, train: list[Prompt], batches: list[Batch]) -> Curve:
+    doubled = [batch._replace(features=batch.features.double()) for batch in batches]
+    return pytorch(settings, train, doubled, torch.nn.Module.double)
+
+
+def difference(curve: Curve, base: Curve) -> Curve:
+    """Relative, at each step."""
+    return np.abs(np.array(curve) / base - 1).tolist()
+
+
+def summary(content: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each run: its differences from eager PyTorch, in units of float32 noise too, and from
+    PyTorch in float64."""
+    found = {}
+    for name, curve in content["costs"].items():
+        from_eager = difference(curve, content["costs"][EAGER])
+        found[name] = {
+            "first_step": from_eager[0],
+            "largest": max(from_eager),
+            "largest_by_noise": max(from_eager) / content["noise"]["largest"],
+            "largest_from_float64": max(difference(curve, content["float64"])),
+        }
+    return found
+
+
+def chart(content: dict[str, Any]) -> Figure:
+    costs = content["costs"]
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = range(1, len(costs[EAGER]) + 1)
+    for curve in content["noise"]["curves"]:
+        right.semilogy(steps, difference(curve, costs[EAGER]), color="lightgrey", linewidth=0.8)
+    right.plot([], [], color="lightgrey", label="PyTorch, samples in other orders")
+    styles = dict(zip(costs, ("-", "--", "-.", ":"), strict=True))
+    for i, (name, style) in enumerate(styles.items()):
+        left.plot(steps, costs[name], style, color=f"C{i}", linewidth=3 - 0.5 * i, label=name)
+        if any(found := difference(costs[name], costs[EAGER])):
+            right.plot(steps, found, color=f"C{i}", label=name)
+        elif name != EAGER:
+            right.plot([], [], color=f"C{i}", label=f"{name}: 0 at every step")
+    left.set(title="cost (nats an utterance)", xlabel="step", ylim=(0, None))
+    right.set(title="relative difference from eager PyTorch", xlabel="step")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder of the unpacked packages")
+    parser.add_argument("--quick", action="store_true", help="few steps: does the script run?")
+    options = parser.parse_args()
+    common.use_threads(1)
+    settings = replace(train_speech.QUICK, dropout=0.0)
+    folders = (options.data,) if options.data else train_speech.DEFAULT_DATA
+    train, _ = train_speech.load_prompts(folders, settings)
+    batches = first_batches(settings, train, QUICK_STEPS if options.quick else STEPS)
+
+    rng = np.random.default_rng(0)
+    noise = [
+        pytorch(settings, train, [reordered(batch, rng) for batch in batches])
+        for _ in range(QUICK_ORDERS if options.quick else ORDERS)
+    ]
+    costs = curves(settings, train, batches)
+    differences = [difference(curve, costs[EAGER]) for curve in noise]
+    content = {
+        "settings": asdict(settings),
+        "compiled": COMPILED,
+        "costs": costs,
+        "float64": in_float64(settings, train, batches),
+        "noise": {"meaning": NOISE, "largest": float(np.max(differences)), "curves": noise},
+    }
+    content["summary"] = summary(content)
+    header = ["run", "first step", "largest", "of the noise", "largest, from float64"]
+    body = [
+        [name, *(f"{value:.2g}" for value in row.values())]
+        for name, row in content["summary"].items()
+    ]
+    common.table(header, body)
+    largest = np.max(differences, axis=1)
+    print(f"Noise: {min(largest):.2g} to {max(largest):.2g} in {len(noise)} orders of the samples")
+    common.save("curves", argparse.Namespace(quick=options.quick), content, chart(content))
+
+
+if __name__ == "__main__":
+    main()
