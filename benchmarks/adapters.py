@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from workloads import WORKLOADS, Joint, fresh
 
 import cupy_rnnt
-from cupy_rnnt.sources import JointSource
+from cupy_rnnt.joint_source import JointSource
 
 JOINTS = {
     "tiny": lambda: fresh([20, 16], [5, 4], 32, 64),
@@ -69,7 +69,28 @@ def torch_cases(joint: Joint) -> Cases:
     }
 
 
-ADAPTERS: dict[str, Callable[[Joint], Cases]] = {"torch": torch_cases}
+def jax_cases(joint: Joint) -> Cases:
+    import jax
+    import jax.numpy as jnp
+
+    from cupy_rnnt.jax import joint_rnnt_loss
+
+    inputs, integers = (tuple(map(jnp.asarray, part)) for part in (joint[:4], joint[4:7]))
+
+    def loss(inputs: Any) -> Any:
+        return joint_rnnt_loss(*inputs, *integers, joint.blank)
+
+    def waited(function: Callable[..., Any]) -> Callable[[], Any]:
+        return lambda: jax.block_until_ready(function(inputs))
+
+    both = jax.value_and_grad(loss)
+    return {
+        "loss": {"JAX": waited(loss), "JAX, jit": waited(jax.jit(loss))},
+        "loss and gradients": {"JAX": waited(both), "JAX, jit": waited(jax.jit(both))},
+    }
+
+
+ADAPTERS: dict[str, Callable[[Joint], Cases]] = {"torch": torch_cases, "jax": jax_cases}
 """What is measured through each framework: for each result, functions by their names."""
 
 
@@ -290,7 +311,7 @@ def main() -> None:
         "resident": [
             common.alone(resident, step, "large", options.threads[0], quick) for step in STEPS
         ],
-        "shared": {adapter: common.alone(shared, adapter, quick) for adapter in ADAPTERS},
+        "shared": {"torch": common.alone(shared, "torch", quick)},
         "compiling": common.alone(compiling, options.threads[0]),
     }
     report(rows)

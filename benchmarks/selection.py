@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from workloads import SELECTION_WORKLOADS, Joint, fresh, speech
 
 import cupy_rnnt
-from cupy_rnnt import passes, sources
+from cupy_rnnt import joint_source, passes
 from cupy_rnnt.ops import cpu, cuda
 from cupy_rnnt.passes import Passes
 from cupy_rnnt.tangents import Tangents
@@ -50,13 +50,13 @@ def build(workload: str) -> Joint:
 
 def without_selection() -> Any:
     """A context in which the library computes every cell."""
-    return mock.patch.object(sources, "_SELECTING_ELEMENTS", math.inf)
+    return mock.patch.object(joint_source, "_SELECTING_ELEMENTS", math.inf)
 
 
 def without_pilots() -> Any:
     """A context in which it selects whatever can be selected, even if little may be gained."""
     surely = dict.fromkeys(("_SURELY_GAINING_ELEMENTS", "_SURELY_GAINING_WIDTH"), 0)
-    return mock.patch.multiple(sources, **surely)
+    return mock.patch.multiple(joint_source, **surely)
 
 
 @contextmanager
