@@ -139,14 +139,14 @@ def step(state: Any, rates: Any, key: jax.Array, data: Any, settings: Settings) 
         params, key, data, settings
     )
     norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in gradient.values()))
-    rate, beta, beta_power, count = rates
+    rate, beta, first_scale, second_scale = rates
     clip = jnp.minimum(1.0, 5.0 / (norm + 1e-6))
     first = jax.tree.map(lambda m, g: beta * m + (1 - beta) * clip * g, first, gradient)
     second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * (clip * g) ** 2, second, gradient)
 
     def updated(p: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
-        scale = jnp.sqrt(v / (1 - 0.999**count)) + 1e-8
-        return p * (1 - 1e-2 * rate) - rate * m / (1 - beta_power) / scale
+        scale = jnp.sqrt(v / second_scale) + 1e-8
+        return p * (1 - 1e-2 * rate) - rate * m / first_scale / scale
 
     return (jax.tree.map(updated, params, first, second), first, second), cost, statistics
 
@@ -185,13 +185,14 @@ class Trainer:
         params = {name: jnp.asarray(p.detach()) for name, p in self.model.named_parameters()}
         self.state = params, *(jax.tree.map(jnp.zeros_like, params) for _ in range(2))
         steps = settings.epochs * -(-len(train) // settings.batch)
-        self.schedule, self.count, self.beta_power = schedule(settings, steps), 0, 1.0
+        self.schedule, self.count = schedule(settings, steps), 0
 
     def step(self, batch: Batch) -> float:
         rate, beta = next(self.schedule)
         self.count += 1
-        # As PyTorch does, which takes the present beta for all steps so far.
-        rates = rate, beta, beta**self.count, self.count
+        # As PyTorch does, which takes the present beta for all steps so far; not in float32, in
+        # which 1 - 0.999 has lost four digits.
+        rates = rate, beta, 1 - beta**self.count, 1 - 0.999**self.count
         self.key, key = jax.random.split(self.key)
         self.state, cost, statistics = step(self.state, rates, key, padded(batch), self.settings)
         for name, value in statistics.items():
