@@ -27,7 +27,7 @@ _LARGEST_EXPONENT = 14  # of a gradient of logits in float16, which ends below 2
 
 
 class _JointScratch(NamedTuple):
-    """Buffers of one worker; the last two serve the gradient only."""
+    """Buffers of one worker; the last three serve the gradient only."""
 
     logits: Any
     block: Any  # a few rows of logits
