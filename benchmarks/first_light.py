@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
 
 STEPS = {
-    "present": Step("machine:present", 40, ()),
+    "present": Step("machine:present", 35, ()),
     # Does it work?
     "info": Step("machine:info", 12, ()),
     "compile": Step("machine:compiled", 20),
@@ -62,15 +62,15 @@ STEPS = {
     "calls float32": Step("calls:float32", 25),
     # How fast are the parts?
     "sweeps": Step("parts:sweeps", 15),
-    "products": Step("parts:products", 22),
+    "products": Step("parts:products", 17),
     "rows": Step("parts:rows", 10),
     # Beside others, and on the batch that the package is for.
     "contestants": Step("contestants:contestants", 28, ("GPU", "PyTorch")),
-    "headline": Step("headline:headline", 38),
+    "headline": Step("headline:headline", 33),
     # Tests.
     "pytest": Step("suites:pytest", 45, ("GPU", "pytest")),
-    "memcheck": Step("suites:memcheck", 20, ("GPU", "compute-sanitizer")),
-    "racecheck": Step("suites:racecheck", 25, ("GPU", "compute-sanitizer")),
+    "memcheck": Step("suites:memcheck", 30, ("GPU", "compute-sanitizer")),
+    "racecheck": Step("suites:racecheck", 30, ("GPU", "compute-sanitizer")),
 }
 
 
@@ -146,7 +146,6 @@ class Session:
 
     def run(self) -> int:
         """Exit status: 0 if no step has failed."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and stop what runs
         names = [name for name in STEPS if name in {"present", *(self._given.steps or STEPS)}]
         self._content["steps"] = {name: {"status": "not run"} for name in names}
         for i, name in enumerate(names):
@@ -184,7 +183,8 @@ class Session:
         step: dict[str, Any] = {"status": "running", "results": []}
         self._content["steps"][name] = step
         start = time.monotonic()
-        process = subprocess.Popen(
+        out_of_time = threading.Event()
+        with subprocess.Popen(
             self._command(name, seconds - _GRACE),
             cwd=HERE.parent,
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"},
@@ -194,21 +194,20 @@ class Session:
             start_new_session=True,
             text=True,
             errors="replace",
-        )
-        out_of_time = threading.Event()
+        ) as process:
 
-        def stop() -> None:
-            out_of_time.set()
-            kill_session(process.pid)
+            def stop() -> None:
+                out_of_time.set()
+                kill_session(process.pid)
 
-        timer = threading.Timer(seconds, stop)
-        timer.start()
-        try:
-            output = self._results(name, process.stdout, step["results"])
-            code = process.wait()
-        finally:
-            timer.cancel()
-            kill_session(process.pid)
+            timer = threading.Timer(seconds, stop)
+            timer.start()
+            try:
+                output = self._results(name, process.stdout, step["results"])
+                code = process.wait()
+            finally:
+                timer.cancel()
+                kill_session(process.pid)
         step["seconds"] = round(time.monotonic() - start, 2)
         step["status"] = "out of time" if out_of_time.is_set() else "failed" if code else "done"
         if code:
@@ -289,4 +288,5 @@ def shown(content: dict[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the step that runs, too
     sys.exit(main())

@@ -42,6 +42,12 @@ class Report:
         return enough
 
 
+def in_short(error: Exception) -> str:
+    """Its kind and its first line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
 def require(passed: bool, text: str) -> None:
     """Fail the step, which has reported what there is to know."""
     if not passed:

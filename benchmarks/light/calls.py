@@ -12,9 +12,9 @@ import numpy as np
 from workloads import Joint, fresh, speech
 
 import cupy_rnnt
-from cupy_rnnt.ops.launch import cupy
 
-from . import Report
+from . import Report, in_short
+from .arrays import on_device
 from .timing import Interval, busy_seconds, by_events, by_name, event_seconds, profiled
 from .timing import wall_seconds as wall
 
@@ -37,11 +37,6 @@ def batches(small: bool) -> dict[str, Joint]:
 
 def _toy(seed: int) -> Joint:
     return fresh([5, 4], [2, 1], 130, 64, seed)
-
-
-def on_device(joint: Joint, dtype: Any) -> Joint:
-    arrays = map(cupy().asarray, joint.astype(np.dtype(dtype))[:4])
-    return Joint(*arrays, *joint[4:])
 
 
 def bfloat16(report: Report) -> None:
@@ -111,5 +106,5 @@ def _intervals(call: Callable[[], Any], small: bool) -> tuple[list[Interval], st
     try:
         return profiled(call), "torch.profiler"
     except Exception as error:  # no PyTorch, no GPU of its own, no CUPTI
-        reason = str(error).splitlines()[0][:100]
-        return by_events(call, small), f"events around launches and products only ({reason})"
+        reason = f"events around launches and products only ({in_short(error)})"
+        return by_events(call, small), reason

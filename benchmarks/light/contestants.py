@@ -14,7 +14,7 @@ import tiles
 import torch
 from workloads import Joint
 
-from . import Report
+from . import Report, in_short
 from .calls import batches
 
 _REPEATS = 5
@@ -136,8 +136,7 @@ def _measure(report: Report, label: str, step: Callable[[], Result]) -> None:
         peak = torch.cuda.max_memory_allocated() - before
         seconds = [_seconds(step) for _ in range(_REPEATS)]
     except Exception as error:  # not there, out of memory: the others go on
-        text = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-        report(f"{label}: {text}", contestant=label, fault=text)
+        report(f"{label}: {in_short(error)}", contestant=label, fault=in_short(error))
         return
     report(
         f"{label}: {1e3 * statistics.median(seconds):.1f} ms, {peak / 2**20:.0f} MiB, "

@@ -12,6 +12,7 @@ import cupy_rnnt
 from cupy_rnnt.ops.launch import cupy
 
 from . import Report
+from .arrays import tiled
 from .timing import wall_seconds
 
 _BYTES = 6_000_000_000
@@ -29,15 +30,9 @@ def _few(kind: str, width: int) -> Joint:
 def _repeated(few: Joint, size: int) -> Joint:
     """On the GPU, `few` over and over."""
     xp, copies = cupy(), size // len(few.targets)
-    ragged = (_tiled(xp.asarray(array), copies) for array in few[:2])
+    ragged = (tiled(xp.asarray(array), copies) for array in few[:2])
     rest = (np.tile(array, (copies,) + (1,) * (array.ndim - 1)) for array in few[4:7])
     return Joint(*ragged, *map(xp.asarray, few[2:4]), *rest, few.blank)
-
-
-def _tiled(array: Any, copies: int) -> Any:
-    xp, shape = cupy(), array.shape
-    every = xp.ascontiguousarray(xp.broadcast_to(array, (copies, *shape)))
-    return every.reshape(copies * shape[0], *shape[1:])
 
 
 def headline(report: Report) -> None:

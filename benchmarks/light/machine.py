@@ -18,7 +18,7 @@ import numpy as np
 from cupy_rnnt import __main__ as command
 from cupy_rnnt.ops import launch
 
-from . import Report, require
+from . import Report, in_short, require
 
 NOT_THERE = "not there: "
 _SANITIZER_FOLDERS = "/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer"
@@ -35,7 +35,7 @@ def present(report: Report) -> None:
         try:
             machine = part()
         except Exception as error:  # without a GPU, or a driver that does not tell its clocks
-            machine = {"fault": _in_short(error)}
+            machine = {"fault": in_short(error)}
         words = [f"{name} {value}" for name, value in machine.items() if isinstance(value, str)]
         report(", ".join(words)[:300], machine=machine)
 
@@ -48,12 +48,7 @@ def _answer(question: Callable[[], str]) -> str:
     try:
         return question()
     except Exception as error:  # whatever a broken installation comes up with
-        return NOT_THERE + _in_short(error)
-
-
-def _in_short(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+        return NOT_THERE + in_short(error)
 
 
 def _gpu() -> str:

@@ -14,6 +14,7 @@ from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops.launch import cupy
 
 from . import Report
+from .arrays import normal
 from .timing import event_seconds, kernel_seconds, rate
 
 _LATTICES = (375, 80, 16), (375, 80, 64), (1000, 200, 16), (1000, 200, 64)  # T, U, B
@@ -133,8 +134,8 @@ def _three_products(
     halves = cuda.factor_dtype(dtype) is not None
     out_dtype = np.dtype(np.float32) if halves else dtype
     depth = hidden_size * (2 if halves else 1)
-    factors, weight = _random(dtype, rows, depth), _random(dtype, width, depth)
-    d_logits = _random(dtype, rows, width)
+    factors, weight = normal(dtype, rows, depth), normal(dtype, width, depth)
+    d_logits = normal(dtype, rows, width)
     logits, d_weight, d_hidden = (
         cupy().zeros(shape, out_dtype)
         for shape in ((rows, width), (width, hidden_size), (rows, hidden_size))
@@ -146,13 +147,6 @@ def _three_products(
         "d_weight": (lambda: cuda.add_weight_grad(d_logits, hidden, d_weight, None), count),
         "d_hidden": (lambda: cuda.matmul(d_logits, first, d_hidden), count),
     }
-
-
-def _random(dtype: Any, *shape: int) -> Any:
-    """Values of a normal distribution, a row of which is repeated: clocks depend on values."""
-    rng = np.random.default_rng(0)
-    few = rng.standard_normal((min(shape[0], 1024), shape[1]), np.float32).astype(dtype)
-    return cupy().asarray(np.resize(few, shape))
 
 
 def rows(report: Report) -> None:
@@ -181,8 +175,8 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     xp, float32 = cupy(), np.dtype(np.float32)
     samples = 2
     frames = -(-rows // (4 * samples))
-    encoder = _random(dtype, samples * frames, hidden_size).reshape(samples, frames, hidden_size)
-    predictor = _random(dtype, samples * 4, hidden_size).reshape(samples, 4, hidden_size)
+    encoder = normal(dtype, samples * frames, hidden_size).reshape(samples, frames, hidden_size)
+    predictor = normal(dtype, samples * 4, hidden_size).reshape(samples, 4, hidden_size)
     packed = xp.arange(rows)
     sample, frame, position = packed // (4 * frames), packed // 4 % frames, packed % 4
     labels = xp.full(rows, 1)
@@ -191,9 +185,9 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     pre = xp.empty((rows, hidden_size), float32)
     factors = pre if factor is None else xp.empty((rows, 2 * hidden_size), factor)
     hidden = xp.empty_like(pre)
-    logits, bias = _random(float32, rows, width), xp.zeros(width, float32)
+    logits, bias = normal(float32, rows, width), xp.zeros(width, float32)
     d_logits = logits.copy() if factor is None else xp.empty((rows, width), factor)
-    d_bias, d_hidden = xp.zeros(width, float32), _random(float32, rows, hidden_size)
+    d_bias, d_hidden = xp.zeros(width, float32), normal(float32, rows, hidden_size)
     column_scratch = xp.empty((cuda.scratch_rows(rows, width), width), float32)
     row_scratch, sums = xp.empty_like(d_hidden), xp.zeros((rows, hidden_size), float32)
     half = xp.full(rows, 0.5)

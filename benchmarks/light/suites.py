@@ -28,25 +28,25 @@ _TAIL = 6000  # characters of the output that are kept
 def _lines(command: list[str], seconds: float) -> Iterator[str]:
     """What a program prints, until it ends or the time is over; then it is interrupted, and killed
     if it goes on."""
-    program = subprocess.Popen(
+    with subprocess.Popen(
         command,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    timers = [
-        threading.Timer(max(0, seconds - 5), program.send_signal, [signal.SIGINT]),
-        threading.Timer(seconds, program.kill),
-    ]
-    for timer in timers:
-        timer.start()
-    assert program.stdout
-    yield from program.stdout
-    code = program.wait()
-    for timer in timers:
-        timer.cancel()
+    ) as program:
+        timers = [
+            threading.Timer(max(0, seconds - 5), program.send_signal, [signal.SIGINT]),
+            threading.Timer(seconds, program.kill),
+        ]
+        for timer in timers:
+            timer.start()
+        assert program.stdout
+        yield from program.stdout
+        code = program.wait()
+        for timer in timers:
+            timer.cancel()
     yield f"exit status {code}"
 
 
