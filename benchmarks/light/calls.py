@@ -15,8 +15,15 @@ import cupy_rnnt
 
 from . import Report, in_short
 from .arrays import on_device
-from .timing import Interval, busy_seconds, by_events, by_name, event_seconds, profiled
-from .timing import wall_seconds as wall
+from .timing import (
+    Interval,
+    busy_seconds,
+    by_events,
+    by_name,
+    event_seconds,
+    profiled,
+    wall_seconds,
+)
 
 MIB = 2**20
 _UTTERANCES = [str(i % 5) for i in range(16)]  # 351 to 449 frames, 51 to 78 labels
@@ -65,7 +72,7 @@ def _call(report: Report, label: str, joint: Joint, workspace: int) -> None:
     )
     *_, info = call()
     repeats = 1 if report.small else _REPEATS
-    seconds = [wall(call) for _ in range(repeats)]
+    seconds = [wall_seconds(call) for _ in range(repeats)]
     events = [event_seconds(call) for _ in range(repeats)]
     median = statistics.median(seconds)
     shares = f"computed {info.computed / info.cells:.0%}, kept {info.kept / info.cells:.0%}"
@@ -84,17 +91,17 @@ def _call(report: Report, label: str, joint: Joint, workspace: int) -> None:
     _kernels(report, label, call, median)
 
 
-def _kernels(report: Report, label: str, call: Callable[[], Any], wall_seconds: float) -> None:
-    """The table by kernel, of one call more."""
+def _kernels(report: Report, label: str, call: Callable[[], Any], seconds: float) -> None:
+    """The table by kernel, of one call more; without a profiler, a call takes `seconds`."""
     found, by = _intervals(call, report.small)
     busy, rows = busy_seconds(found), by_name(found)
-    text = f"{label}: GPU busy {busy / wall_seconds:.0%} of the time, {len(found)} operations"
+    text = f"{label}: GPU busy {busy / seconds:.0%} of the time, {len(found)} operations"
     report(
         f"{text}, by {by}",
         batch=label,
         by=by,
         busy_seconds=busy,
-        busy_share=busy / wall_seconds,
+        busy_share=busy / seconds,
         kernels=rows,
     )
     for row in rows[:_SHOWN]:
