@@ -327,6 +327,42 @@ def test_values_through_pytorch_and_jax(script, results, torch_on_cuda):
         assert set(case["shares"]) == {"cost", *JointGradients._fields}
 
 
+_SANITIZER = """#!/bin/sh
+printf '%s\\n' "$@" > "$(dirname "$0")/words"
+echo "========= COMPUTE-SANITIZER"
+echo "========= {summary}"
+exit {status}
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize(
+    ("summary", "status", "passes"),
+    [
+        ("ERROR SUMMARY: 0 errors", 0, True),
+        ("ERROR SUMMARY: 2 errors", 99, False),
+        ("no process found", 0, False),
+    ],
+)
+def test_what_the_sanitizer_says(
+    script, results, monkeypatch, tmp_path, tool, summary, status, passes
+):
+    suites, program = script("light.suites"), tmp_path / "compute-sanitizer"
+    program.write_text(_SANITIZER.format(summary=summary, status=status))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with nullcontext() if passes else pytest.raises(SystemExit, match=tool):
+        (found,) = results(getattr(suites, tool))
+        assert found["summary"] == [f"========= {summary}"]
+    words = (tmp_path / "words").read_text().split()
+    assert words[:2] == ["--tool", tool]
+    first_light = script("first_light")
+    asked = first_light.options(words[words.index("benchmarks/first_light.py") + 1 :])
+    assert asked.small
+    assert asked.no_pool
+    assert set(asked.run) <= set(first_light.STEPS)
+
+
 def test_the_headline_begins_with_a_part(script, results, monkeypatch):
     headline, fresh = script("light.headline"), script("workloads").fresh
     for name, value in {"_BATCH": 4, "_PILOT": 2, "_BYTES": 2**26}.items():
