@@ -5,6 +5,9 @@ sample after sample and cell after cell, by the recursions of [1]_. A sample has
 labels, ``S = U + 1`` lattice columns and a vocabulary of ``V`` symbols, blank included. Logarithms
 are natural. Arguments are taken to be legal: this module settles the values, not the errors.
 
+A sample costs NaN if a logit that belongs to it, or a log-probability that its lattice holds, is
+NaN or +inf: neither is a probability. Costs are float64 whatever the arguments.
+
 References
 ----------
 .. [1] A. Graves, "Sequence Transduction with Recurrent Neural Networks", 2012, arXiv 1211.3711.
@@ -101,7 +104,10 @@ def _transitions(frames: Iterable[FloatArray], labels: IntArray, blank: int) -> 
     columns = np.arange(len(labels))
     # Copies: a view of the blank's column would keep its whole frame alive.
     picked = [(frame[:, blank].copy(), frame[columns, labels]) for frame in frames]
-    return np.stack([blanks for blanks, _ in picked]), np.stack([label for _, label in picked])
+    blanks, of_labels = (np.stack(log_probs) for log_probs in zip(*picked, strict=True))
+    if not all((log_probs < np.inf).all() for log_probs in (blanks, of_labels)):
+        blanks[:], of_labels[:] = np.nan, np.nan
+    return blanks, of_labels
 
 
 def _cost_and_gradients(
@@ -159,11 +165,18 @@ def _weights(cost_weights: ArrayLike | None, batch: int, reduction: str) -> Floa
     return np.full(batch, 1.0 / batch if reduction == "mean" else 1.0)
 
 
+def _normalised(logits: FloatArray) -> FloatArray:
+    """The log-softmax of each row: NaN if one of its logits is +inf, as inf / inf is no number."""
+    log_probs: FloatArray = log_softmax(logits, axis=-1)
+    log_probs[np.isposinf(logits).any(axis=-1)] = np.nan
+    return log_probs
+
+
 def _logit_frames(logits: NDArray[np.generic], fused_log_softmax: bool) -> Iterator[FloatArray]:
     """Frames (S, V) of log-probabilities of one sample's logits (T, S, V)."""
     for frame in logits:
         values = frame.astype(np.float64)
-        yield log_softmax(values, axis=-1) if fused_log_softmax else values
+        yield _normalised(values) if fused_log_softmax else values
 
 
 def rnnt_loss(
@@ -264,9 +277,10 @@ def rnnt_loss_and_grad(
 
 def _gelu(x: FloatArray) -> Pair:
     scale = np.sqrt(2 / np.pi)
-    tanh = np.tanh(scale * (x + 0.044715 * x**3))
-    slope = scale * (1 + 3 * 0.044715 * x**2) * (1 - tanh**2)
-    return x * (1 + tanh) / 2, (1 + tanh + x * slope) / 2
+    inner = np.clip(x, -10, 10)  # where tanh is 1 in float64 already, and no power overflows
+    tanh = np.tanh(scale * (inner + 0.044715 * inner**3))
+    slope = scale * (1 + 3 * 0.044715 * inner**2) * (1 - tanh**2)
+    return x * (1 + tanh) / 2, (1 + tanh + inner * slope) / 2
 
 
 #: Value and derivative of each activation; "gelu" is the tanh approximation.
@@ -305,7 +319,7 @@ class _Joint:
         """Frames (S, V) of log-probabilities of one sample."""
         for t in range(T):
             hidden, _ = self.hidden(b, t, S)
-            yield log_softmax(hidden @ self.weight.T + self.bias, axis=-1)
+            yield _normalised(hidden @ self.weight.T + self.bias)
 
 
 def joint_rnnt_loss(
