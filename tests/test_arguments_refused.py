@@ -36,7 +36,7 @@ WRONG_SHAPES = {  # by argument: an extent that disagrees with the other argumen
     "predictor_out": [((B - 1, U + 1, H), (B, U + 1, H)), ((B, U + 1, H + 1), (B, U + 1, H))],
     "weight": [((V, H - 1), (V, H)), ((V, 1), (V, H))],
     "bias": [((V + 1,), (V,)), ((1,), (V,))],
-    "targets": [((B + 1, U), (B, U)), ((B, U + 1), (B, U)), ((1, U), (B, U)), ((U, B), (B, U))],
+    "targets": [((B + 1, U), (B, U)), ((B, U + 2), (B, U)), ((1, U), (B, U)), ((U, B), (B, U))],
     "logit_lengths": [((B - 1,), (B,)), ((1,), (B,))],
     "target_lengths": [((B + 1,), (B,)), ((U + 1,), (B,))],
 }
