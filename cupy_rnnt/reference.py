@@ -280,7 +280,7 @@ def _gelu(x: FloatArray) -> Pair:
     inner = np.clip(x, -10, 10)  # where tanh is 1 in float64 already, and no power overflows
     tanh = np.tanh(scale * (inner + 0.044715 * inner**3))
     slope = scale * (1 + 3 * 0.044715 * inner**2) * (1 - tanh**2)
-    return x * (1 + tanh) / 2, (1 + tanh + inner * slope) / 2
+    return x * ((1 + tanh) / 2), (1 + tanh + inner * slope) / 2
 
 
 #: Value and derivative of each activation; "gelu" is the tanh approximation.
