@@ -157,18 +157,24 @@ def test_gradients_that_would_underflow_without_the_scale(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "cost"), [("logits", np.nan), ("logits", np.inf), ("joint", np.nan)]
+    ("kind", "value"),
+    [
+        ("logits", np.nan),
+        ("logits", -np.inf),
+        ("logits", np.finfo(np.float32).min),  # whose sum float32 cannot hold
+        ("joint", np.nan),
+    ],
 )
 @pytest.mark.parametrize("zero_infinity", [False, True])
 @every_reduction
-def test_a_cost_that_is_not_finite_stays_alone(kind, cost, zero_infinity, reduction):
+def test_a_cost_that_is_not_finite_stays_alone(kind, value, zero_infinity, reduction):
     batch = made(kind)
     spoiled = np.array(batch.inputs[0])
     last = int(batch.integers[1][0]) - 1
-    if np.isnan(cost):
-        spoiled[0, last] = np.nan
+    if np.isnan(value):
+        spoiled[0, last], cost = np.nan, np.nan
     else:
-        spoiled[0, last, :, batch.case.blank] = -np.inf
+        spoiled[0, last - 1 : last + 1, :, batch.case.blank], cost = value, np.inf
     inputs = jnp.asarray(spoiled), *batch.inputs[1:]
     costs = batch.loss(*inputs, reduction="none", zero_infinity=zero_infinity)
     np.testing.assert_equal(float(costs[0]), 0.0 if zero_infinity else cost)
