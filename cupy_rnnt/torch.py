@@ -76,6 +76,8 @@ def _arguments(inputs: list[Tensor], **given: Any) -> torch_ops.Arguments:
 
 
 def _needs_grad(tensors: Sequence[Tensor]) -> bool:
+    if torch.jit.is_tracing():  # which checks without gradients that it has recorded the same
+        return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
