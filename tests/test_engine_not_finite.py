@@ -143,3 +143,25 @@ def test_masked_vocabulary_gets_no_gradient(device):
     assert not gradients.bias[masked].any()
     assert_costs_close(loss, expected_loss, np.float64, case.length)
     assert_gradients_close(gradients, expected, np.float64, case.length)
+
+
+@pytest.mark.parametrize("clamp", [-1.0, 0.5])
+@pytest.mark.parametrize("kind", ["logits", "overwritten logits", "joint"])
+def test_gradients_that_overflow_float16_are_inf(device, kind, clamp):
+    """As in the first steps under a loss scale. Whatever is made of floating point errors
+    elsewhere, no warning, and no error."""
+    make = random_joint_case if kind == "joint" else random_logits_case
+    call = joint_rnnt_loss_and_grad if kind == "joint" else rnnt_loss_and_grad
+    case = make(np.random.default_rng(4), dtype=np.float16)
+    options = {"clamp": clamp, "cost_weights": np.array([1e7, -1e7, 3e6, 2e7])}
+    own = {"overwrite_logits": True} if kind == "overwritten logits" else {}
+    copy = case._replace(**{case._fields[0]: case[0].copy()})
+    with np.errstate(all="raise"):
+        loss, grad = call(*copy, **options, **own)
+    expected_loss, expected = getattr(reference, call.__name__)(*case, **options)
+    assert_costs_close(loss, expected_loss, np.float16, case.length)
+    for one, other in zip(grad, expected, strict=True):
+        large = abs(other) > 1.01 * float(np.finfo(np.float16).max)
+        assert large.any()
+        np.testing.assert_array_equal(one[large], np.sign(other[large]) * np.inf)
+        assert not np.isnan(one).any()
