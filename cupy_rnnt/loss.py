@@ -124,7 +124,8 @@ def rnnt_loss(
     -------
     loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
         In nats; float32, or float64 for float64 logits. A sample whose labels have probability 0
-        costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
+        costs inf, and so does one whose cost that dtype cannot hold. One with a NaN in its valid
+        part, or a logit of +inf, costs NaN. Others are not touched by it.
     info : Info
         Only if `return_info` is true.
 

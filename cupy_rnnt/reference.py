@@ -5,9 +5,6 @@ sample after sample and cell after cell, by the recursions of [1]_. A sample has
 labels, ``S = U + 1`` lattice columns and a vocabulary of ``V`` symbols, blank included. Logarithms
 are natural. Arguments are taken to be legal: this module settles the values, not the errors.
 
-A sample costs NaN if a logit that belongs to it, or a log-probability that its lattice holds, is
-NaN or +inf: neither is a probability. Costs are float64 whatever the arguments.
-
 References
 ----------
 .. [1] A. Graves, "Sequence Transduction with Recurrent Neural Networks", 2012, arXiv 1211.3711.
@@ -104,9 +101,9 @@ def _transitions(frames: Iterable[FloatArray], labels: IntArray, blank: int) -> 
     columns = np.arange(len(labels))
     # Copies: a view of the blank's column would keep its whole frame alive.
     picked = [(frame[:, blank].copy(), frame[columns, labels]) for frame in frames]
-    blanks, of_labels = (np.stack(log_probs) for log_probs in zip(*picked, strict=True))
-    if not all((log_probs < np.inf).all() for log_probs in (blanks, of_labels)):
-        blanks[:], of_labels[:] = np.nan, np.nan
+    blanks, of_labels = map(np.stack, zip(*picked, strict=True))
+    if np.isnan(blanks).any():
+        blanks[-1, -1] = np.nan  # no path takes another blank of the last frame
     return blanks, of_labels
 
 
@@ -145,8 +142,7 @@ def _samples(
     targets: ArrayLike, logit_lengths: ArrayLike, target_lengths: ArrayLike
 ) -> Iterator[tuple[int, int, IntArray]]:
     """Index, number of frames and labels (U,) of each sample, without its padding."""
-    lengths = np.stack([logit_lengths, target_lengths], axis=1)
-    for b, (T, U) in enumerate(lengths):
+    for b, (T, U) in enumerate(np.stack([logit_lengths, target_lengths], axis=1)):
         yield b, int(T), np.asarray(targets)[b, :U].astype(np.int64)
 
 
@@ -165,18 +161,13 @@ def _weights(cost_weights: ArrayLike | None, batch: int, reduction: str) -> Floa
     return np.full(batch, 1.0 / batch if reduction == "mean" else 1.0)
 
 
-def _normalised(logits: FloatArray) -> FloatArray:
-    """The log-softmax of each row: NaN if one of its logits is +inf, as inf / inf is no number."""
-    log_probs: FloatArray = log_softmax(logits, axis=-1)
-    log_probs[np.isposinf(logits).any(axis=-1)] = np.nan
-    return log_probs
-
-
 def _logit_frames(logits: NDArray[np.generic], fused_log_softmax: bool) -> Iterator[FloatArray]:
     """Frames (S, V) of log-probabilities of one sample's logits (T, S, V)."""
     for frame in logits:
-        values = frame.astype(np.float64)
-        yield _normalised(values) if fused_log_softmax else values
+        values = np.where(frame < np.inf, frame, np.nan).astype(
+            np.float64
+        )  # inf / inf is no number
+        yield log_softmax(values, axis=-1) if fused_log_softmax else values
 
 
 def rnnt_loss(
@@ -218,6 +209,7 @@ def rnnt_loss(
     Returns
     -------
     float64 scalar, or (B,) array if `reduction` is "none"
+        A sample costs NaN if one of its logits, or log-probs of blank and labels, is NaN or +inf.
 
     Examples
     --------
@@ -297,14 +289,8 @@ ACTIVATIONS: dict[str, Callable[[FloatArray], Pair]] = {
 class _Joint:
     """The joint network, a frame at a time: no more than (S, V) logits ever exist."""
 
-    def __init__(
-        self,
-        encoder_out: ArrayLike,
-        predictor_out: ArrayLike,
-        weight: ArrayLike,
-        bias: ArrayLike | None,
-        activation: str,
-    ) -> None:
+    def __init__(self, inputs: JointGradients, activation: str) -> None:
+        encoder_out, predictor_out, weight, bias = inputs
         self.encoder_out, self.predictor_out = np.asarray(encoder_out), np.asarray(predictor_out)
         self.weight = np.asarray(weight, np.float64)
         self.bias = np.asarray(np.zeros(len(self.weight)) if bias is None else bias, np.float64)
@@ -319,7 +305,8 @@ class _Joint:
         """Frames (S, V) of log-probabilities of one sample."""
         for t in range(T):
             hidden, _ = self.hidden(b, t, S)
-            yield _normalised(hidden @ self.weight.T + self.bias)
+            logits = hidden @ self.weight.T + self.bias
+            yield log_softmax(np.where(logits < np.inf, logits, np.nan), axis=-1)
 
 
 def joint_rnnt_loss(
@@ -357,7 +344,7 @@ def joint_rnnt_loss(
     >>> round(float(np.exp(-joint_rnnt_loss(*inputs, [[0]], [2], [1]))) * 4**3, 6)
     2.0
     """
-    joint = _Joint(encoder_out, predictor_out, weight, bias, activation)
+    joint = _Joint(JointGradients(encoder_out, predictor_out, weight, bias), activation)
     costs = np.zeros(len(joint.encoder_out))
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         frames = joint.frames(b, T, len(labels) + 1)
@@ -393,7 +380,7 @@ def joint_rnnt_loss_and_grad(
     >>> grads.bias
     array([ 0.25,  0.25,  0.25, -0.75])
     """
-    joint = _Joint(encoder_out, predictor_out, weight, bias, activation)
+    joint = _Joint(JointGradients(encoder_out, predictor_out, weight, bias), activation)
     arrays = joint.encoder_out, joint.predictor_out, joint.weight, joint.bias
     d_encoder, d_predictor, d_weight, d_bias = (np.zeros(array.shape) for array in arrays)
     costs, weights = np.zeros(len(d_encoder)), _weights(cost_weights, len(d_encoder), reduction)

@@ -76,7 +76,8 @@ def _arguments(inputs: list[Tensor], **given: Any) -> torch_ops.Arguments:
 
 
 def _needs_grad(tensors: Sequence[Tensor]) -> bool:
-    if torch.jit.is_tracing():  # which checks without gradients that it has recorded the same
+    # torch.jit.trace checks, without gradients, that it would record the same again.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

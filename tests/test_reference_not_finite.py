@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from cupy_rnnt.reference import joint_rnnt_loss_and_grad, rnnt_loss, rnnt_loss_and_grad
+from cupy_rnnt.reference import (
+    joint_rnnt_loss,
+    joint_rnnt_loss_and_grad,
+    rnnt_loss,
+    rnnt_loss_and_grad,
+)
 
 from .reference_cases import EXACT, assert_all_close, random_batch, random_joint
 
@@ -99,12 +104,14 @@ def test_log_prob_that_is_no_probability_leaves_the_sample_undefined(value):
 
 
 def test_input_of_a_joint_without_a_softmax_leaves_the_sample_undefined():
-    inputs, rest = random_joint()
-    bias = np.array([0.0, 0.0, np.inf, 0.0, 0.0])
-    assert np.isnan(joint_rnnt_loss_and_grad(*inputs[:3], bias, *rest)[0])
-    encoder_out = inputs[0].copy()
-    encoder_out[0, 1, 2] = np.inf  # times weights of both signs
-    costs, _ = joint_rnnt_loss_and_grad(
-        encoder_out, *inputs[1:], *rest, activation="relu", reduction="none"
-    )
+    """Although the lattice reads other symbols alone."""
+    (encoder_out, predictor_out, weight, bias), (targets, *lengths) = random_joint()
+    rest = np.where(targets == 2, 1, targets), *lengths
+    symbol = np.arange(5) == 2
+    infinite = np.where(symbol, np.inf, bias)
+    assert np.isnan(joint_rnnt_loss(encoder_out, predictor_out, weight, infinite, *rest))
+    encoder_out[0, 1, 3] = np.inf
+    weight[:, 3] = np.where(symbol, 1.0, -1.0)
+    options = {"activation": "relu", "reduction": "none"}
+    costs = joint_rnnt_loss(encoder_out, predictor_out, weight, bias, *rest, **options)
     np.testing.assert_array_equal(np.isnan(costs), [True, False, False])
