@@ -65,9 +65,12 @@ def reportable(costs: Any, dtype: np.dtype) -> Any:
     What follows from whether a cost is finite follows from this: its gradient, `zero_infinity`.
     The others are not rounded, since their mean is taken in float64.
     """
+    if costs.dtype == dtype:
+        return costs
+    xp = operations_for(costs).xp
     with np.errstate(over="ignore"):
         reported = costs.astype(dtype)
-    return operations_for(costs).xp.where(abs(reported) < np.inf, costs, reported)
+    return xp.where(xp.isfinite(reported), costs, reported)
 
 
 def reduced(costs: Any, reduction: str, dtype: np.dtype) -> Any:
