@@ -164,9 +164,8 @@ def _weights(cost_weights: ArrayLike | None, batch: int, reduction: str) -> Floa
 def _logit_frames(logits: NDArray[np.generic], fused_log_softmax: bool) -> Iterator[FloatArray]:
     """Frames (S, V) of log-probabilities of one sample's logits (T, S, V)."""
     for frame in logits:
-        values = np.where(frame < np.inf, frame, np.nan).astype(
-            np.float64
-        )  # inf / inf is no number
+        # A softmax of +inf would be inf / inf.
+        values = np.where(frame < np.inf, frame, np.nan).astype(np.float64)
         yield log_softmax(values, axis=-1) if fused_log_softmax else values
 
 
