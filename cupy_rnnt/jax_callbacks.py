@@ -144,7 +144,7 @@ class Loss:
             costs = forward_backward(source, call.batch, call.options, weights).costs
         if result is not None:
             if isinstance(source, LogitsSource):
-                loss.warn_if_normalised(source)
+                loss.warn_if_misnamed(source)
             result[...] = reduced(costs.reshape(*mapped, -1), self.reduction, source.dtype)
 
 
@@ -159,14 +159,14 @@ class LogitsLoss(Loss):
     batched = 1
 
     def checked(self, arguments: dict[str, Any]) -> loss.LogitsCall:
-        return loss.checked(**arguments)
+        return loss.checked(**arguments, fused_log_softmax=self.fused_log_softmax)
 
     def source(self, call: loss.LogitsCall, gradients: Any) -> LogitsSource:
         gradient = None
         if gradients is not None:
             (gradient,) = gradients
             gradient.fill(0)
-        return LogitsSource(call.batch, call.logits, self.fused_log_softmax, gradient)
+        return LogitsSource(call.batch, call.logits, call.fused_log_softmax, gradient)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class LogitsCall(NamedTuple):
     options: Options
     logits: Any
     reduction: str
+    fused_log_softmax: bool
 
 
 def checked(
@@ -30,22 +31,35 @@ def checked(
     target_lengths: Any,
     blank: Any,
     reduction: Any,
+    fused_log_softmax: Any,
     **options: Any,
 ) -> LogitsCall:
     """Validate the arguments of a loss; `options` are those of :meth:`Options.checked`."""
     reduction = checks.choice("reduction", reduction, REDUCTIONS)
+    fused_log_softmax = checks.boolean("fused_log_softmax", fused_log_softmax)
     logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"))
+    targets = checks.integer_array("targets", targets)
+    checks.batch_first("logits", logits, targets, positions=2)
     batch = Batch(targets, logit_lengths, target_lengths, logits.shape[:3], logits.shape[3], blank)
-    return LogitsCall(batch, Options.checked(logits.dtype, **options), logits, reduction)
+    checked_options = Options.checked(logits.dtype, **options)
+    return LogitsCall(batch, checked_options, logits, reduction, fused_log_softmax)
 
 
-def warn_if_normalised(source: LogitsSource) -> None:
-    if source.looks_normalised:
-        warnings.warn(
-            "the softmax of every row of logits sums to 1 before it is taken: these look like "
-            "log-probabilities, for which fused_log_softmax=False saves the work",
-            stacklevel=3,
-        )
+_LIKE_LOG_PROBS = (
+    "the softmax of every row of logits sums to 1 before it is taken: these look like "
+    "log-probabilities, for which fused_log_softmax=False saves the work"
+)
+_UNLIKE_LOG_PROBS = (
+    "the probabilities of blank and label add up to more than 1 in some cell: these are no "
+    "log-probabilities, as fused_log_softmax=False says; of logits, the costs are wrong without "
+    "fused_log_softmax=True"
+)
+
+
+def warn_if_misnamed(source: LogitsSource) -> None:
+    """Warn of logits that look like log-probabilities, and of log-probabilities that cannot be."""
+    if source.width > 1 and source.fused == source.looks_normalised:
+        warnings.warn(_LIKE_LOG_PROBS if source.fused else _UNLIKE_LOG_PROBS, stacklevel=3)
 
 
 def rnnt_loss(
@@ -110,7 +124,8 @@ def rnnt_loss(
     -------
     loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
         In nats; float32, or float64 for float64 logits. A sample whose labels have probability 0
-        costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
+        costs inf, and so does one whose cost that dtype cannot hold. One with a NaN in its valid
+        part, or a logit of +inf, costs NaN. Others are not touched by it.
     info : Info
         Only if `return_info` is true.
 
@@ -128,7 +143,8 @@ def rnnt_loss(
     Warns
     -----
     UserWarning
-        If every row of the logits is normalised already.
+        If every row of the logits is normalised already; or, with ``fused_log_softmax=False``, if
+        blank and label of a cell have probabilities that add up to more than 1, as logits would.
 
     References
     ----------
@@ -145,6 +161,7 @@ def rnnt_loss(
     >>> bool(np.isclose(loss, -np.log(2 / 27)))
     True
     """
+    return_info = checks.boolean("return_info", return_info)
     call = checked(
         logits,
         targets,
@@ -152,6 +169,7 @@ def rnnt_loss(
         target_lengths,
         blank,
         reduction,
+        fused_log_softmax,
         clamp=clamp,
         fastemit_lambda=fastemit_lambda,
         zero_infinity=zero_infinity,
@@ -160,9 +178,9 @@ def rnnt_loss(
         progress=progress,
     )
     with operations_for(call.logits).device_of(call.logits):
-        source = LogitsSource(call.batch, call.logits, fused_log_softmax)
+        source = LogitsSource(call.batch, call.logits, call.fused_log_softmax)
         result = forward(source, call.batch, call.options, keep=False)
-        warn_if_normalised(source)
+        warn_if_misnamed(source)
         loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
     return (loss, result.info(call.batch)) if return_info else loss
 
@@ -232,6 +250,7 @@ def rnnt_loss_and_grad(
     >>> np.round(grad[0, 0, 0] * 6, 12)  # both transitions are equally likely
     array([-1., -1.,  2.])
     """
+    return_info = checks.boolean("return_info", return_info)
     call = checked(
         logits,
         targets,
@@ -239,6 +258,7 @@ def rnnt_loss_and_grad(
         target_lengths,
         blank,
         reduction,
+        fused_log_softmax,
         clamp=clamp,
         fastemit_lambda=fastemit_lambda,
         zero_infinity=zero_infinity,
@@ -246,16 +266,17 @@ def rnnt_loss_and_grad(
         max_workspace_bytes=max_workspace_bytes,
         progress=progress,
     )
+    overwrite_logits = checks.boolean("overwrite_logits", overwrite_logits)
     ops = operations_for(call.logits)
     with ops.device_of(call.logits):
         if overwrite_logits:
             checks.writeable("logits", logits, call.logits)
         like_logits = call.logits.shape, call.logits.dtype
         grad = call.logits if overwrite_logits else ops.zeros(*like_logits)
-        source = LogitsSource(call.batch, call.logits, fused_log_softmax, grad)
+        source = LogitsSource(call.batch, call.logits, call.fused_log_softmax, grad)
         weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
         result = forward_backward(source, call.batch, call.options, weights)
-        warn_if_normalised(source)
+        warn_if_misnamed(source)
         loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
         results = loss, logits if overwrite_logits else exported(grad, logits)
     return (*results, result.info(call.batch)) if return_info else results

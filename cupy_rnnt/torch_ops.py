@@ -41,6 +41,7 @@ _ARGUMENTS = (
     "int blank, {}, float clamp, float fastemit_lambda, bool zero_infinity, float? tolerance, "
     "int? max_workspace_bytes"
 )
+_LIBRARY = torch.library.Library("cupy_rnnt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
 _NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
 
@@ -71,6 +72,8 @@ class Call(NamedTuple):
     options: engine.Options
     reduction: str
     source: Any
+    gradients: Tensors
+    """Where those of the inputs go, if they are wanted."""
 
 
 def _view(tensor: Tensor, of_host: Callable[[Tensor], Any]) -> Any:
@@ -114,22 +117,30 @@ def info(certificate: Tensor, numbers: Tensor) -> Info:
 # Calls
 
 
-def _logits_call(given: Arguments, gradient: bool, gradients: Tensors) -> Call:
-    call = loss.checked(array("logits", *given.inputs), *_lattice(given), **_options(given))
+def _logits_call(given: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
+    positional = [array("logits", *given.inputs), *_lattice(given), given.own]
+    call = loss.checked(*positional, **_options(given))
+    gradients = _gradients(given.inputs, dtype)
     grad = _own(*gradients) if gradients else None
-    source = LogitsSource(call.batch, call.logits, given.own, grad)
-    return Call(call.batch, call.options, call.reduction, source)
+    source = LogitsSource(call.batch, call.logits, call.fused_log_softmax, grad)
+    return Call(call.batch, call.options, call.reduction, source, gradients)
 
 
-def _joint_call(given: Arguments, gradient: bool, gradients: Tensors) -> Call:
+def _joint_call(given: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
     names = JointGradients._fields
     arrays = [array(name, x) for name, x in zip(names, given.inputs, strict=False)]
     no_bias = [None] * (len(names) - len(arrays))
     positional = [*arrays, *no_bias, *_lattice(given), given.own]
     call = joint.checked(*positional, **_options(given))
-    sums = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
-    source = JointSource(call.batch, call.arguments, call.activation, gradient, sums)
-    return Call(call.batch, call.options, call.reduction, source)
+    gradients = _gradients(given.inputs, dtype)
+    out = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
+    source = JointSource(call.batch, call.arguments, call.activation, gradient, out)
+    return Call(call.batch, call.options, call.reduction, source, gradients)
+
+
+def _gradients(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
+    """New ones of a dtype, or none; made when the arguments have been checked."""
+    return [] if dtype is None else [_zeros(x, dtype) for x in inputs]
 
 
 def _lattice(given: Arguments) -> list[Any]:
@@ -149,7 +160,7 @@ def _options(given: Arguments) -> dict[str, Any]:
 def _results(call: Call, result: engine.Result, device: torch.device, others: Tensors) -> Results:
     found = result.info(call.batch)
     value = reduced(result.costs, call.reduction, call.source.dtype)
-    numbers = torch.tensor([getattr(found, name) for name in _NUMBERS])
+    numbers = torch.tensor([getattr(found, name) for name in _NUMBERS], device="cpu")
     return _tensor(value, device), others, _tensor(found.certificate, device), numbers
 
 
@@ -214,7 +225,7 @@ def _fake_results(given: Arguments, others: Tensors) -> Results:
 class _TwoPhases:
     """Forward and backward pass of one loss."""
 
-    def __init__(self, name: str, own: str, call: Callable[[Arguments, bool, Tensors], Call]):
+    def __init__(self, name: str, own: str, call: Callable[..., Call]):
         self._call = call
         arguments = _ARGUMENTS.format(own)
         self.forward = _operator(
@@ -235,10 +246,10 @@ class _TwoPhases:
         given = Arguments(*shared)
         first = given.inputs[0]
         with _on_device_of(first):
-            call = self._call(given, keep, [])
+            call = self._call(given, keep, None)
             result = engine.forward(call.source, call.batch, call.options, keep)
             if isinstance(call.source, LogitsSource):
-                loss.warn_if_normalised(call.source)
+                loss.warn_if_misnamed(call.source)
             kept = _taken(result.kept, given.inputs) if keep else []
             return _results(call, result, first.device, kept)
 
@@ -272,8 +283,7 @@ class _TwoPhases:
         *shared, kept, upstream = arguments
         given = Arguments(*shared)
         with _on_device_of(given.inputs[0]):
-            gradients = [_zeros(x, x.dtype) for x in given.inputs]
-            call = self._call(given, True, gradients)
+            call = self._call(given, True, given.inputs[0].dtype)
             size = call.batch.size
             weights = (upstream.double() / (size if call.reduction == "mean" else 1)).expand(size)
             cells = Kept(*(array("kept", field) for field in kept))
@@ -284,7 +294,7 @@ class _TwoPhases:
                 cells,
                 array("upstream", weights.contiguous()),
             )
-            return gradients
+            return call.gradients
 
     def _fake_backward(self, *arguments: Any) -> Tensors:
         return [x.new_empty(x.shape) for x in arguments[0]]
@@ -294,11 +304,10 @@ def _joint_forward_backward(*arguments: Any) -> Results:
     given = Arguments(*arguments)
     first = given.inputs[0]
     with _on_device_of(first):
-        gradients = [_zeros(x, _compute_dtype(given.inputs)) for x in given.inputs]
-        call = _joint_call(given, True, gradients)
+        call = _joint_call(given, True, _compute_dtype(given.inputs))
         weights = weights_of(call.reduction, None, call.batch.size, call.source.dtype)
         result = engine.forward_backward(call.source, call.batch, call.options, weights)
-        return _results(call, result, first.device, gradients)
+        return _results(call, result, first.device, call.gradients)
 
 
 def _fake_joint_forward_backward(*arguments: Any) -> Results:
@@ -351,6 +360,8 @@ def _operator(
     )
     new.register_fake(fake)
     new.register_vmap(_refuse_map)
+    # For torch.autograd.grad(is_grads_batched=True), which maps in a way of its own.
+    _LIBRARY.impl(name, _refuse_map, "Batched")  # type: ignore[no-untyped-call]
     return new
 
 
