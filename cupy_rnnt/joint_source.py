@@ -240,9 +240,9 @@ class JointSource:
         self.ops.scatter(self._total(self._d_predictor), self._columns, gradients.predictor_out)
 
     def end_gradient(self) -> None:
-        self.gradients.weight[...] = self._total(self._d_weight)
+        self.ops.assign(self._total(self._d_weight), self.gradients.weight)
         if self.gradients.bias is not None:
-            self.gradients.bias[...] = self._total(self._d_bias)
+            self.ops.assign(self._total(self._d_bias), self.gradients.bias)
 
     def _total(self, parts: Any) -> Any:
         """The sum over the workers, in the place of the first one's part."""

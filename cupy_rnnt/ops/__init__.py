@@ -174,6 +174,9 @@ class Operations(Protocol):
     def scatter(self, tile: Any, index: tuple[Any, ...], out: Any) -> None:
         """``out[index] = tile``, cast to the dtype of `out`."""
 
+    def assign(self, values: Any, out: Any) -> None:
+        """``out[...] = values``, cast to the dtype of `out`."""
+
     def hidden(
         self,
         encoder: Any,

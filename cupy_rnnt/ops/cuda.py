@@ -39,6 +39,7 @@ __all__ = [
     "add_rows",
     "add_weight_grad",
     "asarray",
+    "assign",
     "block_rows",
     "bounded_lattice",
     "bounds",
@@ -107,6 +108,10 @@ def device_of(array: Any) -> Any:
 
 def asarray(array: np.ndarray) -> Any:
     return cupy().asarray(array)
+
+
+def assign(values: Any, out: Any) -> None:
+    out[...] = values
 
 
 def host(*arrays: Any) -> list[np.ndarray]:
