@@ -120,7 +120,7 @@ def backward(source: Source, batch: Batch, options: Options, kept: Kept, weights
     chosen = make_plan(source, batch, options, gradient=True, store=False)
     behind = ops.asarray(batch.offsets[[group.stop for group in chosen.groups]])
     ends = ops.host(ops.xp.searchsorted(kept.packed, behind))[0].tolist()
-    source.begin_gradient(chosen.workers, _largest(weights, options))
+    weights = source.begin_gradient(chosen.workers, weights, _largest(weights, options))
     with _running(source, batch, options, chosen, 1) as passes:
         for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
             passes.second(group, kept.part(start, end), weights)
@@ -132,7 +132,8 @@ def forward_backward(source: Source, batch: Batch, options: Options, weights: np
     chosen = make_plan(source, batch, options, gradient=True, store=True)
     on_device = source.ops.asarray(weights)
     result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
-    source.begin_gradient(chosen.workers, _largest(on_device, options))
+    largest = _largest(on_device, options)
+    on_device = source.begin_gradient(chosen.workers, on_device, largest)
     with _running(source, batch, options, chosen, 2) as passes:
         for part in passes.parts():
             kept = result.add(part.group, passes.first(part, keep=True), options.zero_infinity)

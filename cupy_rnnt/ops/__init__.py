@@ -123,6 +123,8 @@ class Operations(Protocol):
     xp: Any
     """NumPy, or what has its functions for arrays on the device."""
     sizes: Sizes
+    slow_denormals: bool
+    """Whether arithmetic is slower on numbers next to 0 than on others."""
 
     def device_of(self, array: Any) -> AbstractContextManager[Any]:
         """Makes the device of an array the current one."""

@@ -67,6 +67,7 @@ __all__ = [
     "scatter",
     "scratch_rows",
     "sizes",
+    "slow_denormals",
     "threads",
     "workers",
     "xp",
@@ -89,6 +90,7 @@ sizes = Sizes(
     cuts_groups=False,
 )
 
+slow_denormals = False
 lattice = Lattice
 bounded_lattice = BoundedLattice
 
