@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ..batch import Cells
-from . import Shape, Sizes
+from . import Shape, Sizes, float16
 from .activations import ACTIVATIONS
 from .bounded import BoundedLattice
 from .bounds import bounds, label_softmax, largest_row_sum, magnitudes, means, row_dots
@@ -23,6 +24,7 @@ __all__ = [
     "add_rows",
     "add_weight_grad",
     "asarray",
+    "assign",
     "block_rows",
     "bounded_lattice",
     "bounds",
@@ -50,6 +52,7 @@ __all__ = [
     "scatter",
     "scratch_rows",
     "sizes",
+    "slow_denormals",
     "threads",
     "workers",
     "xp",
@@ -59,6 +62,7 @@ __all__ = [
 xp: Any = np
 empty = np.empty
 repeat = np.repeat
+slow_denormals = True
 lattice = Lattice
 bounded_lattice = BoundedLattice
 
@@ -85,7 +89,7 @@ sizes = Sizes(
 _BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
 
 # Softmax values below exp(-45) = 3e-20 are flushed to 0. The occupancy that multiplies the others
-# is at least some 1e-13 in a kept cell, so that no product comes near the denormals below 1e-38.
+# is 0 or at least 1e-14 (eps**2), so that no product comes near the denormals below 1e-38.
 _EXPONENT_FLOOR = {"float32": -45.0, "float64": -300.0}
 
 
@@ -125,12 +129,34 @@ def gather(source: np.ndarray, index: tuple[np.ndarray, ...], out: np.ndarray) -
         rows = np.ravel_multi_index(index, extents)
         flat = source.reshape(-1, source.shape[-1])
         np.take(flat, rows, axis=0, out=out, mode="clip")  # "raise" would buffer `out`
+    elif source.dtype == np.float16:
+        float16.widen(source[index], out)
     else:
         out[...] = source[index]
 
 
 def scatter(tile: np.ndarray, index: tuple[np.ndarray, ...], out: np.ndarray) -> None:
-    out[index] = tile
+    for rows, values in _cast(tile, out.dtype):
+        out[tuple(entries[rows] for entries in index)] = values
+
+
+def assign(values: np.ndarray, out: np.ndarray) -> None:
+    for rows, cast in _cast(values, out.dtype):
+        out[rows] = cast
+
+
+def _cast(values: np.ndarray, dtype: np.dtype) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some rows after the other, as far as they need a cast that NumPy makes slowly."""
+    if dtype != np.float16:
+        yield slice(None), values
+        return
+    count = len(values)
+    block = block_rows(count, values.size // count)
+    halves = np.empty((block, *values.shape[1:]), np.float16)
+    for start in range(0, count, block):
+        rows = values[start : start + block]
+        float16.narrow(rows, halves[: len(rows)])
+        yield slice(start, start + block), halves[: len(rows)]
 
 
 def hidden(

@@ -39,6 +39,7 @@ __all__ = [
     "add_rows",
     "add_weight_grad",
     "asarray",
+    "assign",
     "block_rows",
     "bounded_lattice",
     "bounds",
@@ -66,6 +67,7 @@ __all__ = [
     "scatter",
     "scratch_rows",
     "sizes",
+    "slow_denormals",
     "threads",
     "workers",
     "xp",
@@ -88,6 +90,7 @@ sizes = Sizes(
     cuts_groups=False,
 )
 
+slow_denormals = False
 lattice = Lattice
 bounded_lattice = BoundedLattice
 
@@ -107,6 +110,10 @@ def device_of(array: Any) -> Any:
 
 def asarray(array: np.ndarray) -> Any:
     return cupy().asarray(array)
+
+
+def assign(values: Any, out: Any) -> None:
+    out[...] = values
 
 
 def host(*arrays: Any) -> list[np.ndarray]:
