@@ -82,7 +82,6 @@ def test_compiled_models_do_the_same(kind, reduction):
 
 
 @every_kind
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own
 def test_compiled_to_machine_code(kind):
     batch = made(kind)
     model = Model(kind, batch)
@@ -167,7 +166,6 @@ def test_there_is_no_map(kind):
 
 
 @every_kind
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own
 def test_there_is_no_forward_mode(kind):
     batch = made(kind)
     name = "encoder_out" if kind == "joint" else "logits"
