@@ -157,9 +157,11 @@ def blank(value: Any, vocabulary: int) -> int:
 
 def integer(name: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        if not isinstance(value, np.bool_):  # an index in older NumPy, which warns
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}, but an integer is needed") from None
+        pass
+    raise TypeError(f"{name} is {value!r}, but an integer is needed")
 
 
 def workspace(value: Any, default: int) -> int:
