@@ -38,6 +38,7 @@ every_arch = pytest.mark.parametrize("arch", MULTIPROCESSORS, ids="sm_{}".format
 
 @every_arch
 @every_source
+@pytest.mark.slow
 def test_it_compiles_and_spills_nothing(source, arch):
     """Where ptxas spills to fit one more block, __launch_bounds__ can say how many are enough."""
     functions, warnings = compiled(source, arch)
