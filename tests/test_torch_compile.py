@@ -37,6 +37,7 @@ def arguments(kind, batch, reduction, *, leaves=None):
 @every_kind
 @every_reduction
 @every_dtype
+@pytest.mark.slow
 def test_operators_keep_what_they_promise(kind, reduction, dtype):
     """Their schemas, fakes and derivatives agree with what they do; traced, they do the same."""
     batch = made(kind, dtype=dtype, frames=4, labels=3)
@@ -82,7 +83,7 @@ def test_compiled_models_do_the_same(kind, reduction):
 
 
 @every_kind
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own
+@pytest.mark.slow
 def test_compiled_to_machine_code(kind):
     batch = made(kind)
     model = Model(kind, batch)
@@ -208,7 +209,6 @@ def test_there_is_no_map(kind):
 
 
 @every_kind
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own
 def test_there_is_no_forward_mode(kind):
     batch = made(kind)
     name = "encoder_out" if kind == "joint" else "logits"
