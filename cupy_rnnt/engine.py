@@ -157,7 +157,6 @@ def _running(
     source: Source, batch: Batch, options: Options, plan: Plan, count: int
 ) -> Iterator[Passes]:
     """Passes over the batch, `count` of them in all."""
-    with source.ops.workers(plan.workers) as workers:
-        yield Passes(source, batch, options, plan, workers, count)
+    yield Passes(source, batch, options, plan, source.ops.workers(plan.workers), count)
     if options.progress is not None:
         options.progress(batch.cell_count, batch.cell_count)
