@@ -20,7 +20,7 @@ ROW_BYTES = 512
 _CELL_BYTES = 3 * 8 + 2 * 8 + 5 * 8  # lse and list; choosing kept cells; a kept cell, its row
 _SELECTION_BYTES = 2 * 8 + 8  # of a cell: its bounds, masks
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
-_BOOKKEEPING_BYTES = 2**20  # thread pool, closures, chunks of occupancies
+_BOOKKEEPING_BYTES = 2**20  # threads, closures, chunks of occupancies
 
 
 class Needs(Protocol):
