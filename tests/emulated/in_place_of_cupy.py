@@ -1,8 +1,11 @@
-"""Imported first in a process, this puts the emulated CuPy in the place of CuPy."""
+"""The emulated CuPy in the place of CuPy, for programs that are no tests."""
 
 import sys
 
 from tests import emulated
 
-emulated.kernels.options.races = False  # others look for these
-sys.modules["cupy"] = emulated
+
+def start() -> None:
+    """To be called before anything imports CuPy."""
+    emulated.kernels.options.races = False  # others look for these
+    sys.modules["cupy"] = emulated
