@@ -1,11 +1,14 @@
-"""The emulated CuPy in the place of CuPy, for programs that are no tests."""
+"""The emulated CuPy in the place of CuPy: a plugin of pytest, or called by programs that are no
+tests, before anything imports CuPy."""
 
 import sys
+
+import pytest
 
 from tests import emulated
 
 
-def start() -> None:
-    """To be called before anything imports CuPy."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
     emulated.kernels.options.races = False  # others look for these
     sys.modules["cupy"] = emulated
