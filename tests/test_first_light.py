@@ -47,7 +47,12 @@ def emulated(tmp_path):
 
     def run(*steps: str) -> dict[str, dict]:
         command = [sys.executable, "benchmarks/first_light.py", "--small", "--out", str(tmp_path)]
-        command += ["--import", "tests.emulated.in_place_of_cupy:pytest_configure", "--steps", *steps]
+        command += [
+            "--import",
+            "tests.emulated.in_place_of_cupy:pytest_configure",
+            "--steps",
+            *steps,
+        ]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         content = json.loads((tmp_path / "first_light.json").read_text())
