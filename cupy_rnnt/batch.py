@@ -22,6 +22,19 @@ class Cells(NamedTuple):
     has_label: Any
 
 
+INTEGERS = "targets", "logit_lengths", "target_lengths"
+"""The arguments of integers of every loss, in their order."""
+
+
+class JointInputs(NamedTuple):
+    """What goes into a joint network and its output layer; `bias` may be None."""
+
+    encoder_out: Any
+    predictor_out: Any
+    weight: Any
+    bias: Any
+
+
 class Batch:
     """Lengths, labels and cell offsets of a batch, valid by construction, on the host.
 

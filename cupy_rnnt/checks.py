@@ -162,8 +162,10 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} is {value!r}, but an integer is needed") from None
 
 
-def workspace(value: Any, default: int) -> int:
-    return default if value is None else integer("max_workspace_bytes", value)
+def boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}, but True or False is needed")
+    return bool(value)
 
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
@@ -201,7 +203,7 @@ def writeable(name: str, value: Any, array: Any) -> None:
 
 
 def callback(name: str, value: Any) -> Any:
-    if value is not None and not callable(value):
+    if not callable(value):
         raise TypeError(f"{name} is {value!r}, but a callable or None is needed")
     return value
 

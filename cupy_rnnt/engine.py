@@ -14,60 +14,28 @@ a sample, so that nothing is padded, and in that both passes leave out cells wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from . import checks, defaults
 from .batch import Batch
+from .dlpack import exported
+from .options import Options
 from .passes import FirstPass, Kept, Passes, Source
-from .results import Info
+from .results import Info, reduced
 from .schedule import Group, Plan, plan
-
-Progress = Callable[[int, int], object]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a call that the engine needs; the public functions document them."""
-
-    clamp: float
-    fastemit_lambda: float
-    zero_infinity: bool
-    tolerance: float
-    max_workspace_bytes: int
-    progress: Progress | None
-
-    @staticmethod
-    def checked(
-        dtype: np.dtype,
-        clamp: Any,
-        fastemit_lambda: Any,
-        zero_infinity: Any,
-        tolerance: Any,
-        max_workspace_bytes: Any,
-        progress: Progress | None,
-    ) -> Options:
-        """Validated, with the defaults for `dtype` where None was given."""
-        if tolerance is None:
-            tolerance = defaults.tolerance(dtype)
-        return Options(
-            clamp=checks.number("clamp", clamp),
-            fastemit_lambda=checks.number("fastemit_lambda", fastemit_lambda, 0.0, 1e6),
-            zero_infinity=bool(zero_infinity),
-            tolerance=checks.number("tolerance", tolerance, 0.0, 1.0),
-            max_workspace_bytes=checks.workspace(max_workspace_bytes, defaults.MAX_WORKSPACE_BYTES),
-            progress=checks.callback("progress", progress),
-        )
 
 
 @dataclass
 class Result:
     """Costs, and what a later backward pass needs."""
 
+    batch: Batch
+    options: Options
+    dtype: np.dtype  # of the arithmetic and of the loss
     plan: Plan
     costs: Any  # float64, (B,)
     certificate: Any  # float64, (B,)
@@ -76,12 +44,17 @@ class Result:
     kept_count: int = 0
     rounds: int = 1
 
-    def add(self, group: Group, first: FirstPass, zero_infinity: bool) -> Kept | None:
+    @staticmethod
+    def of(source: Source, batch: Batch, options: Options, plan: Plan) -> Result:
+        arrays = source.ops.xp.empty((2, batch.size))
+        return Result(batch, options, source.dtype, plan, *arrays)
+
+    def add(self, group: Group, first: FirstPass) -> Kept | None:
         """Take over what the first pass over a group has found; returns its kept cells."""
         samples = slice(group.start, group.stop)
         costs = self.costs[samples]
         costs[...] = first.costs
-        if zero_infinity:
+        if self.options.zero_infinity:
             costs[~(abs(costs) < np.inf)] = 0.0
         self.certificate[samples] = first.certificate
         self.computed_count += first.computed
@@ -90,9 +63,12 @@ class Result:
             self.kept_count += len(first.kept.packed)
         return first.kept
 
-    def info(self, batch: Batch) -> Info:
+    def loss(self) -> Any:
+        return reduced(self.costs, self.options.reduction, self.dtype)
+
+    def info(self) -> Info:
         return Info(
-            cells=batch.cell_count,
+            cells=self.batch.cell_count,
             computed=self.computed_count,
             kept=self.kept_count,
             certificate=self.certificate,
@@ -104,10 +80,10 @@ class Result:
 def forward(source: Source, batch: Batch, options: Options, keep: bool) -> Result:
     """Costs alone, or (`keep`) also the kept cells, which :func:`backward` takes all together."""
     chosen = make_plan(source, batch, options, gradient=keep, store=False)
-    result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
+    result = Result.of(source, batch, options, chosen)
     with _running(source, batch, options, chosen, 1) as passes:
         for part in passes.parts():
-            kept = result.add(part.group, passes.first(part, keep), options.zero_infinity)
+            kept = result.add(part.group, passes.first(part, keep))
             if kept is not None:
                 result.kept.append(kept)
     return result
@@ -131,15 +107,31 @@ def forward_backward(source: Source, batch: Batch, options: Options, weights: np
     """Both passes, part by part; logits of pass 1 serve pass 2 as far as the workspace goes."""
     chosen = make_plan(source, batch, options, gradient=True, store=True)
     on_device = source.ops.asarray(weights)
-    result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
+    result = Result.of(source, batch, options, chosen)
     source.begin_gradient(chosen.workers, _largest(on_device, options))
     with _running(source, batch, options, chosen, 2) as passes:
         for part in passes.parts():
-            kept = result.add(part.group, passes.first(part, keep=True), options.zero_infinity)
+            kept = result.add(part.group, passes.first(part, keep=True))
             assert kept is not None
             passes.second(part.group, kept, on_device)
     source.end_gradient()
     return result
+
+
+def run(
+    source: Source, batch: Batch, options: Options, weights: np.ndarray | None = None
+) -> Result:
+    """Costs, and given weights of them also the gradient."""
+    if weights is None:
+        return forward(source, batch, options, keep=False)
+    return forward_backward(source, batch, options, weights)
+
+
+def returned(result: Result, like: Any, *gradients: Any) -> Any:
+    """What a public function returns: arrays of the kind of its argument `like`."""
+    info = [result.info()] if result.options.return_info else []
+    values = exported(result.loss(), like), *gradients, *info
+    return values if len(values) > 1 else values[0]
 
 
 def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import defaults
-from .batch import Batch, Cells, Coordinates
+from .batch import Batch, Cells, Coordinates, JointInputs
 from .ops import Shape, operations_for
 from .passes import Kept
 from .results import JointGradients
@@ -57,16 +57,16 @@ class JointSource:
     def __init__(
         self,
         batch: Batch,
-        arguments: JointGradients,
+        inputs: JointInputs,
         activation: str,
         gradient: bool,
         out: JointGradients | None = None,
     ) -> None:
-        self.ops = operations_for(arguments.encoder_out)
-        self.dtype: np.dtype = defaults.compute_dtype(arguments.encoder_out.dtype)
+        self.ops = operations_for(inputs.encoder_out)
+        self.dtype: np.dtype = defaults.compute_dtype(inputs.encoder_out.dtype)
         self.width: int
         self.hidden_size: int
-        self.width, self.hidden_size = arguments.weight.shape
+        self.width, self.hidden_size = inputs.weight.shape
         worth_storing = self.hidden_size >= _STORING_HIDDEN_SIZE
         elements = self.width * self.hidden_size
         self.selects = elements >= _SELECTING_ELEMENTS
@@ -75,9 +75,9 @@ class JointSource:
         )
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self.coordinates = Coordinates(batch, self.ops)
-        self._batch, self._arguments = batch, arguments
+        self._batch, self._inputs = batch, inputs
         self._activation, self._gradient, self._out = activation, gradient, out
-        weight, bias = arguments.weight, arguments.bias
+        weight, bias = inputs.weight, inputs.bias
         dense = weight.flags.c_contiguous or weight.flags.f_contiguous
         self._copied = not dense or weight.dtype != self.dtype
         if self._copied:
@@ -85,11 +85,11 @@ class JointSource:
         self._weight = weight
         # Half types are multiplied as such: the weights are exact in them, and a hidden vector is
         # the sum of two, so that logits are as of float32.
-        factor = self.ops.factor_dtype(arguments.encoder_out.dtype)
+        factor = self.ops.factor_dtype(inputs.encoder_out.dtype)
         self._factor_dtype: np.dtype | None = factor
         self._factor = self._weight
         if factor is not None:
-            self._factor = self.ops.xp.concatenate((arguments.weight, arguments.weight), axis=1)
+            self._factor = self.ops.xp.concatenate((inputs.weight, inputs.weight), axis=1)
         self._bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
         self._scale: Any | None = None
         self._magnitudes: Magnitudes | None = None
@@ -136,7 +136,7 @@ class JointSource:
         return references + workers * _FRAME_CELL_BYTES * columns
 
     def tangents(self, samples: np.ndarray) -> Tangents:
-        inputs = self._arguments._replace(weight=self._weight, bias=self._bias)
+        inputs = self._inputs._replace(weight=self._weight, bias=self._bias)
         if self._magnitudes is None:
             self._magnitudes = Magnitudes.of(self.ops, self._batch, inputs)
         return Tangents(self.ops, self._batch, samples, inputs, self._activation, self._magnitudes)
@@ -153,7 +153,7 @@ class JointSource:
         )
 
     def _hidden(self, cells: Cells, scratch: _JointScratch) -> None:
-        encoder_out, predictor_out = self._arguments[:2]
+        encoder_out, predictor_out = self._inputs[:2]
         self.ops.hidden(
             encoder_out, predictor_out, cells, self._activation, scratch.pre, scratch.factors
         )
@@ -167,7 +167,7 @@ class JointSource:
             self._scale = xp.exp2(_LARGEST_EXPONENT - xp.ceil(xp.log2(usable))).astype(self.dtype)
         self._workers = workers
         self.gradients = self._out or JointGradients(
-            *(None if a is None else zeros(a.shape, a.dtype) for a in self._arguments)
+            *(None if a is None else zeros(a.shape, a.dtype) for a in self._inputs)
         )
         for gradient in self._out or ():
             if gradient is not None:

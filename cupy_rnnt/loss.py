@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import checks
+from . import checks, defaults
 from .batch import Batch
 from .dlpack import exported
-from .engine import Options, Progress, forward, forward_backward
+from .engine import returned, run
 from .logits_source import LogitsSource
 from .ops import operations_for
-from .results import REDUCTIONS, reduced, weights_of
+from .options import Options, ReportingKeywords, spells_out
+from .results import weights_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LogitsCall(NamedTuple):
@@ -20,23 +24,20 @@ class LogitsCall(NamedTuple):
     batch: Batch
     options: Options
     logits: Any
-    reduction: str
+
+    def source(self, grad: Any | None = None) -> LogitsSource:
+        return LogitsSource(self.batch, self.logits, self.options.fused_log_softmax, grad)
 
 
 def checked(
-    logits: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
-    blank: Any,
-    reduction: Any,
-    **options: Any,
+    logits: Any, targets: Any, logit_lengths: Any, target_lengths: Any, **options: Any
 ) -> LogitsCall:
-    """Validate the arguments of a loss; `options` are those of :meth:`Options.checked`."""
-    reduction = checks.choice("reduction", reduction, REDUCTIONS)
+    """Validate the arguments of a loss; `options` are those of :class:`Options`."""
     logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"))
-    batch = Batch(targets, logit_lengths, target_lengths, logits.shape[:3], logits.shape[3], blank)
-    return LogitsCall(batch, Options.checked(logits.dtype, **options), logits, reduction)
+    values = Options.checked(logits.dtype, **options)
+    *lattice, width = logits.shape
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, width, values.blank)
+    return LogitsCall(batch, values, logits)
 
 
 def warn_if_normalised(source: LogitsSource) -> None:
@@ -44,10 +45,11 @@ def warn_if_normalised(source: LogitsSource) -> None:
         warnings.warn(
             "the softmax of every row of logits sums to 1 before it is taken: these look like "
             "log-probabilities, for which fused_log_softmax=False saves the work",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
+@spells_out(ReportingKeywords)
 def rnnt_loss(
     logits: Any,
     targets: Any,
@@ -57,13 +59,7 @@ def rnnt_loss(
     clamp: float = -1.0,
     reduction: str = "mean",
     fused_log_softmax: bool = True,
-    *,
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
-    progress: Progress | None = None,
-    return_info: bool = False,
+    **options: Unpack[ReportingKeywords],
 ) -> Any:
     """RNN-transducer loss of given logits.
 
@@ -150,23 +146,20 @@ def rnnt_loss(
         targets,
         logit_lengths,
         target_lengths,
-        blank,
-        reduction,
+        blank=blank,
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
-        progress=progress,
+        reduction=reduction,
+        fused_log_softmax=fused_log_softmax,
+        **options,
     )
     with operations_for(call.logits).device_of(call.logits):
-        source = LogitsSource(call.batch, call.logits, fused_log_softmax)
-        result = forward(source, call.batch, call.options, keep=False)
+        source = call.source()
+        result = run(source, call.batch, call.options)
         warn_if_normalised(source)
-        loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
-    return (loss, result.info(call.batch)) if return_info else loss
+        return returned(result, logits)
 
 
+@spells_out(ReportingKeywords)
 def rnnt_loss_and_grad(
     logits: Any,
     targets: Any,
@@ -179,12 +172,7 @@ def rnnt_loss_and_grad(
     *,
     overwrite_logits: bool = False,
     cost_weights: Any = None,
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
-    progress: Progress | None = None,
-    return_info: bool = False,
+    **options: Unpack[ReportingKeywords],
 ) -> Any:
     """Loss of given logits, and its gradient with respect to them.
 
@@ -237,25 +225,22 @@ def rnnt_loss_and_grad(
         targets,
         logit_lengths,
         target_lengths,
-        blank,
-        reduction,
+        blank=blank,
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
-        progress=progress,
+        reduction=reduction,
+        fused_log_softmax=fused_log_softmax,
+        **options,
     )
+    overwrite_logits = checks.boolean("overwrite_logits", overwrite_logits)
     ops = operations_for(call.logits)
     with ops.device_of(call.logits):
         if overwrite_logits:
             checks.writeable("logits", logits, call.logits)
+        dtype = defaults.compute_dtype(call.logits.dtype)
+        weights = weights_of(call.options.reduction, cost_weights, call.batch.size, dtype)
         like_logits = call.logits.shape, call.logits.dtype
         grad = call.logits if overwrite_logits else ops.zeros(*like_logits)
-        source = LogitsSource(call.batch, call.logits, fused_log_softmax, grad)
-        weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
-        result = forward_backward(source, call.batch, call.options, weights)
+        source = call.source(grad)
+        result = run(source, call.batch, call.options, weights)
         warn_if_normalised(source)
-        loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
-        results = loss, logits if overwrite_logits else exported(grad, logits)
-    return (*results, result.info(call.batch)) if return_info else results
+        return returned(result, logits, logits if overwrite_logits else exported(grad, logits))

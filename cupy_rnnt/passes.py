@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .batch import Batch, Cells, Coordinates
 from .ops import BoundedLattice, Lattice, Operations, Tile, Workers
+from .options import Options
 from .schedule import Group, Needs, Plan, Tiles
 from .selection import counts_of, next_cells, worth_selecting
 from .tangents import Tangents
-
-if TYPE_CHECKING:
-    from .engine import Options
 
 # Where bounds may cost more than they save, one sample is tried if the batch is _PILOTS times as
 # large; the others follow if no more than _GAINING of its cells are left.

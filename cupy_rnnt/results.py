@@ -9,8 +9,6 @@ import numpy as np
 
 from . import checks
 
-REDUCTIONS = ("none", "mean", "sum")
-
 
 class JointGradients(NamedTuple):
     """Gradients of the reduced loss with respect to the inputs of the joint network.

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .batch import Batch
+from .batch import Batch, JointInputs
 from .ops import Operations, Runs
-from .results import JointGradients
 
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
 _MASKED = 200.0  # nats below the others, an entry has no share in a softmax in any precision
@@ -56,7 +55,7 @@ class Magnitudes(NamedTuple):
     bias: np.ndarray | None = None
 
     @staticmethod
-    def of(ops: Operations, batch: Batch, inputs: JointGradients) -> Magnitudes:
+    def of(ops: Operations, batch: Batch, inputs: JointInputs) -> Magnitudes:
         with np.errstate(all="ignore"):
             return Magnitudes(
                 *ops.host(
@@ -76,7 +75,7 @@ class Tangents:
     ops : Operations
     batch : Batch
     samples : numpy.ndarray, shape (n,), int64
-    inputs : JointGradients
+    inputs : JointInputs
         Encoder and predictor outputs; weights and bias in the compute dtype.
     activation : str
     magnitudes : Magnitudes
@@ -88,7 +87,7 @@ class Tangents:
         ops: Operations,
         batch: Batch,
         samples: np.ndarray,
-        inputs: JointGradients,
+        inputs: JointInputs,
         activation: str,
         magnitudes: Magnitudes,
     ) -> None:

@@ -197,16 +197,9 @@ class Bounds(NamedTuple):
     slack: float
 
 
-def checked_call(case: JointCase, activation="tanh", **options) -> joint.JointCall:
-    named = {
-        "clamp": -1.0,
-        "fastemit_lambda": 0.0,
-        "zero_infinity": False,
-        "tolerance": None,
-        "max_workspace_bytes": None,
-        "progress": None,
-    }
-    return joint.checked(*to_device(case), "none", activation, **{**named, **options})
+def checked_call(case: JointCase, **options) -> joint.JointCall:
+    *arrays, blank = to_device(case)
+    return joint.checked(*arrays, blank=blank, reduction="none", **options)
 
 
 def least_selecting_budget(case: JointCase, gradient: bool) -> int:
@@ -232,7 +225,7 @@ def least_selecting_budget(case: JointCase, gradient: bool) -> int:
 
 def bounds_of(case: JointCase, activation="tanh", rows=7) -> list[Bounds]:
     """What :class:`cupy_rnnt.tangents.Tangents` says of each sample, by tiles of some rows."""
-    call = checked_call(case, activation)
+    call = checked_call(case, activation=activation)
     source = call.source(gradient=False)
     tangents, scratch = source.tangents(np.arange(call.batch.size)), source.scratch(rows)
     bounds = to_device(np.full((2, call.batch.cell_count), np.nan))

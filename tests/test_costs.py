@@ -37,14 +37,12 @@ def launched(gpu, tolerance):
         lengths=(FRAMES, POSITIONS - 1),
     )
     inputs = [gpu.asarray(array) for array in case[:4]]
-    names = "clamp", "fastemit_lambda", "zero_infinity", "max_workspace_bytes", "progress"
-    options = dict(zip(names, (-1.0, 0.0, False, None, None), strict=True))
-    call = joint.checked(*inputs, *case[4:], "mean", "tanh", tolerance=tolerance, **options)
+    call = joint.checked(*inputs, *case[4:7], blank=case.blank, tolerance=tolerance)
     source = call.source(gradient=True)
     result = engine.forward(source, call.batch, call.options, keep=True)
     kept = Kept(*map(gpu.xp.concatenate, zip(*result.kept, strict=True)))
     engine.backward(source, call.batch, call.options, kept, np.ones(2))
-    info = result.info(call.batch)
+    info = result.info()
     assert info.rounds == 1
     touched = Counter()
     for each in gpu.xp.kernels.launches:

@@ -164,7 +164,7 @@ def test_fused_forward_alone_and_two_phases_agree(device, astray, hidden):
         )
     kept = passes.Kept(*map(operations().xp.concatenate, zip(*result.kept, strict=True)))
     engine.backward(source, call.batch, call.options, kept, weights)
-    info_two = to_host(result.info(call.batch))
+    info_two = to_host(result.info())
     assert info.computed < info.cells
     assert info.rounds == 1 + astray
     for other, its_info, cells in (
