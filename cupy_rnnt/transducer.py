@@ -1,0 +1,314 @@
+"""What a transducer is, as values: scores, arcs and heads. No arrays and no device.
+
+A row of logits gives a cell ``(t, u)`` a few *scores*, log-probabilities of a blank, of the next
+label, of a duration. An *arc* leads from the cell to another one and adds some scores up. A *head*
+is a softmax over a part of the row. The plain transducer of Graves has two scores, two arcs and one
+head; whoever adds another one writes down its arcs and heads as a value, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+KINDS = "blank", "label", "duration"
+LABEL_COLUMN = -1
+"""In :attr:`Row.columns`: the column of the label that leaves the cell, another one in each row."""
+
+
+class Score(NamedTuple):
+    """A log-probability of a cell: its kind, and which one of that kind."""
+
+    kind: str
+    index: int = 0
+
+
+BLANK, LABEL = Score("blank"), Score("label")
+
+
+class Arc(NamedTuple):
+    """A transition from ``(t, u)`` to ``(t + frames, u + labels)``.
+
+    Its log-probability is the sum of `scores` at ``(t, u)`` and, if there is one, of the score
+    `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc that
+    does not `end` paths may not lead there.
+    """
+
+    frames: int
+    labels: int
+    scores: tuple[Score, ...]
+    then: Score | None = None
+    ends: bool = True
+
+
+class Head(NamedTuple):
+    """A softmax over the columns of some kinds of scores, and a logit of 0 if there is a `zero`.
+
+    The scores of the kinds in `charges` (all in `kinds`, by default) are less its log-sum-exp.
+    """
+
+    kinds: tuple[str, ...]
+    zero: bool = False
+    charges: tuple[str, ...] | None = None
+
+    @property
+    def charged(self) -> tuple[str, ...]:
+        return self.kinds if self.charges is None else self.charges
+
+
+SOFTMAX = (Head(KINDS),)
+"""One softmax over the whole row."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The arcs that leave every cell.
+
+    Raises
+    ------
+    ValueError
+        If an arc goes nowhere, or back, if its scores do not fit the labels that it emits, or if no
+        path comes to an end.
+    """
+
+    arcs: tuple[Arc, ...]
+
+    def __post_init__(self) -> None:
+        for i, arc in enumerate(self.arcs):
+            if arc.frames < 0 or arc.labels not in (0, 1) or arc.frames + arc.labels == 0:
+                raise ValueError(
+                    f"arcs[{i}] leads {arc.frames} frames and {arc.labels} labels ahead, but an "
+                    "arc must lead at least one frame or one label ahead, and at most one label"
+                )
+            kinds = [score.kind for score in arc.scores]
+            if kinds.count("label") != arc.labels or len(set(arc.scores)) < len(arc.scores):
+                raise ValueError(
+                    f"arcs[{i}] emits {arc.labels} labels, but its scores are {arc.scores}: they "
+                    "must be different, with the score of the label once for each label"
+                )
+            wrong = [one for one in self.read_by(arc) if one.kind not in KINDS or one.index < 0]
+            if wrong:
+                raise ValueError(f"arcs[{i}] has the score {wrong[0]}, but kinds are {KINDS}")
+        if not any(arc.ends and arc.frames for arc in self.arcs):
+            raise ValueError("no arc leads to the end of a path: one with frames must end paths")
+
+    @staticmethod
+    def read_by(arc: Arc) -> tuple[Score, ...]:
+        return arc.scores if arc.then is None else (*arc.scores, arc.then)
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The K different ones: blanks, the label, durations."""
+        different = {one for arc in self.arcs for one in self.read_by(arc)}
+        return tuple(sorted(different, key=lambda one: (KINDS.index(one.kind), one.index)))
+
+    @property
+    def reach(self) -> int:
+        """How many anti-diagonals ``t + u`` the longest arc crosses."""
+        return max(arc.frames + arc.labels for arc in self.arcs)
+
+    @property
+    def looks_aside(self) -> bool:
+        """Whether some arc reads the score of a second cell."""
+        return any(arc.then is not None for arc in self.arcs)
+
+    @property
+    def cpp(self) -> str:
+        """The template argument of kernels, see ``kernels/topology.cuh``."""
+        return f"Topology<{', '.join(map(self._cpp_of, self.arcs))}>"
+
+    def _cpp_of(self, arc: Arc) -> str:
+        number = self.scores.index
+        then = -1 if arc.then is None else number(arc.then)
+        values = arc.frames, arc.labels, str(arc.ends).lower(), then, *map(number, arc.scores)
+        return f"Arc<{', '.join(map(str, values))}>"
+
+    def path_arcs(self, frames: Any, labels: Any) -> tuple[Any, Any]:
+        """Bounds of how many arcs a path of so many frames and labels has, from below and above.
+
+        Both are exact where arcs of one kind take equally many frames.
+        """
+        emitting = [arc.frames for arc in self.arcs if arc.labels] or [0]
+        waiting = [arc.frames for arc in self.arcs if not arc.labels]
+        if not waiting:
+            return labels, labels
+        least, most = (np.maximum(frames - labels * take(emitting), 0) for take in (max, min))
+        return labels - (-least // max(waiting)), labels + most // min(waiting)
+
+
+class RowHead(NamedTuple):
+    """A softmax over columns ``start`` to ``stop - 1`` for each of some ranges, and a logit of 0 if
+    there is a `zero`; `labels` says whether labels are among these columns."""
+
+    ranges: tuple[tuple[int, int], ...]
+    zero: bool
+    labels: bool
+
+
+class Row(NamedTuple):
+    """How K scores come out of a row of logits: ``scores[k] = logits[columns[k]] - sum(lse[g] for g
+    in charged[k]) - shifts[k]``, with the log-sum-exps of G heads.
+
+    `others` are the ranges of columns that are no labels.
+    """
+
+    width: int
+    columns: tuple[int, ...]
+    heads: tuple[RowHead, ...]
+    charged: tuple[tuple[int, ...], ...]
+    shifts: tuple[float, ...]
+    others: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Transducer:
+    """A topology, the heads that its scores are charged, and `sigma`, which the scores of tokens
+    are less.
+
+    Tokens come first in a row of logits: the labels, the blank and, in front of the blank, the
+    second, third and further blank. Durations follow.
+    """
+
+    topology: Topology
+    heads: tuple[Head, ...] = SOFTMAX
+    sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        kinds = [kind for head in self.heads for kind in head.kinds]
+        twice = {kind for kind in kinds if kinds.count(kind) > 1 or kind not in KINDS}
+        if twice:
+            raise ValueError(
+                f"heads name {sorted(twice)}, but each of {', '.join(KINDS)} may be in one head"
+            )
+        if not 0 <= self.sigma < np.inf:
+            raise ValueError(f"sigma is {self.sigma}, but it must be finite and at least 0")
+
+    @property
+    def durations(self) -> int:
+        """How many columns of durations follow the tokens."""
+        return self._count("duration")
+
+    def _count(self, kind: str) -> int:
+        indices = [one.index for one in self.topology.scores if one.kind == kind]
+        return 1 + max(indices, default=-1)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether every score is less the log-sum-exp of the head that its column is under, which
+        keeps it below 0."""
+        charged = {kind for head in self.heads for kind in head.kinds if kind in head.charged}
+        return all(score.kind in charged for score in self.topology.scores)
+
+    @property
+    def most_mass(self) -> int:
+        """A bound of the sum of the probabilities of all arcs that leave a cell, if the transducer
+        `normalises`: 1 for those in use, whose arcs exclude each other."""
+        return self._most_mass([arc.scores for arc in self.topology.arcs])
+
+    def _most_mass(self, products: Iterable[tuple[Score, ...]]) -> int:
+        """Of products of scores: those with different scores of one head exclude each other."""
+        ended, following = 0, dict[Score, list[tuple[Score, ...]]]()
+        for scores in products:
+            if scores:
+                following.setdefault(scores[0], []).append(scores[1:])
+            else:
+                ended += 1
+        groups: list[list[Score]] = []
+        for score in following:
+            for group in groups:
+                if all(self._exclude_each_other(score, other) for other in group):
+                    group.append(score)
+                    break
+            else:
+                groups.append([score])
+        masses = (max(self._most_mass(following[score]) for score in group) for group in groups)
+        return ended + sum(masses)
+
+    def _exclude_each_other(self, one: Score, other: Score) -> bool:
+        """Whether different scores take shares of one softmax: of its columns, or one its zero."""
+        for head in self.heads:
+            charged = [score for score in (one, other) if score.kind in head.charged]
+            own = sum(score.kind in head.kinds for score in charged)
+            if len(charged) == 2 and own + head.zero >= 2:
+                return True
+        return False
+
+    def row(self, width: int, blank: int, normalised: bool = False) -> Row:
+        """Its scores in a row of so many logits, whose blank is column `blank`; without heads where
+        logits are `normalised`, log-probabilities already."""
+        tokens, blanks = width - self.durations, self._count("blank")
+        of_kind = {
+            "blank": [(blank - blanks + 1, blank + 1)],
+            "label": [(0, blank - blanks + 1), (blank + 1, tokens)],
+            "duration": [(tokens, width)],
+        }
+        first = {"blank": blank, "label": LABEL_COLUMN, "duration": tokens}
+        step = {"blank": -1, "label": 0, "duration": 1}
+        scores = self.topology.scores
+        heads = () if normalised else self.heads
+        return Row(
+            width,
+            tuple(first[one.kind] + step[one.kind] * one.index for one in scores),
+            tuple(
+                RowHead(
+                    _joined(of_kind[kind] for kind in head.kinds), head.zero, "label" in head.kinds
+                )
+                for head in heads
+            ),
+            tuple(
+                tuple(g for g, head in enumerate(heads) if one.kind in head.charged)
+                for one in scores
+            ),
+            tuple(0.0 if one.kind == "duration" else self.sigma for one in scores),
+            _joined((of_kind["blank"], of_kind["duration"])),
+        )
+
+    def __str__(self) -> str:
+        names = [name for name, one in NAMED.items() if one == self]
+        return names[0] if names else json.dumps(astuple(self))
+
+    @staticmethod
+    def parse(text: str) -> Transducer:
+        """The inverse of :func:`str`."""
+        if text in NAMED:
+            return NAMED[text]
+        (arcs,), heads, sigma = json.loads(text)
+        return Transducer(Topology(tuple(map(_arc, arcs))), tuple(map(_head, heads)), sigma)
+
+
+def _arc(fields: list[Any]) -> Arc:
+    frames, labels, scores, then, ends = fields
+    then = None if then is None else Score(*then)
+    return Arc(frames, labels, tuple(Score(*one) for one in scores), then, ends)
+
+
+def _head(fields: list[Any]) -> Head:
+    kinds, zero, charges = fields
+    return Head(tuple(kinds), zero, None if charges is None else tuple(charges))
+
+
+def _joined(kinds: Iterable[list[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:
+    """Ranges in ascending order, with those joined that touch, and without empty ones."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(one for ranges in kinds for one in ranges if one[0] < one[1]):
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], stop
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+_WAIT = Arc(1, 0, (BLANK,))
+NAMED = {
+    # Graves 2012, arXiv 1211.3711.
+    "regular": Transducer(Topology((_WAIT, Arc(0, 1, (LABEL,))))),
+    # k2's: a label takes a frame, too, and may be the last arc.
+    "modified": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,))))),
+    # k2's: a label is followed by a blank of the same frame.
+    "constrained": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,), then=BLANK)))),
+}
+"""The transducers that a name says."""
