@@ -99,19 +99,72 @@ def shape(name: str, array: Any, expected: tuple[int, ...]) -> None:
         )
 
 
+def batch_first(name: str, array: Any, targets: Any, positions: int | None = None) -> None:
+    """Refuse what targets, (B, U), show to be time-major or, on the axis `positions`, to have as
+    many positions as labels, not one more. What else is wrong is said by other checks.
+    """
+    if targets.ndim != 2:
+        return
+    size, labels = targets.shape
+    needed, reasons = list(array.shape), []
+    if needed[0] != size == needed[1]:
+        needed[:2] = needed[1], needed[0]
+        reasons.append("samples are the first axis")
+    if positions is not None and needed[positions] == labels:
+        needed[positions] = labels + 1
+        reasons.append("U labels have U + 1 positions, the first of them before any label")
+    fits = needed[0] == size and (positions is None or needed[positions] == labels + 1)
+    if reasons and fits:
+        raise ValueError(
+            f"{name} has shape {_shape_text(array.shape)}, but {_shape_text(needed)} is needed to "
+            f"match targets of shape {_shape_text(targets.shape)}: {', and '.join(reasons)}"
+        )
+
+
+def output_layer(weight: Any, hidden_size: int) -> None:
+    """A weight is (V, H)."""
+    rows, columns = weight.shape
+    if columns != hidden_size == rows:
+        raise ValueError(
+            f"weight has shape {_shape_text(weight.shape)}, but {_shape_text((columns, rows))} is "
+            "needed, (V, H) as in torch.nn.Linear: this looks like the transpose, as the kernel of "
+            "a flax.linen.Dense is"
+        )
+    shape("weight", weight, (rows, hidden_size))
+
+
 def integers(*arguments: tuple[str, Any, tuple[int, ...]]) -> list[np.ndarray]:
     """Arrays on the host, given names, values and shapes, of integer dtypes, which are kept."""
     return on_host(*(_integers(*argument) for argument in arguments))
 
 
 def _integers(name: str, value: Any, expected: tuple[int, ...]) -> Any:
-    array = _array(name, value)
-    if array.size == 0 and array.dtype == np.float64 and isinstance(value, (list, tuple)):
-        array = array.astype(np.int64)  # what NumPy makes of an empty list
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {array.dtype}, but an integer dtype is needed")
+    array = integer_array(name, value)
     shape(name, array, expected)
     return array
+
+
+def integer_array(name: str, value: Any) -> Any:
+    """An array of an integer dtype, wherever it is."""
+    array = _array(name, value)
+    if isinstance(value, (list, tuple)):
+        if array.size == 0 and array.dtype == np.float64:
+            return array.astype(np.int64)  # what NumPy makes of an empty list
+        if array.dtype.kind not in "iu":
+            within_64_bits(name, value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}, but an integer dtype is needed")
+    return array
+
+
+def within_64_bits(name: str, value: Sequence[Any]) -> None:
+    """Refuse lists with an integer for which libraries take another type, or none."""
+    for index, entry in np.ndenumerate(np.asarray(value, object)):
+        if isinstance(entry, int) and not -(2**63) <= entry < 2**63:
+            place = ", ".join(map(str, index))
+            raise ValueError(
+                f"{name}[{place}] is {entry}, but it must be between -2**63 and 2**63 - 1"
+            )
 
 
 def lengths(name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -155,17 +208,18 @@ def blank(value: Any, vocabulary: int) -> int:
     return index % vocabulary
 
 
+def boolean(name: str, value: Any) -> bool:
+    """Neither a number nor a text, of which ``"False"`` would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}, but True or False is needed")
+    return bool(value)
+
+
 def integer(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}, but an integer is needed") from None
-
-
-def boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}, but True or False is needed")
-    return bool(value)
 
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:

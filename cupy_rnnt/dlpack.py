@@ -116,6 +116,8 @@ def adapter_needed(value: Any) -> str | None:
 def imported(value: Any) -> Any:
     """The memory of an object with ``__dlpack__``, as an array of NumPy, or of CuPy on the object's
     device and CuPy's current stream there."""
+    if getattr(value, "is_nested", False) is True:  # PyTorch speaks of an internal error
+        raise BufferError("it is nested: pass torch.nested.to_padded_tensor(tensor, 0)")
     device_type, _ = value.__dlpack_device__()
     if device_type in _ON_HOST:
         library: Any = np

@@ -96,11 +96,11 @@ def backward(source: Source, batch: Batch, options: Options, kept: Kept, weights
     chosen = make_plan(source, batch, options, gradient=True, store=False)
     behind = ops.asarray(batch.offsets[[group.stop for group in chosen.groups]])
     ends = ops.host(ops.xp.searchsorted(kept.packed, behind))[0].tolist()
-    source.begin_gradient(chosen.workers, _largest(weights, options))
     with _running(source, batch, options, chosen, 1) as passes:
+        source.begin_gradient(chosen.workers, _largest(weights, options))
         for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
             passes.second(group, kept.part(start, end), weights)
-    source.end_gradient()
+        source.end_gradient()
 
 
 def forward_backward(source: Source, batch: Batch, options: Options, weights: np.ndarray) -> Result:
@@ -108,13 +108,13 @@ def forward_backward(source: Source, batch: Batch, options: Options, weights: np
     chosen = make_plan(source, batch, options, gradient=True, store=True)
     on_device = source.ops.asarray(weights)
     result = Result.of(source, batch, options, chosen)
-    source.begin_gradient(chosen.workers, _largest(on_device, options))
     with _running(source, batch, options, chosen, 2) as passes:
+        source.begin_gradient(chosen.workers, _largest(on_device, options))
         for part in passes.parts():
             kept = result.add(part.group, passes.first(part, keep=True))
             assert kept is not None
             passes.second(part.group, kept, on_device)
-    source.end_gradient()
+        source.end_gradient()
     return result
 
 
@@ -148,8 +148,9 @@ def _largest(weights: Any, options: Options) -> Any:
 def _running(
     source: Source, batch: Batch, options: Options, plan: Plan, count: int
 ) -> Iterator[Passes]:
-    """Passes over the batch, `count` of them in all."""
-    with source.ops.workers(plan.workers) as workers:
+    """Passes over the batch, `count` of them in all; a gradient that is too large for its dtype is
+    inf, and no reason to warn."""
+    with np.errstate(all="ignore"), source.ops.workers(plan.workers) as workers:
         yield Passes(source, batch, options, plan, workers, count)
     if options.progress is not None:
         options.progress(batch.cell_count, batch.cell_count)

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from . import defaults, joint, loss
+from . import checks, defaults, joint, loss
 from .batch import INTEGERS
 from .jax_callbacks import JointLoss, LogitsLoss, Loss
 from .options import JointKeywords, Keywords, spells_out
@@ -99,7 +99,8 @@ max_workspace_bytes
     >>> (gradient[0, 0, 0] * 6).round(5)
     Array([-1., -1.,  2.], dtype=float32)
     """
-    inputs, integers = _arrays(logits), _arrays(targets, logit_lengths, target_lengths)
+    inputs = _arrays(LogitsLoss.names, logits)
+    integers = _arrays(INTEGERS, targets, logit_lengths, target_lengths)
     call = loss.checked(
         **_stand_ins(LogitsLoss, inputs, integers),
         blank=blank,
@@ -172,8 +173,8 @@ max_workspace_bytes
     >>> [gradient.shape for gradient in gradients]
     [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]
     """
-    inputs = _arrays(encoder_out, predictor_out, weight, bias)
-    integers = _arrays(targets, logit_lengths, target_lengths)
+    inputs = _arrays(JointLoss.names, encoder_out, predictor_out, weight, bias)
+    integers = _arrays(INTEGERS, targets, logit_lengths, target_lengths)
     call = joint.checked(
         **_stand_ins(JointLoss, inputs, integers),
         blank=blank,
@@ -188,17 +189,24 @@ max_workspace_bytes
 Arrays = tuple[Any, ...]
 
 
-def _arrays(*values: Any) -> Arrays:
+def _arrays(names: tuple[str, ...], *values: Any) -> Arrays:
     """What may become JAX arrays; the rest stays, to be refused."""
-    return tuple(_array(x) if isinstance(x, (np.ndarray, list, tuple)) else x for x in values)
+    return tuple(
+        _array(name, x) if isinstance(x, (np.ndarray, list, tuple)) else x
+        for name, x in zip(names, values, strict=True)
+    )
 
 
-def _array(value: Any) -> jax.Array:
+def _array(name: str, value: Any) -> jax.Array:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
         # JAX would take the lower 32 bits: what is too large must stay so.
         bounds = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
         value = value.clip(bounds.min, bounds.max)
-    return jnp.asarray(value)
+    try:
+        return jnp.asarray(value)
+    except OverflowError:  # of a list, whose integers JAX does not cut off
+        checks.within_64_bits(name, value)
+        return _array(name, np.asarray(value))
 
 
 def _stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, Any]:
@@ -271,10 +279,15 @@ def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[Any, An
     return found, (gradients, None, None)
 
 
+def _scaled(upstream: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Their product, in the dtype of the loss until it is complete."""
+    return (upstream * gradient.astype(upstream.dtype)).astype(gradient.dtype)
+
+
 def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, None]:
     gradients, inputs, integers = saved
     if gradients is not None:
-        return jax.tree.map(lambda x: (upstream * x).astype(x.dtype), gradients), None
+        return jax.tree.map(partial(_scaled, upstream), gradients), None
     size = inputs[0].shape[0]
     each = upstream / size if loss.options.reduction == "mean" else upstream
     weights = jnp.broadcast_to(each, (size,))

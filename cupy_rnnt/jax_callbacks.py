@@ -139,7 +139,7 @@ class Loss:
         costs = run(source, call.batch, call.options, weights).costs
         if result is not None:
             if isinstance(source, LogitsSource):
-                loss.warn_if_normalised(source)
+                loss.warn_if_misnamed(source)
             result[...] = reduced(costs.reshape(*mapped, -1), reduction, source.dtype)
 
 
@@ -151,7 +151,7 @@ class LogitsLoss(Loss):
     batched = 1
 
     def checked(self, arguments: dict[str, Any]) -> loss.LogitsCall:
-        return loss.checked(**arguments)
+        return loss.checked(**arguments, fused_log_softmax=self.fused_log_softmax)
 
     def source(self, call: loss.LogitsCall, gradients: Any) -> LogitsSource:
         gradient = None

@@ -46,13 +46,16 @@ def checked(
     encoder_out = checks.floats("encoder_out", encoder_out, ("B", "T", "H"))
     dtype = encoder_out.dtype
     values = Options.checked(dtype, **options)
-    size, frames, hidden_size = encoder_out.shape
     predictor_out = checks.floats("predictor_out", predictor_out, ("B", "U + 1", "H"), dtype)
+    targets = checks.integer_array("targets", targets)
+    checks.batch_first("encoder_out", encoder_out, targets)
+    checks.batch_first("predictor_out", predictor_out, targets, positions=1)
+    size, frames, hidden_size = encoder_out.shape
     columns = predictor_out.shape[1]
     checks.shape("predictor_out", predictor_out, (size, columns, hidden_size))
     weight = checks.floats("weight", weight, ("V", "H"), dtype)
+    checks.output_layer(weight, hidden_size)
     vocabulary = len(weight)
-    checks.shape("weight", weight, (vocabulary, hidden_size))
     if bias is not None:
         bias = checks.floats("bias", bias, ("V",), dtype)
         checks.shape("bias", bias, (vocabulary,))
@@ -132,7 +135,8 @@ def joint_rnnt_loss(
     -------
     loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
         In nats; float32, or float64 for float64 inputs. A sample whose labels have probability 0
-        costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
+        costs inf, and so does one whose cost that dtype cannot hold. One with a NaN in its valid
+        part, or a logit of +inf, costs NaN. Others are not touched by it.
     info : Info
         Only if `return_info` is true.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,9 @@ from .schedule import ROW_BYTES, Group
 from .tangents import Tangents
 
 _CLEAR_ROWS = 2**14  # of a gradient, at once
+# How far above 1 rounding takes the sum of two probabilities: in float32, of which numbers in
+# float64 may have been made, and in half types, where the softmax was taken in them.
+_ROUNDING, _HALF_ROUNDING = 2.0**-11, 2.0**-3
 
 
 class _LogitsScratch(NamedTuple):
@@ -21,7 +25,7 @@ class _LogitsScratch(NamedTuple):
 
     logits: Any
     block: Any  # a few rows of logits
-    largest: Any  # log-sum-exp so far, (1,)
+    unnormalised: Any  # bool, (1,): whether there was a row that is no distribution
 
 
 class LogitsSource:
@@ -41,25 +45,33 @@ class LogitsSource:
         self.width: int = logits.shape[-1]
         self.grad = grad
         self.coordinates = Coordinates(batch, self.ops)
-        self._batch, self._logits, self._fused = batch, logits, fused_log_softmax
+        self.fused = fused_log_softmax
+        self._batch, self._logits = batch, logits
         self._rows = None  # the logits by rows, where a tile can be had without a copy
         if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
             self._rows = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
-        self._largest: list[Any] = []  # log-sum-exp, of each worker
+        self._unnormalised: list[Any] = []  # of each worker
 
     @property
     def looks_normalised(self) -> bool:
-        """Whether every row that :meth:`log_probs` saw sums to 1 without a softmax."""
-        if not self._fused or self.width == 1:
-            return False
-        largest = np.concatenate(self.ops.host(*self._largest))
-        return bool((largest < np.sqrt(np.finfo(self.dtype).eps)).all())
+        """Whether every row that :meth:`log_probs` saw may be log-probabilities."""
+        return not np.concatenate(self.ops.host(*self._unnormalised)).any()
+
+    def _unnormalised_rows(self, log_probs: tuple[Any, Any, Any], has_label: Any) -> Any:
+        """Those whose exponentials do not add up to 1 or, if that is all that is read of them,
+        those of blank and label to more than 1."""
+        (lse, of_blank, of_label), xp = log_probs, self.ops.xp
+        if self.fused:
+            return ~(abs(lse) < math.sqrt(np.finfo(self.dtype).eps))
+        rounding = _HALF_ROUNDING if self._logits.dtype.itemsize == 2 else _ROUNDING
+        of_label = xp.where(has_label, of_label, -np.inf)
+        return xp.exp(of_blank) + xp.exp(of_label) > 1 + rounding
 
     def scratch(self, rows: int) -> _LogitsScratch:
         shapes = (rows, self.width), (self.ops.scratch_rows(rows, self.width), self.width)
         logits, block = (self.ops.empty(shape, self.dtype) for shape in shapes)
-        self._largest.append(self.ops.zeros((1,), np.float64))
-        return _LogitsScratch(logits, block, self._largest[-1])
+        self._unnormalised.append(self.ops.zeros((1,), bool))
+        return _LogitsScratch(logits, block, self._unnormalised[-1])
 
     def tile_bytes(self, rows: int) -> int:
         elements = (2 * rows + self.ops.scratch_rows(rows, self.width)) * self.width
@@ -94,10 +106,12 @@ class LogitsSource:
     ) -> tuple[Any, Any, Any]:
         tile = self._tile(cells, scratch)
         blank, labels = self._batch.blank, cells.label
-        if not self._fused:
-            return self.ops.pick_log_probs(tile, blank, labels)
-        results = self.ops.row_log_probs(tile, None, blank, labels, scratch.block)
-        self.ops.xp.maximum(scratch.largest, abs(results[0]).max(), out=scratch.largest)
+        if self.fused:
+            results = self.ops.row_log_probs(tile, None, blank, labels, scratch.block)
+        else:
+            results = self.ops.pick_log_probs(tile, blank, labels)
+        flag, rows = scratch.unnormalised, self._unnormalised_rows(results, cells.has_label)
+        self.ops.xp.logical_or(flag, rows.any(), out=flag)
         return results
 
     def begin_gradient(self, workers: int, largest: Any) -> None:
@@ -139,7 +153,7 @@ class LogitsSource:
             of_weights = None if weights is None else weights[part]
             index = cells.sample[part], cells.frame[part], cells.position[part]
             tile = scratch.logits[: len(labels)]
-            if self._fused:
+            if self.fused:
                 self.ops.gather(self._logits, index, tile)
                 self.ops.logits_grad(
                     tile,

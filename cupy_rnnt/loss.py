@@ -35,18 +35,28 @@ def checked(
     """Validate the arguments of a loss; `options` are those of :class:`Options`."""
     logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"))
     values = Options.checked(logits.dtype, **options)
+    targets = checks.integer_array("targets", targets)
+    checks.batch_first("logits", logits, targets, positions=2)
     *lattice, width = logits.shape
     batch = Batch(targets, logit_lengths, target_lengths, lattice, width, values.blank)
     return LogitsCall(batch, values, logits)
 
 
-def warn_if_normalised(source: LogitsSource) -> None:
-    if source.looks_normalised:
-        warnings.warn(
-            "the softmax of every row of logits sums to 1 before it is taken: these look like "
-            "log-probabilities, for which fused_log_softmax=False saves the work",
-            stacklevel=4,
-        )
+_LIKE_LOG_PROBS = (
+    "the softmax of every row of logits sums to 1 before it is taken: these look like "
+    "log-probabilities, for which fused_log_softmax=False saves the work"
+)
+_UNLIKE_LOG_PROBS = (
+    "the probabilities of blank and label add up to more than 1 in some cell: these are no "
+    "log-probabilities, as fused_log_softmax=False says; of logits, the costs are wrong without "
+    "fused_log_softmax=True"
+)
+
+
+def warn_if_misnamed(source: LogitsSource) -> None:
+    """Warn of logits that look like log-probabilities, and of log-probabilities that cannot be."""
+    if source.width > 1 and source.fused == source.looks_normalised:
+        warnings.warn(_LIKE_LOG_PROBS if source.fused else _UNLIKE_LOG_PROBS, stacklevel=4)
 
 
 @spells_out(ReportingKeywords)
@@ -106,7 +116,8 @@ def rnnt_loss(
     -------
     loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
         In nats; float32, or float64 for float64 logits. A sample whose labels have probability 0
-        costs inf, one with a NaN in its valid part costs NaN; others are not touched by it.
+        costs inf, and so does one whose cost that dtype cannot hold. One with a NaN in its valid
+        part, or a logit of +inf, costs NaN. Others are not touched by it.
     info : Info
         Only if `return_info` is true.
 
@@ -124,7 +135,8 @@ def rnnt_loss(
     Warns
     -----
     UserWarning
-        If every row of the logits is normalised already.
+        If every row of the logits is normalised already; or, with ``fused_log_softmax=False``, if
+        blank and label of a cell have probabilities that add up to more than 1, as logits would.
 
     References
     ----------
@@ -155,7 +167,7 @@ def rnnt_loss(
     with operations_for(call.logits).device_of(call.logits):
         source = call.source()
         result = run(source, call.batch, call.options)
-        warn_if_normalised(source)
+        warn_if_misnamed(source)
         return returned(result, logits)
 
 
@@ -242,5 +254,5 @@ def rnnt_loss_and_grad(
         grad = call.logits if overwrite_logits else ops.zeros(*like_logits)
         source = call.source(grad)
         result = run(source, call.batch, call.options, weights)
-        warn_if_normalised(source)
+        warn_if_misnamed(source)
         return returned(result, logits, logits if overwrite_logits else exported(grad, logits))

@@ -10,6 +10,7 @@ import numpy as np
 from .batch import Batch, Cells, Coordinates
 from .ops import BoundedLattice, Lattice, Operations, Tile, Workers
 from .options import Options
+from .results import reportable
 from .schedule import Group, Needs, Plan, Tiles
 from .selection import counts_of, next_cells, worth_selecting
 from .tangents import Tangents
@@ -110,7 +111,7 @@ class Part(NamedTuple):
 class FirstPass(NamedTuple):
     """What pass 1 over a part has found."""
 
-    costs: Any  # float64, (n,)
+    costs: Any  # float64, (n,); finite where they are in the dtype that is reported
     certificate: Any  # float64, (n,)
     computed: int
     rounds: int
@@ -214,7 +215,7 @@ class Passes:
             lattice = bounded = ops.bounded_lattice(frames, columns, keep)
             computed, rounds, certificate = self._certify(group, part.selected, bounded, lse)
         self._stores_all = rounds == 1 and len(self._stored_cells) == computed
-        costs = lattice.solve()
+        costs = reportable(lattice.solve(), self._source.dtype)
         kept = self._keep(group, lattice, lse, costs, certificate) if keep else None
         return FirstPass(costs, certificate, computed, rounds, kept)
 

@@ -101,7 +101,10 @@ def _transitions(frames: Iterable[FloatArray], labels: IntArray, blank: int) -> 
     columns = np.arange(len(labels))
     # Copies: a view of the blank's column would keep its whole frame alive.
     picked = [(frame[:, blank].copy(), frame[columns, labels]) for frame in frames]
-    return np.stack([blanks for blanks, _ in picked]), np.stack([label for _, label in picked])
+    blanks, of_labels = map(np.stack, zip(*picked, strict=True))
+    if np.isnan(blanks).any():
+        blanks[-1, -1] = np.nan  # no path takes another blank of the last frame
+    return blanks, of_labels
 
 
 def _cost_and_gradients(
@@ -139,8 +142,7 @@ def _samples(
     targets: ArrayLike, logit_lengths: ArrayLike, target_lengths: ArrayLike
 ) -> Iterator[tuple[int, int, IntArray]]:
     """Index, number of frames and labels (U,) of each sample, without its padding."""
-    lengths = np.stack([logit_lengths, target_lengths], axis=1)
-    for b, (T, U) in enumerate(lengths):
+    for b, (T, U) in enumerate(np.stack([logit_lengths, target_lengths], axis=1)):
         yield b, int(T), np.asarray(targets)[b, :U].astype(np.int64)
 
 
@@ -162,7 +164,9 @@ def _weights(cost_weights: ArrayLike | None, batch: int, reduction: str) -> Floa
 def _logit_frames(logits: NDArray[np.generic], fused_log_softmax: bool) -> Iterator[FloatArray]:
     """Frames (S, V) of log-probabilities of one sample's logits (T, S, V)."""
     for frame in logits:
-        values = frame.astype(np.float64)
+        values = np.where(frame < np.inf, frame, np.nan).astype(
+            np.float64
+        )  # inf / inf is no number
         yield log_softmax(values, axis=-1) if fused_log_softmax else values
 
 
@@ -205,6 +209,7 @@ def rnnt_loss(
     Returns
     -------
     float64 scalar, or (B,) array if `reduction` is "none"
+        A sample costs NaN if one of its logits, or log-probs of blank and labels, is NaN or +inf.
 
     Examples
     --------
@@ -264,9 +269,10 @@ def rnnt_loss_and_grad(
 
 def _gelu(x: FloatArray) -> Pair:
     scale = np.sqrt(2 / np.pi)
-    tanh = np.tanh(scale * (x + 0.044715 * x**3))
-    slope = scale * (1 + 3 * 0.044715 * x**2) * (1 - tanh**2)
-    return x * (1 + tanh) / 2, (1 + tanh + x * slope) / 2
+    inner = np.clip(x, -10, 10)  # where tanh is 1 in float64 already, and no power overflows
+    tanh = np.tanh(scale * (inner + 0.044715 * inner**3))
+    slope = scale * (1 + 3 * 0.044715 * inner**2) * (1 - tanh**2)
+    return x * ((1 + tanh) / 2), (1 + tanh + inner * slope) / 2
 
 
 #: Value and derivative of each activation; "gelu" is the tanh approximation.
@@ -283,14 +289,8 @@ ACTIVATIONS: dict[str, Callable[[FloatArray], Pair]] = {
 class _Joint:
     """The joint network, a frame at a time: no more than (S, V) logits ever exist."""
 
-    def __init__(
-        self,
-        encoder_out: ArrayLike,
-        predictor_out: ArrayLike,
-        weight: ArrayLike,
-        bias: ArrayLike | None,
-        activation: str,
-    ) -> None:
+    def __init__(self, inputs: JointGradients, activation: str) -> None:
+        encoder_out, predictor_out, weight, bias = inputs
         self.encoder_out, self.predictor_out = np.asarray(encoder_out), np.asarray(predictor_out)
         self.weight = np.asarray(weight, np.float64)
         self.bias = np.asarray(np.zeros(len(self.weight)) if bias is None else bias, np.float64)
@@ -305,7 +305,8 @@ class _Joint:
         """Frames (S, V) of log-probabilities of one sample."""
         for t in range(T):
             hidden, _ = self.hidden(b, t, S)
-            yield log_softmax(hidden @ self.weight.T + self.bias, axis=-1)
+            logits = hidden @ self.weight.T + self.bias
+            yield log_softmax(np.where(logits < np.inf, logits, np.nan), axis=-1)
 
 
 def joint_rnnt_loss(
@@ -343,7 +344,7 @@ def joint_rnnt_loss(
     >>> round(float(np.exp(-joint_rnnt_loss(*inputs, [[0]], [2], [1]))) * 4**3, 6)
     2.0
     """
-    joint = _Joint(encoder_out, predictor_out, weight, bias, activation)
+    joint = _Joint(JointGradients(encoder_out, predictor_out, weight, bias), activation)
     costs = np.zeros(len(joint.encoder_out))
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         frames = joint.frames(b, T, len(labels) + 1)
@@ -379,7 +380,7 @@ def joint_rnnt_loss_and_grad(
     >>> grads.bias
     array([ 0.25,  0.25,  0.25, -0.75])
     """
-    joint = _Joint(encoder_out, predictor_out, weight, bias, activation)
+    joint = _Joint(JointGradients(encoder_out, predictor_out, weight, bias), activation)
     arrays = joint.encoder_out, joint.predictor_out, joint.weight, joint.bias
     d_encoder, d_predictor, d_weight, d_bias = (np.zeros(array.shape) for array in arrays)
     costs, weights = np.zeros(len(d_encoder)), _weights(cost_weights, len(d_encoder), reduction)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
+from .ops import operations_for
 
 
 class JointGradients(NamedTuple):
@@ -56,13 +57,28 @@ class Info:
     workspace_bytes: int
 
 
+def reportable(costs: Any, dtype: np.dtype) -> Any:
+    """Costs in float64, infinite if `dtype`, in which they are reported, cannot hold them.
+
+    What follows from whether a cost is finite follows from this: its gradient, `zero_infinity`.
+    The others are not rounded, since their mean is taken in float64.
+    """
+    if costs.dtype == dtype:
+        return costs
+    xp = operations_for(costs).xp
+    with np.errstate(over="ignore"):
+        reported = costs.astype(dtype)
+    return xp.where(xp.isfinite(reported), costs, reported)
+
+
 def reduced(costs: Any, reduction: str, dtype: np.dtype) -> Any:
     """The costs (..., B), their mean over the batch or their sum, in `dtype`."""
-    if reduction == "mean":
-        costs = costs.mean(axis=-1)
-    elif reduction == "sum":
-        costs = costs.sum(axis=-1)
-    return costs.astype(dtype)
+    with np.errstate(all="ignore"):  # a sum may be too large, or inf - inf
+        if reduction == "mean":
+            costs = costs.mean(axis=-1)
+        elif reduction == "sum":
+            costs = costs.sum(axis=-1)
+        return costs.astype(dtype)
 
 
 def weights_of(reduction: str, cost_weights: Any, size: int, dtype: np.dtype) -> np.ndarray:

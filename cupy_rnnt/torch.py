@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import torch_ops
+from . import checks, torch_ops
 from .batch import INTEGERS
 from .options import DEFAULTS, JointKeywords, Keywords, Options, spells_out
 
@@ -37,6 +37,11 @@ def _dense(name: str, value: Any) -> Tensor:
     if value.device.type not in ("cpu", "cuda"):
         text = f"{name} is on device {value.device}, but a tensor on cpu or cuda is needed"
         raise ValueError(text)
+    if value.is_nested:
+        text = (
+            f"{name} is a nested tensor, but a padded one is needed (torch.nested.to_padded_tensor)"
+        )
+        raise TypeError(text)
     if value.layout != torch.strided:
         raise TypeError(f"{name} has layout {value.layout}, but a dense tensor is needed")
     if not torch.compiler.is_compiling():
@@ -51,8 +56,10 @@ def _on_host(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return _dense(name, value).detach().to("cpu", copy=True)
     try:
-        found = torch.tensor(value)
+        found = torch.tensor(value, device="cpu")  # which need not be the default device
     except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(value, (list, tuple)):
+            checks.within_64_bits(name, value)
         raise TypeError(f"{name} cannot be made a tensor: {error}") from None
     return found if found.numel() else found.long()
 
@@ -70,6 +77,9 @@ def _arguments(inputs: list[Tensor], integers: Sequence[Any], **options: Any) ->
 
 
 def _needs_grad(tensors: Sequence[Tensor]) -> bool:
+    # torch.jit.trace checks, without gradients, that it would record the same again.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
@@ -140,6 +150,7 @@ max_workspace_bytes
     >>> (logits.grad[0, 0, 0] * 6).round(decimals=5)
     tensor([-1., -1.,  2.])
     """
+    return_info = checks.boolean("return_info", return_info)
     inputs = [_dense("logits", logits)]
     arguments = _arguments(
         inputs,
@@ -220,6 +231,7 @@ max_workspace_bytes
     >>> output.weight.grad.shape
     torch.Size([7, 5])
     """
+    return_info = checks.boolean("return_info", return_info)
     given = {"encoder_out": encoder_out, "predictor_out": predictor_out, "weight": weight}
     if bias is not None:
         given["bias"] = bias
@@ -333,6 +345,17 @@ class JointRNNTLoss(_Loss):
     def forward(
         self, encoder_out: Tensor, predictor_out: Tensor, *arguments: Any, **named: Any
     ) -> Any:
+        names_layer = "weight" in named or "bias" in named
+        if self.output is not None and (len(arguments) > 3 or names_layer):
+            raise TypeError(
+                "JointRNNTLoss has an output layer of its own: leave out weight and bias, or make "
+                "it without output"
+            )
+        if self.output is None and len(arguments) + len(named) == 3 and not names_layer:
+            raise TypeError(
+                "JointRNNTLoss has no output layer: pass weight and bias, or make it with "
+                "output=torch.nn.Linear(H, V)"
+            )
         layer = () if self.output is None else (self.output.weight, self.output.bias)
         inputs: Any = (encoder_out, predictor_out, *layer, *arguments)
         return joint_rnnt_loss(*inputs, **named, **self._options)  # type: ignore[misc]

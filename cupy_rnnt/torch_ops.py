@@ -54,6 +54,7 @@ _ARGUMENTS = ", ".join(
         *(f"{_SCHEMA_TYPES[_HINTS[name]]} {name}" for name in OPTIONS),
     ]
 )
+_LIBRARY = torch.library.Library("cupy_rnnt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
 _NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
 
@@ -83,6 +84,8 @@ class Call(NamedTuple):
     batch: Batch
     options: Options
     source: Any
+    gradients: Tensors
+    """Where those of the inputs go, if they are wanted."""
 
 
 def _view(tensor: Tensor, of_host: Callable[[Tensor], Any]) -> Any:
@@ -126,19 +129,27 @@ def info(certificate: Tensor, numbers: Tensor) -> Info:
 # Calls
 
 
-def _logits_call(arguments: Arguments, gradient: bool, gradients: Tensors) -> Call:
+def _logits_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
     logits = array("logits", *arguments.inputs)
     call = loss.checked(logits, *_lattice(arguments), **arguments.options)
-    return Call(call.batch, call.options, call.source(_own(*gradients) if gradients else None))
+    gradients = _gradients(arguments.inputs, dtype)
+    source = call.source(_own(*gradients) if gradients else None)
+    return Call(call.batch, call.options, source, gradients)
 
 
-def _joint_call(arguments: Arguments, gradient: bool, gradients: Tensors) -> Call:
+def _joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
     names = JointInputs._fields
     inputs = [array(name, x) for name, x in zip(names, arguments.inputs, strict=False)]
     no_bias = [None] * (len(names) - len(inputs))
     call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **arguments.options)
-    sums = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
-    return Call(call.batch, call.options, call.source(gradient, sums))
+    gradients = _gradients(arguments.inputs, dtype)
+    out = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
+    return Call(call.batch, call.options, call.source(gradient, out), gradients)
+
+
+def _gradients(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
+    """New ones of a dtype, or none; made when the arguments have been checked."""
+    return [] if dtype is None else [_zeros(x, dtype) for x in inputs]
 
 
 def _lattice(arguments: Arguments) -> list[Any]:
@@ -150,7 +161,7 @@ def _lattice(arguments: Arguments) -> list[Any]:
 
 def _results(result: engine.Result, device: torch.device, others: Tensors) -> Results:
     of_call = result.info()
-    numbers = torch.tensor([getattr(of_call, name) for name in _NUMBERS])
+    numbers = torch.tensor([getattr(of_call, name) for name in _NUMBERS], device="cpu")
     certificate = _tensor(of_call.certificate, device)
     return _tensor(result.loss(), device), others, certificate, numbers
 
@@ -216,7 +227,7 @@ def _fake_results(arguments: Arguments, others: Tensors) -> Results:
 class _TwoPhases:
     """Forward and backward pass of one loss."""
 
-    def __init__(self, name: str, call: Callable[[Arguments, bool, Tensors], Call]):
+    def __init__(self, name: str, call: Callable[..., Call]):
         self._call = call
         self.forward = _operator(
             name, f"{_ARGUMENTS}, bool keep", _RESULTS, self._forward, self._fake_forward
@@ -236,10 +247,10 @@ class _TwoPhases:
         arguments = Arguments.of(shared)
         first = arguments.inputs[0]
         with _on_device_of(first):
-            call = self._call(arguments, keep, [])
+            call = self._call(arguments, keep, None)
             result = engine.forward(call.source, call.batch, call.options, keep)
             if isinstance(call.source, LogitsSource):
-                loss.warn_if_normalised(call.source)
+                loss.warn_if_misnamed(call.source)
             kept = _taken(result.kept, arguments.inputs) if keep else []
             return _results(result, first.device, kept)
 
@@ -273,14 +284,13 @@ class _TwoPhases:
         *shared, kept, upstream = flat
         arguments = Arguments.of(shared)
         with _on_device_of(arguments.inputs[0]):
-            gradients = [_zeros(x, x.dtype) for x in arguments.inputs]
-            call = self._call(arguments, True, gradients)
+            call = self._call(arguments, True, arguments.inputs[0].dtype)
             size = call.batch.size
             each = upstream.double() / (size if call.options.reduction == "mean" else 1)
             weights = array("upstream", each.expand(size).contiguous())
             cells = Kept(*(array("kept", field) for field in kept))
             engine.backward(call.source, call.batch, call.options, cells, weights)
-            return gradients
+            return call.gradients
 
     def _fake_backward(self, *flat: Any) -> Tensors:
         return [x.new_empty(x.shape) for x in flat[0]]
@@ -290,11 +300,10 @@ def _joint_forward_backward(*flat: Any) -> Results:
     arguments = Arguments.of(flat)
     first = arguments.inputs[0]
     with _on_device_of(first):
-        gradients = [_zeros(x, _compute_dtype(arguments.inputs)) for x in arguments.inputs]
-        call = _joint_call(arguments, True, gradients)
+        call = _joint_call(arguments, True, _compute_dtype(arguments.inputs))
         weights = weights_of(call.options.reduction, None, call.batch.size, call.source.dtype)
         result = engine.run(call.source, call.batch, call.options, weights)
-        return _results(result, first.device, gradients)
+        return _results(result, first.device, call.gradients)
 
 
 def _fake_joint_forward_backward(*flat: Any) -> Results:
@@ -347,6 +356,8 @@ def _operator(
     )
     new.register_fake(fake)
     new.register_vmap(_refuse_map)
+    # For torch.autograd.grad(is_grads_batched=True), which maps in a way of its own.
+    _LIBRARY.impl(name, _refuse_map, "Batched")  # type: ignore[no-untyped-call]
     return new
 
 

@@ -25,6 +25,8 @@ struct Sigmoid {
 
 struct Gelu {
     static constexpr double kScale = 0.7978845608028654, kCubic = 0.044715;  // sqrt(2 / pi)
+    // From here on the gate is 1 in float64, and the derivative its limit.
+    static constexpr double kSaturated = 10;
 
     // tanh(sqrt(2 / pi) (x + 0.044715 x^3))
     template <typename C> __device__ static C gate(C x) {
@@ -32,6 +34,9 @@ struct Gelu {
     }
     template <typename C> __device__ static C apply(C x) { return x * ((gate(x) + 1) * C(0.5)); }
     template <typename C> __device__ static C derivative(C x) {
+        // The slope overflows beyond 1e13, and times 1 - g * g = 0 it would be NaN.
+        const C most = kSaturated;
+        x = x < -most ? -most : x > most ? most : x;
         C g = gate(x), slope = C(kScale) * x * (1 + C(3 * kCubic) * x * x);
         return ((1 - g * g) * slope + g + 1) * C(0.5);
     }

@@ -28,6 +28,7 @@ from .argument_cases import (
     unaligned,
 )
 from .helpers import random_joint_case, random_logits_case
+from .tolerances import DTYPES
 
 
 @every_function
@@ -129,3 +130,51 @@ def test_log_probabilities_are_noticed(function, dtype):
     # One row that is not normalised shows that the others are so by chance.
     given["logits"][0, 0, 0] += 0.01
     function(**given)
+
+
+NO_LOG_PROBS = "the probabilities of blank and label add up to more than 1"
+
+
+@named(OF_LOGITS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_probabilities_that_cannot_be_are_noticed(function, dtype):
+    """Those of one cell do: 0.6 and 0.6; the label may be the only one, or there may be none."""
+    given = arguments(function)
+    log_probs = log_softmax(given["logits"], axis=-1).astype(dtype)
+    blank, label = given["blank"], given["targets"][0, 2]
+    changes = [
+        {(0, 1, 2, blank): np.log(0.6), (0, 1, 2, label): np.log(0.6)},
+        {(0, 1, 2, label): np.log(1.2)},
+        {(1, 1, 0, blank): np.log(1.2)},  # a sample without labels
+    ]
+    for change in changes:
+        wrong = log_probs.copy()
+        for place, value in change.items():
+            wrong[place] = value
+        with pytest.warns(UserWarning, match=NO_LOG_PROBS):
+            function(**given | {"logits": wrong}, fused_log_softmax=False)
+
+
+@named(OF_LOGITS)
+def test_logits_passed_as_log_probabilities_are_noticed(function):
+    given = arguments(function)
+    given["logits"] = 3 * given["logits"] + 4
+    with pytest.warns(UserWarning, match=NO_LOG_PROBS):
+        result = function(**given, fused_log_softmax=False)
+    assert flat(result)[0] < 0
+
+
+@named(OF_LOGITS)
+@pytest.mark.parametrize("vocabulary", [2, 9, 2000])
+@pytest.mark.parametrize("blank", [0, -1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounded_log_probabilities_are_none_to_warn_of(function, dtype, blank, vocabulary):
+    """Rounded to the dtype, when they had an offset, or to float32 before float64; label 0, which
+    stands where no label is left, may be the blank; padding may hold anything."""
+    case = random_logits_case(np.random.default_rng(0), vocabulary=vocabulary, blank=blank, scale=8)
+    with_offset = (case.logits + 10).astype(dtype).astype(np.float32)
+    log_probs = log_softmax(with_offset, axis=-1).astype(dtype)
+    for b, (frames, labels) in enumerate(zip(case.logit_lengths, case.target_lengths, strict=True)):
+        log_probs[b, frames:] = log_probs[b, :, labels + 1 :] = 5
+    result = function(*case._replace(logits=log_probs), fused_log_softmax=False, reduction="sum")
+    assert np.isfinite(flat(result)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +100,7 @@ def moderate(value):
 
 
 @every_function
+@pytest.mark.filterwarnings("ignore:the probabilities of blank and label:UserWarning")
 @settings(max_examples=600, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_anything_is_computed_or_refused(function, data):

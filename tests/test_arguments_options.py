@@ -10,8 +10,10 @@ import pytest
 
 import cupy_rnnt
 from cupy_rnnt.ops.activations import ACTIVATIONS
+from cupy_rnnt.passes import Passes
 
 from .argument_cases import (
+    OF_LOGITS,
     B,
     U,
     V,
@@ -99,6 +101,39 @@ def test_numbers_of_any_type(function, name):
     wanted = function(**arguments(function, **{name: 0.5}))
     for value in np.float16(0.5), np.float32(0.5), np.float64(0.5):
         assert_same_bits(function(**arguments(function, **{name: value})), wanted)
+
+
+def booleans_of(function):
+    names = ["zero_infinity", "return_info"]
+    if function in OF_LOGITS:
+        names.append("fused_log_softmax")
+    return names + ["overwrite_logits"] * (function is cupy_rnnt.rnnt_loss_and_grad)
+
+
+@every_function
+def test_booleans_are_booleans(function, monkeypatch):
+    """A text or an array would count as true, or fail when all is computed."""
+    monkeypatch.setattr(Passes, "first", None)  # before any work
+    wrong = ["False", "", 0, 1, None, 0.0, [True], np.array([1, 0]), np.array(True), np.int8(1)]
+    for name in booleans_of(function):
+        for value in wrong:
+            words = f"{name} is {value!r}", "True or False is needed"
+            refused(function, TypeError, *words, **{name: value})
+
+
+@every_function
+@pytest.mark.filterwarnings("ignore:the probabilities of blank and label:UserWarning")
+def test_booleans_of_numpy(function):
+    for name in booleans_of(function):
+        for value in False, True:
+            wanted = function(**arguments(function, **{name: value}))
+            found = function(**arguments(function, **{name: np.bool_(value)}))
+            if name == "return_info":
+                assert isinstance(found, tuple) == isinstance(wanted, tuple)
+                if value:
+                    assert found[-1].kept == wanted[-1].kept
+                    found, wanted = found[:-1], wanted[:-1]
+            assert_same_bits(found, wanted)
 
 
 @functions_with_grad

@@ -36,7 +36,7 @@ WRONG_SHAPES = {  # by argument: an extent that disagrees with the other argumen
     "predictor_out": [((B - 1, U + 1, H), (B, U + 1, H)), ((B, U + 1, H + 1), (B, U + 1, H))],
     "weight": [((V, H - 1), (V, H)), ((V, 1), (V, H))],
     "bias": [((V + 1,), (V,)), ((1,), (V,))],
-    "targets": [((B + 1, U), (B, U)), ((B, U + 1), (B, U)), ((1, U), (B, U)), ((U, B), (B, U))],
+    "targets": [((B + 1, U), (B, U)), ((B, U + 2), (B, U)), ((1, U), (B, U)), ((U, B), (B, U))],
     "logit_lengths": [((B - 1,), (B,)), ((1,), (B,))],
     "target_lengths": [((B + 1,), (B,)), ((U + 1,), (B,))],
 }
@@ -49,6 +49,49 @@ def test_shapes_that_disagree(function):
             wrong = np.ones(shape, arguments(function)[name].dtype)
             words = f"{name} has shape {shape}", f"{needed} is needed"
             refused(function, ValueError, *words, **{name: wrong})
+
+
+def swapped(array):
+    """With the first two axes exchanged."""
+    return np.ascontiguousarray(array.swapaxes(0, 1))
+
+
+@every_function
+def test_as_many_positions_as_labels(function):
+    """Not one more: it is not the targets that are wrong."""
+    name, axis = ("logits", 2) if "logits" in array_names(function) else ("predictor_out", 1)
+    whole = arguments(function)[name]
+    short = np.delete(whole, 0, axis)
+    words = f"{name} has shape {short.shape}, but {whole.shape} is needed", "(4, 5)", "U + 1"
+    refused(function, ValueError, *words, **{name: short})
+    # What shows it are targets alone, which may also be lists.
+    targets = arguments(function)["targets"].tolist()
+    refused(function, ValueError, *words, **{name: short, "targets": targets})
+
+
+@every_function
+def test_time_major(function):
+    """One argument or all of them, with as many positions as there should be or one too few."""
+    first, *others = (name for name in float_names(function) if name not in ("weight", "bias"))
+    whole = arguments(function)
+    words = f"{first} has shape {swapped(whole[first]).shape}", f"{whole[first].shape} is needed"
+    reason = "samples are the first axis"
+    refused(function, ValueError, *words, reason, **{first: swapped(whole[first])})
+    all_swapped = {name: swapped(whole[name]) for name in (first, *others)}
+    refused(function, ValueError, *words, reason, **all_swapped)
+    for name, axis in [("logits", 2)] if first == "logits" else [("predictor_out", 1)]:
+        words = f"{name} has shape {swapped(whole[name]).shape}", f"{whole[name].shape} is needed"
+        refused(function, ValueError, *words, reason, **{name: swapped(whole[name])})
+        short = swapped(np.delete(whole[name], 0, axis))
+        words = f"{name} has shape {short.shape}", f"{whole[name].shape} is needed", "U + 1"
+        refused(function, ValueError, *words, reason, **{name: short})
+
+
+@joint_functions
+def test_a_transposed_weight(function):
+    weight = np.ascontiguousarray(arguments(function)["weight"].T)
+    words = f"weight has shape ({H}, {V}), but ({V}, {H}) is needed", "Linear", "transpose"
+    refused(function, ValueError, *words, weight=weight)
 
 
 @every_function
@@ -146,6 +189,10 @@ def test_lengths_out_of_range(function, name, low, high):
         wrong = changed(lengths, 1, value, dtype)
         refused(function, ValueError, f"{name}[1] is {value},", **{name: wrong})
     refused(function, ValueError, f"{name}[3]", **{name: [*lengths[:3].tolist(), 2**40]})
+    # NumPy makes no integers of these.
+    for value in 2**63, 2**64, 2**70, -(2**63) - 1, -(2**64):
+        words = f"{name}[3] is {value}, but it must be between -2**63 and 2**63 - 1"
+        refused(function, ValueError, words, **{name: [*lengths[:3].tolist(), value]})
 
 
 @every_function
@@ -172,6 +219,13 @@ def test_targets_out_of_range(function, value):
     words = f"targets[0, 2] is {value},", f"{V} entries"
     refused(function, ValueError, *words, targets=wrong)
     refused(function, ValueError, *words, targets=wrong.tolist())
+
+
+@every_function
+def test_targets_in_lists_beyond_any_integer(function):
+    wrong = arguments(function)["targets"].tolist()
+    wrong[1][3] = 2**64
+    refused(function, ValueError, f"targets[1, 3] is {2**64},", targets=wrong)
 
 
 @every_function

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 import cupy_rnnt
 
 from .argument_cases import (
     LENGTHS,
     OF_JOINT,
+    OF_LOGITS,
     WITH_GRAD,
     B,
     T,
@@ -191,6 +193,24 @@ def test_memory_that_several_elements_share_is_not_overwritten(gpu):
 
 
 # What is refused
+
+
+@named(OF_LOGITS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_probabilities_are_noticed_as_by_numpy(gpu, function, dtype):
+    """Those that are taken for logits, and the other way round."""
+    given = arguments(function)
+    log_probs = log_softmax(given["logits"], axis=-1).astype(dtype)
+    given = {name: to_device(value) for name, value in given.items()}
+    as_log_probs = {"logits": to_device(log_probs), "fused_log_softmax": False}
+    function(**given | as_log_probs)
+    log_probs[0, 1, 2, given["blank"]] = np.log(1.2)
+    with pytest.warns(UserWarning, match="blank and label add up to more than 1"):
+        function(**given | as_log_probs | {"logits": to_device(log_probs)})
+    if dtype.itemsize > 2:  # half types are rounded by more than float32, in which it is seen
+        log_probs = log_softmax(log_probs, axis=-1)
+        with pytest.warns(UserWarning, match="fused_log_softmax=False saves the work"):
+            function(**given | {"logits": to_device(log_probs)})
 
 
 def wrong_values():

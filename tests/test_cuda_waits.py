@@ -4,6 +4,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 import cupy_rnnt
 from cupy_rnnt.passes import Passes
@@ -40,11 +41,12 @@ def waits(emulator, function, case, **options):
 @pytest.mark.parametrize("gradient", [False, True])
 def test_waits_of_logits(emulator, gradient):
     """For lengths and targets; for the number of kept cells, if there is a gradient; and to see
-    whether logits are log-probabilities, unless they are said to be."""
+    whether logits are log-probabilities, or could be where they are said to be."""
     case = random_logits_case(np.random.default_rng(0))
     assert waits(emulator, OF_LOGITS[gradient], case)[0] == 2 + gradient
+    case = case._replace(logits=log_softmax(case.logits, axis=-1))
     given_log_probs = waits(emulator, OF_LOGITS[gradient], case, fused_log_softmax=False)
-    assert given_log_probs[0] == 1 + gradient
+    assert given_log_probs[0] == 2 + gradient
 
 
 @pytest.mark.parametrize("gradient", [False, True])

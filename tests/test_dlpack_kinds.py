@@ -84,6 +84,19 @@ def test_cost_weights(library, function):
         assert_same(library, function(**given, cost_weights=same), expected)
 
 
+@pytest.mark.parametrize("library", ["torch", "jax", "foreign"], indirect=True)
+@named(WITH_GRAD)
+def test_gradients_that_overflow_float16_are_inf(library, function):
+    """No warning, and no error, whatever is made of floating point errors elsewhere."""
+    given = arguments(function)
+    given |= {name: given[name].astype(np.float16) for name in float_names(function)}
+    with np.errstate(all="raise"):
+        _, grad = function(**library.given(given), cost_weights=[1e7] * 4)
+    for one in flat(grad):
+        assert np.isinf(library.read(one)).any()
+        assert not np.isnan(library.read(one)).any()
+
+
 @every_library
 @joint_functions
 def test_no_bias(library, function):

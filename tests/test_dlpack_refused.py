@@ -111,12 +111,15 @@ def tensors_without_memory_of_their_own():
     yield torch.ones(2, 3, device="meta"), "meta"
     yield torch.complex(ones, ones).conj(), "conjugate"
     yield torch.complex(ones, ones).conj().imag, "resolve_neg"
+    for layout in torch.strided, torch.jagged:
+        yield torch.nested.nested_tensor([ones[0], ones[1]], layout=layout), "to_padded_tensor"
     with FakeTensorMode():
         yield torch.ones(2, 3), "no memory"
 
 
 @every_function
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_tensors_that_are_more_than_memory(function):
     for tensor, word in tensors_without_memory_of_their_own():
         not_passed_on(function, tensor, word)

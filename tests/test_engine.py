@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 
 import cupy_rnnt
@@ -92,6 +93,9 @@ def test_logits_equal_reference(
     device, shape, options, dtype, blank, fused, overwrite, spare_bytes, threads, seed
 ):
     case = random_logits_case(np.random.default_rng(seed), **shape, dtype=dtype, blank=blank)
+    if not fused:
+        log_probs = log_softmax(case.logits.astype(np.float64), axis=-1)
+        case = case._replace(logits=log_probs.astype(dtype))
     options["fused_log_softmax"] = fused
     expected_loss, expected = reference.rnnt_loss_and_grad(*case, **options)
     budget = least_budget(rnnt_loss_and_grad, *case, **options) + spare_bytes
@@ -181,59 +185,6 @@ def test_padding_never_matters_to_joint(device):
     np.testing.assert_array_equal(other_loss, loss)
     for one, other in zip(gradients, others, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_sample_that_is_not_finite_touches_no_other(device, bad):
-    case = random_logits_case(np.random.default_rng(1), 4, 7, 5, 9)
-    _, expected = reference.rnnt_loss_and_grad(*case, reduction="sum")
-    logits = case.logits.copy()
-    logits[1, 3, 0] = bad  # a whole row: even -inf leaves it without a softmax
-    costs, grad = rnnt_loss_and_grad(logits, *case[1:], reduction="none")
-    assert np.isnan(costs[1])
-    assert np.isfinite(np.delete(costs, 1)).all()
-    assert not grad[1].any()
-    np.testing.assert_allclose(np.delete(grad, 1, 0), np.delete(expected, 1, 0), atol=1e-12)
-
-
-def test_joint_sample_that_is_not_finite_touches_no_other(device):
-    case = random_joint_case(np.random.default_rng(1))
-    weights = np.array([1.0, 0.0, 1.0, 1.0])
-    _, expected = reference.joint_rnnt_loss_and_grad(*case, cost_weights=weights)
-    encoder_out = case.encoder_out.copy()
-    encoder_out[1, 2, 3] = np.nan
-    costs, gradients = joint_rnnt_loss_and_grad(encoder_out, *case[1:], reduction="none")
-    np.testing.assert_array_equal(np.isnan(costs), [False, True, False, False])
-    assert_gradients_close(gradients, expected, np.float64, case.length)
-
-
-@pytest.mark.parametrize("zero_infinity", [False, True])
-def test_probability_zero(device, zero_infinity):
-    case = random_logits_case(np.random.default_rng(2), 3, 6, 4, 8)
-    logits = case.logits.copy()
-    logits[0, :, :, case.targets[0, 1]] = -np.inf
-    costs, grad = rnnt_loss_and_grad(
-        logits, *case[1:], reduction="none", zero_infinity=zero_infinity
-    )
-    assert costs[0] == (0.0 if zero_infinity else np.inf)
-    assert np.isfinite(costs[1:]).all()
-    assert not grad[0].any()
-    assert grad[1].any()
-
-
-def test_masked_vocabulary_gets_no_gradient(device):
-    case = random_joint_case(np.random.default_rng(4), vocabulary=12)
-    bias = case.bias.copy()
-    masked = np.setdiff1d(np.arange(11), case.targets)
-    bias[masked] = -np.inf
-    case = case._replace(bias=bias)
-    loss, gradients = joint_rnnt_loss_and_grad(*case)
-    expected_loss, expected = reference.joint_rnnt_loss_and_grad(*case)
-    assert len(masked)
-    assert not gradients.weight[masked].any()
-    assert not gradients.bias[masked].any()
-    assert_costs_close(loss, expected_loss, np.float64, case.length)
-    assert_gradients_close(gradients, expected, np.float64, case.length)
 
 
 @pytest.mark.parametrize(("frames", "labels"), [(400, 80), (3, 1500), (1500, 2), (1, 700)])

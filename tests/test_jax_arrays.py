@@ -168,6 +168,10 @@ REFUSED = {
     "clamp": ({"clamp": np.inf}, ValueError),
     "tolerance": ({"tolerance": 1.0}, ValueError),
     "fastemit": ({"fastemit_lambda": "0.1"}, TypeError),
+    "boolean": ({"zero_infinity": "False"}, TypeError),
+    "time-major": ({"inputs": lambda x: (x[0].swapaxes(0, 1), *x[1:])}, ValueError),
+    "positions": ({"integers": lambda x: (np.pad(x[0], ((0, 0), (0, 1))), *x[1:])}, ValueError),
+    "bits": ({"integers": lambda x: (*x[:2], [*x[2][:3].tolist(), 2**64])}, ValueError),
 }
 
 
@@ -197,6 +201,7 @@ def test_shapes_and_dtypes_of_a_joint_must_match():
     for i, wrong, error, text in (
         (1, batch.inputs[1][:, :, 1:], ValueError, r"predictor_out has shape \(4, 6, 10\)"),
         (2, batch.inputs[2][:, 1:], ValueError, r"weight has shape \(9, 10\)"),
+        (2, batch.inputs[2].T, ValueError, r"weight has shape \(11, 9\), but \(9, 11\) is needed"),
         (3, batch.inputs[3].astype(jnp.bfloat16), TypeError, "bias has dtype bfloat16"),
     ):
         inputs = list(batch.inputs)
@@ -208,9 +213,16 @@ def test_shapes_and_dtypes_of_a_joint_must_match():
 @every_kind
 def test_options_are_static(kind):
     batch = made(kind)
-    for name, value in ("clamp", 0.5), ("tolerance", 0.1):
-        with pytest.raises(TypeError, match=f"{name} is .*, but a number is needed"):
+    for name, value in ("clamp", 0.5), ("tolerance", 0.1), ("zero_infinity", True):
+        needed = "True or False" if value is True else "a number"
+        with pytest.raises(TypeError, match=f"{name} is .*, but {needed} is needed"):
             jax.jit(lambda value, name=name: batch.loss(*batch.inputs, **{name: value}))(value)
+
+
+def test_fused_log_softmax_is_a_boolean():
+    batch = made("logits")
+    with pytest.raises(TypeError, match="fused_log_softmax is 'no', but True or False is needed"):
+        batch.loss(*batch.inputs, fused_log_softmax="no")
 
 
 @every_kind

@@ -122,6 +122,56 @@ def test_log_probs():
     assert_gradients_match("logits", [jax.grad(through)(batch.inputs[0])], wanted, batch)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_log_probs_that_cannot_be_are_noticed(jit):
+    batch = made("logits")
+
+    def loss(logits):
+        return batch.loss(logits, fused_log_softmax=False)
+
+    with pytest.warns(UserWarning, match="blank and label add up to more than 1"):
+        jax.block_until_ready((jax.jit(loss) if jit else loss)(batch.inputs[0]))
+
+
+@every_kind
+@every_dtype
+@every_reduction
+def test_strict_promotion_of_dtypes(kind, dtype, reduction):
+    """The same bits as with JAX's own promotion, which no operation needs."""
+    with wide(dtype):
+        batch = made(kind, dtype=dtype)
+
+        def loss(*inputs):
+            return batch.loss(*inputs, reduction=reduction).sum()
+
+        wanted = gradient(loss, batch.inputs)
+        with jax.numpy_dtype_promotion("strict"):
+            found = gradient(loss, batch.inputs)
+    assert_equal_bits(found, wanted)
+    assert {x.dtype for x in found} == {np.dtype(dtype)}
+
+
+@every_kind
+@every_reduction
+def test_gradients_that_overflow_float16_are_inf(kind, reduction):
+    """As under a loss scale that is too large: no warning, and no error."""
+    batch = made(kind, dtype=np.float16)
+    scale = 2.0**24
+
+    def loss(*inputs):
+        return (batch.loss(*inputs, reduction=reduction) * scale).sum()
+
+    with np.errstate(all="raise"):
+        found = jax.block_until_ready(gradient(loss, batch.inputs))
+    weights = np.full(4, scale / 4 if reduction == "mean" else scale)
+    _, wanted = reference_of(kind)(*batch.case, cost_weights=weights)
+    for one, other in zip(found, [wanted] if kind == "logits" else wanted, strict=True):
+        too_large = abs(other) > 1.01 * float(np.finfo(np.float16).max)
+        assert too_large.any()
+        assert np.isinf(np.asarray(one)[too_large]).all()
+        assert not np.isnan(np.asarray(one)).any()
+
+
 @every_kind
 def test_no_labels_and_one_sample(kind):
     batch = made(kind, size=2, labels=0)
@@ -157,18 +207,24 @@ def test_gradients_that_would_underflow_without_the_scale(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "cost"), [("logits", np.nan), ("logits", np.inf), ("joint", np.nan)]
+    ("kind", "value"),
+    [
+        ("logits", np.nan),
+        ("logits", -np.inf),
+        ("logits", np.finfo(np.float32).min),  # whose sum float32 cannot hold
+        ("joint", np.nan),
+    ],
 )
 @pytest.mark.parametrize("zero_infinity", [False, True])
 @every_reduction
-def test_a_cost_that_is_not_finite_stays_alone(kind, cost, zero_infinity, reduction):
+def test_a_cost_that_is_not_finite_stays_alone(kind, value, zero_infinity, reduction):
     batch = made(kind)
     spoiled = np.array(batch.inputs[0])
     last = int(batch.integers[1][0]) - 1
-    if np.isnan(cost):
-        spoiled[0, last] = np.nan
+    if np.isnan(value):
+        spoiled[0, last], cost = np.nan, np.nan
     else:
-        spoiled[0, last, :, batch.case.blank] = -np.inf
+        spoiled[0, last - 1 : last + 1, :, batch.case.blank], cost = value, np.inf
     inputs = jnp.asarray(spoiled), *batch.inputs[1:]
     costs = batch.loss(*inputs, reduction="none", zero_infinity=zero_infinity)
     np.testing.assert_equal(float(costs[0]), 0.0 if zero_infinity else cost)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
-from cupy_rnnt.reference import joint_rnnt_loss_and_grad, rnnt_loss, rnnt_loss_and_grad
+from cupy_rnnt.reference import (
+    joint_rnnt_loss,
+    joint_rnnt_loss_and_grad,
+    rnnt_loss,
+    rnnt_loss_and_grad,
+)
 
 from .reference_cases import EXACT, assert_all_close, random_batch, random_joint
 
@@ -71,14 +77,41 @@ def test_logits_of_minus_infinity_off_every_path_are_harmless():
     assert np.all(grad[..., 4] == 0)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
-def test_logit_of_plus_infinity_closes_the_cells_of_other_symbols():
-    logits = np.random.default_rng(6).normal(size=(1, 4, 2, 5))
-    logits[0, 2, 0, 3] = np.inf
-    loss, grad = rnnt_loss_and_grad(logits, [[1]], [4], [1])
-    closed = logits.copy()
-    closed[0, 2, 0] = [0.0, -np.inf, 0.0, 0.0, -np.inf]
-    expected_loss, expected_grad = rnnt_loss_and_grad(closed, [[1]], [4], [1])
-    np.testing.assert_allclose(loss, expected_loss, **EXACT)
-    np.testing.assert_allclose(grad, expected_grad, **EXACT)
-    assert np.all(grad[0, 2, 0] == 0)
+@pytest.mark.parametrize("entry", range(5))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logit_without_a_softmax_leaves_the_sample_undefined(entry, value):
+    """Whether it is that of the blank (4), of a label (1), or of neither."""
+    logits, *rest = random_batch()
+    logits[0, 2, 0, entry] = value
+    costs, grad = rnnt_loss_and_grad(logits, *rest, reduction="none")
+    np.testing.assert_array_equal(np.isnan(costs), [True, False, False])
+    np.testing.assert_array_equal(grad.any(axis=(1, 2, 3)), [False, True, True])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_log_prob_that_is_no_probability_leaves_the_sample_undefined(value):
+    """Of blank and label of a cell; no other is looked at."""
+    logits, targets, *lengths = random_batch()
+    log_probs = log_softmax(logits, axis=-1)
+    options = {"reduction": "none", "fused_log_softmax": False}
+    costs = rnnt_loss(log_probs, targets, *lengths, **options)
+    for entry in range(5):
+        spoiled = log_probs.copy()
+        spoiled[0, 2, 0, entry] = value
+        found = rnnt_loss(spoiled, targets, *lengths, **options)
+        undefined = entry in (4, targets[0, 0])
+        np.testing.assert_array_equal(found, [np.nan if undefined else costs[0], *costs[1:]])
+
+
+def test_input_of_a_joint_without_a_softmax_leaves_the_sample_undefined():
+    """Although the lattice reads other symbols alone."""
+    (encoder_out, predictor_out, weight, bias), (targets, *lengths) = random_joint()
+    rest = np.where(targets == 2, 1, targets), *lengths
+    symbol = np.arange(5) == 2
+    infinite = np.where(symbol, np.inf, bias)
+    assert np.isnan(joint_rnnt_loss(encoder_out, predictor_out, weight, infinite, *rest))
+    encoder_out[0, 1, 3] = np.inf
+    weight[:, 3] = np.where(symbol, 1.0, -1.0)
+    options = {"activation": "relu", "reduction": "none"}
+    costs = joint_rnnt_loss(encoder_out, predictor_out, weight, bias, *rest, **options)
+    np.testing.assert_array_equal(np.isnan(costs), [True, False, False])

@@ -60,6 +60,17 @@ def test_a_retained_graph_may_be_walked_twice(kind, reduction):
 
 @every_kind
 @every_reduction
+def test_gradients_of_several_numbers_at_once_are_refused(kind, reduction):
+    """In the words for vmap, which is what PyTorch does with them."""
+    batch = made(kind)
+    costs = loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction).reshape(-1)
+    rows = torch.eye(len(costs), dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="cannot be mapped by vmap"):
+        gradients(costs, batch.leaves, grad_outputs=rows, is_grads_batched=True)
+
+
+@every_kind
+@every_reduction
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_there_is_no_second_derivative(kind, reduction, differentiable):
     """Whether or not there is one of what comes from above."""

@@ -151,6 +151,47 @@ def test_autocast_is_compiled():
     assert not torch.equal(expected, model(*tensors))  # it has been cast
 
 
+# torch.jit
+
+
+@every_kind
+@every_reduction
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own
+def test_traces_of_torch_jit_are_the_functions(kind, reduction):
+    """With its check, which runs the module without gradients; for any batch, with or without."""
+    if kind == "joint":
+        output = torch.nn.Linear(11, 9, dtype=torch.float64)
+        module = adapter.JointRNNTLoss(reduction=reduction, output=output)
+    else:
+        output = torch.nn.Linear(9, 9, dtype=torch.float64)
+        module = Scored(output, adapter.RNNTLoss(reduction=reduction))
+    inputs = {"joint": 2, "logits": 1}[kind]
+
+    def tensors(seed, **sizes):
+        batch = made(kind, seed, **sizes)
+        return *(leaf.detach() for leaf in batch.leaves[:inputs]), *batch.rest[:-1]
+
+    traced = torch.jit.trace(module, tensors(0))
+    other = tensors(1, size=3, frames=9, labels=4)
+    loss, expected = traced(*other), module(*other)
+    assert_equal_bits([loss], [expected])
+    leaves = list(module.parameters())
+    assert_equal_bits(gradients(loss.sum(), leaves), gradients(expected.sum(), leaves))
+    with torch.no_grad():
+        assert_equal_bits([traced(*other)], [module(*other)])
+
+
+class Scored(torch.nn.Module):
+    """A layer and the loss of its outputs."""
+
+    def __init__(self, layer, loss):
+        super().__init__()
+        self.layer, self.loss = layer, loss
+
+    def forward(self, inputs, *rest):
+        return self.loss(self.layer(inputs), *rest)
+
+
 # What there is not
 
 

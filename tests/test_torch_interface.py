@@ -43,9 +43,17 @@ def test_a_module_may_have_the_output_layer():
     expected.backward()
     assert_equal_bits([output.weight.grad], [weight.grad])
     assert bias.grad is None
+    own_layer = "has an output layer of its own: leave out weight and bias"
     for wrong in {"weight": weight}, {"bias": bias}:
-        with pytest.raises(TypeError, match=f"multiple values for argument '{next(iter(wrong))}'"):
+        with pytest.raises(TypeError, match=own_layer):
             own(encoder_out, predictor_out, *batch.rest[:-1], **wrong)
+    with pytest.raises(TypeError, match=own_layer):
+        own(encoder_out, predictor_out, weight, bias, *batch.rest[:-1])
+    no_layer = "has no output layer: pass weight and bias, or make it with output="
+    with pytest.raises(TypeError, match=no_layer):
+        plain(encoder_out, predictor_out, *batch.rest[:-1])
+    with pytest.raises(TypeError, match=no_layer):
+        plain(encoder_out, predictor_out, **dict(zip(names, batch.rest, strict=False)))
     with pytest.raises(TypeError, match="missing 3 required positional arguments: 'targets'"):
         plain(encoder_out, predictor_out, weight, bias)
 

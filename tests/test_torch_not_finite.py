@@ -63,6 +63,32 @@ def spoiled(kind, batch, cost):
     return [leaf.requires_grad_() for leaf in leaves]
 
 
+@pytest.mark.parametrize("zero_infinity", [False, True])
+@every_kind
+@every_reduction
+def test_a_cost_beyond_float32_has_no_gradient(kind, zero_infinity, reduction):
+    """A label that a path must take twice, masked by the least finite number."""
+    batch = made(kind, dtype=torch.float32)
+    batch.rest[0][batch.rest[0] == 3] = 4
+    batch.rest[0][0, :2] = 3
+    leaves = [leaf.detach().clone() for leaf in batch.leaves]
+    if kind == "logits":
+        leaves[0][0, ..., 3] = torch.finfo(torch.float32).min
+    else:
+        leaves[3][3] = torch.finfo(torch.float32).min
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    loss = loss_of(kind)(*leaves, *batch.rest, reduction=reduction, zero_infinity=zero_infinity)
+    reported = loss[0] if reduction == "none" else loss
+    if zero_infinity:
+        assert torch.isfinite(reported)
+    else:
+        assert reported == torch.inf
+    found = gradients(loss, leaves, grad_outputs=torch.ones_like(loss))
+    assert all(torch.isfinite(one).all() for one in found)
+    assert not found[0][0].any()
+    assert found[0][1].any()
+
+
 @every_kind
 @pytest.mark.parametrize("cost", [np.nan, np.inf])
 @pytest.mark.parametrize("zero_infinity", [False, True])

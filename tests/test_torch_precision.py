@@ -138,3 +138,23 @@ def test_a_scaler_skips_a_step_whose_gradients_overflow():
     assert_equal_bits(batch.leaves, before)
     scaler.update()
     assert scaler.get_scale() < 2.0**24
+
+
+@every_kind
+@every_reduction
+def test_gradients_that_overflow_float16_are_inf(kind, reduction):
+    """As in the first steps of a GradScaler. Whatever is made of floating point errors elsewhere,
+    no warning, and no error."""
+    batch = made(kind, dtype=torch.float16)
+    loss = loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction).sum()
+    with np.errstate(all="raise"):
+        found = gradients(loss * 2.0**24, batch.leaves)
+    with torch.no_grad():
+        wide = [leaf.float() for leaf in batch.leaves]
+    of_wide = [leaf.requires_grad_() for leaf in wide]
+    wanted = gradients(loss_of(kind)(*of_wide, *batch.rest, reduction=reduction).sum(), of_wide)
+    for one, other in zip(found, wanted, strict=True):
+        too_large = abs(other * 2.0**24) > 1.01 * torch.finfo(torch.float16).max
+        assert too_large.any()
+        assert torch.isinf(one[too_large]).all()
+        assert not one.isnan().any()

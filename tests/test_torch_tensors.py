@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
@@ -17,6 +19,7 @@ from .torch_cases import (
     assert_equal_bits,
     every_dtype,
     every_kind,
+    every_reduction,
     gradients,
     loss_of,
     made,
@@ -125,6 +128,22 @@ def test_lists_of_integers(kind):
     assert_equal_bits([loss_of(kind)(*batch.leaves, *arrays)], [wanted])
 
 
+@every_kind
+@every_reduction
+def test_lists_belong_on_the_host(kind, reduction):
+    """Whatever device PyTorch makes tensors on by default; "meta", which has no memory, stands for
+    a GPU."""
+    batch = made(kind)
+    wanted = loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction)
+    lists = [values.tolist() for values in batch.rest[:-1]]
+    with torch.device("meta"):
+        loss, info = loss_of(kind)(*batch.leaves, *lists, reduction=reduction, return_info=True)
+        found = gradients(loss.sum(), batch.leaves)
+    assert info.cells == int((batch.rest[1] * (batch.rest[2] + 1)).sum())
+    assert_equal_bits([loss], [wanted])
+    assert_equal_bits(found, gradients(wanted.sum(), batch.leaves))
+
+
 def names_of(kind):
     inputs = JointGradients._fields if kind == "joint" else ("logits",)
     return *inputs, "targets", "logit_lengths", "target_lengths"
@@ -150,6 +169,66 @@ def test_tensors_of_the_wrong_sort_are_named(kind, change, error, word):
         with pytest.raises(error, match=rf"^{name} ") as caught:
             loss_of(kind)(*wrong)
         assert word in str(caught.value)
+
+
+@every_kind
+@every_reduction
+def test_an_empty_axis_is_named(kind, reduction):
+    """Before there are gradients of that shape."""
+    batch = made(kind)
+    axes = {
+        "logits": ("B", "T", "U + 1", "V"),
+        "encoder_out": ("B", "T", "H"),
+        "predictor_out": ("B", "U + 1", "H"),
+        "weight": ("V", "H"),
+        "bias": ("V",),
+    }
+    for i, name in enumerate(names_of(kind)[:-3]):
+        for axis, letter in enumerate(axes[name]):
+            leaves = [leaf.detach().requires_grad_() for leaf in batch.leaves]
+            leaves[i] = leaves[i].detach().narrow(axis, 0, 0).requires_grad_()
+            with pytest.raises(ValueError, match=re.escape(f"{name} has shape")) as caught:
+                loss_of(kind)(*leaves, *batch.rest, reduction=reduction)
+            assert str(caught.value).endswith(f"axis {letter} is empty")
+
+
+@every_kind
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_are_refused(kind, layout):
+    batch = made(kind)
+    for i, name in enumerate(names_of(kind)):
+        values = [leaf.detach() for leaf in batch.leaves] + list(batch.rest[:-1])
+        if values[i].ndim > 1:
+            values[i] = torch.nested.nested_tensor(list(values[i]), layout=layout)
+            with pytest.raises(TypeError, match=f"^{name} is a nested tensor, but a padded one"):
+                loss_of(kind)(*values)
+
+
+@every_kind
+def test_integers_beyond_64_bits_are_named(kind):
+    batch = made(kind)
+    for i, name in enumerate(names_of(kind)[-3:]):
+        for value in 2**63, 2**64, -(2**70):
+            lists = [values.tolist() for values in batch.rest[:-1]]
+            (lists[i][1] if i == 0 else lists[i])[2] = value
+            place = re.escape("[1, 2]" if i == 0 else "[2]")
+            with pytest.raises(ValueError, match=rf"^{name}{place} is {value}, but it must be"):
+                loss_of(kind)(*batch.leaves, *lists)
+
+
+@every_kind
+def test_tensors_that_are_time_major_or_short_of_a_position(kind):
+    """The argument that is meant is named, not the targets."""
+    batch = made(kind)
+    i, name, axis = (1, "predictor_out", 1) if kind == "joint" else (0, "logits", 2)
+    changes = lambda x: x.narrow(axis, 1, x.shape[axis] - 1), lambda x: x.swapaxes(0, 1)
+    for change in changes:
+        leaves = list(batch.leaves)
+        leaves[i] = change(leaves[i])
+        needed = re.escape(f"but {tuple(batch.leaves[i].shape)} is needed to match targets")
+        with pytest.raises(ValueError, match=f"^{name} has shape .*{needed}"):
+            loss_of(kind)(*leaves, *batch.rest)
 
 
 @every_kind
@@ -190,12 +269,20 @@ def test_what_is_no_tensor_is_named(kind):
         ({"fastemit_lambda": -1}, ValueError, "fastemit_lambda is -1, but it must be"),
         ({"tolerance": 1.0}, ValueError, "tolerance is 1.0, but it must be"),
         ({"max_workspace_bytes": 1e6}, TypeError, "max_workspace_bytes is 1000000.0, but"),
+        ({"zero_infinity": "False"}, TypeError, "zero_infinity is 'False', but True or False"),
+        ({"return_info": [True]}, TypeError, r"return_info is \[True\], but True or False"),
     ],
 )
 def test_options_of_the_wrong_sort_are_named(kind, option, error, text):
     batch = made(kind)
     with pytest.raises(error, match=f"^{text}"):
         loss_of(kind)(*batch.leaves, *batch.rest[:-1], **option)
+
+
+def test_fused_log_softmax_is_a_boolean():
+    batch = made("logits")
+    with pytest.raises(TypeError, match="fused_log_softmax is 'no', but True or False"):
+        adapter.rnnt_loss(*batch.leaves, *batch.rest, fused_log_softmax="no")
 
 
 def test_activations_are_named():
@@ -256,3 +343,13 @@ def test_log_probabilities_are_noticed():
     for logits in batch.leaves[0].log_softmax(-1), batch.leaves[0].detach().log_softmax(-1):
         with pytest.warns(UserWarning, match="fused_log_softmax=False"):
             adapter.rnnt_loss(logits, *batch.rest)
+
+
+@every_reduction
+def test_log_probabilities_that_cannot_be_are_noticed(reduction):
+    (logits,), rest = made("logits").leaves, made("logits").rest
+    options = {"fused_log_softmax": False, "reduction": reduction}
+    for given in logits, logits.detach():
+        with pytest.warns(UserWarning, match="blank and label add up to more than 1"):
+            adapter.rnnt_loss(given, *rest, **options)
+        adapter.rnnt_loss(given.log_softmax(-1), *rest, **options)

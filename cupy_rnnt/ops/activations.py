@@ -11,6 +11,7 @@ from scipy.special import expit
 
 _GELU_SCALE = math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = 0.044715
+_GELU_SATURATED = 10.0  # from here on the gate is 1 in float64, and the derivative its limit
 
 
 class Activation(NamedTuple):
@@ -55,6 +56,7 @@ def _gelu(pre: np.ndarray, out: np.ndarray) -> None:
 
 
 def _gelu_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+    np.clip(pre, -_GELU_SATURATED, _GELU_SATURATED, out=pre)  # the slope overflows beyond 1e13
     gate = _gelu_gate(pre)
     slope = pre * pre
     slope *= 3 * _GELU_CUBIC
