@@ -99,7 +99,7 @@ def backward(source: Source, batch: Batch, options: Options, kept: Kept, weights
     with _running(source, batch, options, chosen, 1) as passes:
         source.begin_gradient(chosen.workers, _largest(weights, options))
         for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
-            passes.second(group, kept.part(start, end), weights)
+            passes.second(group, kept.part(slice(start, end)), weights)
         source.end_gradient()
 
 
@@ -136,7 +136,8 @@ def returned(result: Result, like: Any, *gradients: Any) -> Any:
 
 def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
     budget, select = options.max_workspace_bytes, options.tolerance > 0
-    return plan(batch, source, source.ops, budget, gradient, store, select)
+    transducer = options.transducer
+    return plan(batch, source, source.ops, transducer, budget, gradient, store, select)
 
 
 def _largest(weights: Any, options: Options) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -128,7 +128,7 @@ class Loss:
         weights: Any,
     ) -> None:
         named = dict(zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True))
-        call = self.checked(named | asdict(self.options))
+        call = self.checked(named | self.options.values())
         source = self.source(call, gradients)
         reduction = self.options.reduction
         if gradients is not None and weights is None:
@@ -151,7 +151,7 @@ class LogitsLoss(Loss):
     batched = 1
 
     def checked(self, arguments: dict[str, Any]) -> loss.LogitsCall:
-        return loss.checked(**arguments, fused_log_softmax=self.fused_log_softmax)
+        return loss.checked(**arguments)
 
     def source(self, call: loss.LogitsCall, gradients: Any) -> LogitsSource:
         gradient = None

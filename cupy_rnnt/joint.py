@@ -29,7 +29,7 @@ class JointCall(NamedTuple):
     inputs: JointInputs
 
     def source(self, gradient: bool, out: JointGradients | None = None) -> JointSource:
-        return JointSource(self.batch, self.inputs, self.options.activation, gradient, out)
+        return JointSource(self.batch, self.inputs, self.options, gradient, out)
 
 
 def checked(

@@ -12,6 +12,7 @@ import numpy as np
 from . import defaults
 from .batch import Batch, Cells, Coordinates, JointInputs
 from .ops import Shape, operations_for
+from .options import Options
 from .passes import Kept
 from .results import JointGradients
 from .schedule import ROW_BYTES, Group
@@ -58,7 +59,7 @@ class JointSource:
         self,
         batch: Batch,
         inputs: JointInputs,
-        activation: str,
+        options: Options,
         gradient: bool,
         out: JointGradients | None = None,
     ) -> None:
@@ -69,14 +70,15 @@ class JointSource:
         self.width, self.hidden_size = inputs.weight.shape
         worth_storing = self.hidden_size >= _STORING_HIDDEN_SIZE
         elements = self.width * self.hidden_size
-        self.selects = elements >= _SELECTING_ELEMENTS
+        self.row = options.transducer.row(self.width, batch.blank)
+        self.selects = elements >= _SELECTING_ELEMENTS and options.transducer.normalises
         self.gains_surely = (
             elements >= _SURELY_GAINING_ELEMENTS and self.width >= _SURELY_GAINING_WIDTH
         )
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self.coordinates = Coordinates(batch, self.ops)
         self._batch, self._inputs = batch, inputs
-        self._activation, self._gradient, self._out = activation, gradient, out
+        self._activation, self._gradient, self._out = options.activation, gradient, out
         weight, bias = inputs.weight, inputs.bias
         dense = weight.flags.c_contiguous or weight.flags.f_contiguous
         self._copied = not dense or weight.dtype != self.dtype
@@ -132,25 +134,23 @@ class JointSource:
 
     def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
         itemsize = self.dtype.itemsize
-        references = Tangents.nbytes(frames, columns, samples, self.hidden_size, itemsize)
+        scores = len(self.row.columns)
+        references = Tangents.nbytes(frames, columns, samples, scores, self.hidden_size, itemsize)
         return references + workers * _FRAME_CELL_BYTES * columns
 
     def tangents(self, samples: np.ndarray) -> Tangents:
         inputs = self._inputs._replace(weight=self._weight, bias=self._bias)
         if self._magnitudes is None:
             self._magnitudes = Magnitudes.of(self.ops, self._batch, inputs)
-        return Tangents(self.ops, self._batch, samples, inputs, self._activation, self._magnitudes)
+        form = self._activation, self.row
+        return Tangents(self.ops, self._batch, samples, inputs, *form, self._magnitudes)
 
-    def log_probs(
-        self, cells: Cells, scratch: _JointScratch, stored: Any | None
-    ) -> tuple[Any, Any, Any]:
+    def scores(self, cells: Cells, scratch: _JointScratch, stored: Any | None) -> tuple[Any, Any]:
         scratch = scratch.rows(len(cells.sample))
         logits = scratch.logits if stored is None else stored
         self._hidden(cells, scratch)
         self.ops.matmul(scratch.factors, self._factor.T, logits)
-        return self.ops.row_log_probs(
-            logits, self._bias, self._batch.blank, cells.label, scratch.block
-        )
+        return self.ops.row_scores(logits, self._bias, self.row, cells.label, scratch.block)
 
     def _hidden(self, cells: Cells, scratch: _JointScratch) -> None:
         encoder_out, predictor_out = self._inputs[:2]
@@ -205,11 +205,11 @@ class JointSource:
         weights: Any | None,
         scratch: _JointScratch,
     ) -> None:
-        ops, blank = self.ops, self._batch.blank
+        ops = self.ops
         scratch = scratch.rows(len(cells.sample))
         logits, block, pre, _, factors, _, d_hidden, slab = scratch
         hidden, weight = factors[:, : self.hidden_size], self._factor[:, : self.hidden_size]
-        occupancies = kept.blank_occupancy, kept.label_occupancy
+        occupancies = kept.occupancies
         self._hidden(cells, scratch)
         if stored is None:
             ops.matmul(factors, self._factor.T, logits)
@@ -218,11 +218,9 @@ class JointSource:
         if self._scale is not None and weights is not None:
             weights = weights * self._scale
         elif self._scale is not None:
-            occupancies = self._scale * occupancies[0], self._scale * occupancies[1]
-        softmax, labels = (logits, self._bias, kept.lse), cells.label
-        ops.logits_grad(
-            *softmax, *occupancies, blank, labels, clamp, weights, block, scratch.d_logits
-        )
+            occupancies = self._scale * occupancies
+        rows = logits, self._bias, self.row, kept.lse, occupancies, cells.label
+        ops.logits_grad(*rows, clamp, weights, block, scratch.d_logits)
         d_logits = logits if scratch.d_logits is None else scratch.d_logits
         ops.add_weight_grad(d_logits, hidden, self._d_weight[worker], slab)
         ops.add_column_sum(d_logits, self._d_bias[worker], block)

@@ -13,6 +13,7 @@ from .ops import operations_for
 from .passes import Kept
 from .schedule import ROW_BYTES, Group
 from .tangents import Tangents
+from .transducer import LABEL_COLUMN, Row
 
 _CLEAR_ROWS = 2**14  # of a gradient, at once
 # How far above 1 rounding takes the sum of two probabilities: in float32, of which numbers in
@@ -29,7 +30,7 @@ class _LogitsScratch(NamedTuple):
 
 
 class LogitsSource:
-    """Given logits, or (``fused_log_softmax=False``) log-probabilities.
+    """Given logits or, if there is no head, log-probabilities.
 
     The gradient goes to `grad`, which may be the array of the logits itself.
     """
@@ -37,15 +38,13 @@ class LogitsSource:
     stored_row_bytes = 0
     selects = gains_surely = False
 
-    def __init__(
-        self, batch: Batch, logits: Any, fused_log_softmax: bool, grad: Any | None = None
-    ) -> None:
+    def __init__(self, batch: Batch, logits: Any, row: Row, grad: Any | None = None) -> None:
         self.ops = operations_for(logits)
         self.dtype: np.dtype = defaults.compute_dtype(logits.dtype)
         self.width: int = logits.shape[-1]
         self.grad = grad
         self.coordinates = Coordinates(batch, self.ops)
-        self.fused = fused_log_softmax
+        self.row, self.fused = row, bool(row.heads)
         self._batch, self._logits = batch, logits
         self._rows = None  # the logits by rows, where a tile can be had without a copy
         if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
@@ -57,15 +56,20 @@ class LogitsSource:
         """Whether every row that :meth:`log_probs` saw may be log-probabilities."""
         return not np.concatenate(self.ops.host(*self._unnormalised)).any()
 
-    def _unnormalised_rows(self, log_probs: tuple[Any, Any, Any], has_label: Any) -> Any:
+    def _unnormalised_rows(self, lse: Any, scores: Any, has_label: Any) -> Any:
         """Those whose exponentials do not add up to 1 or, if that is all that is read of them,
-        those of blank and label to more than 1."""
-        (lse, of_blank, of_label), xp = log_probs, self.ops.xp
+        those of tokens to more than 1."""
+        xp = self.ops.xp
         if self.fused:
-            return ~(abs(lse) < math.sqrt(np.finfo(self.dtype).eps))
+            return ~(abs(lse) < math.sqrt(np.finfo(self.dtype).eps)).all(axis=0)
         rounding = _HALF_ROUNDING if self._logits.dtype.itemsize == 2 else _ROUNDING
-        of_label = xp.where(has_label, of_label, -np.inf)
-        return xp.exp(of_blank) + xp.exp(of_label) > 1 + rounding
+        total = xp.zeros(len(has_label))
+        for score, column in zip(scores, self.row.columns, strict=True):
+            if column == LABEL_COLUMN:
+                score = xp.where(has_label, score, -np.inf)
+            if column < self.row.tokens:
+                total += xp.exp(score)
+        return total > 1 + rounding
 
     def scratch(self, rows: int) -> _LogitsScratch:
         shapes = (rows, self.width), (self.ops.scratch_rows(rows, self.width), self.width)
@@ -101,16 +105,10 @@ class LogitsSource:
         self.ops.gather(self._logits, index, tile)
         return tile
 
-    def log_probs(
-        self, cells: Cells, scratch: _LogitsScratch, stored: Any | None
-    ) -> tuple[Any, Any, Any]:
+    def scores(self, cells: Cells, scratch: _LogitsScratch, stored: Any | None) -> tuple[Any, Any]:
         tile = self._tile(cells, scratch)
-        blank, labels = self._batch.blank, cells.label
-        if self.fused:
-            results = self.ops.row_log_probs(tile, None, blank, labels, scratch.block)
-        else:
-            results = self.ops.pick_log_probs(tile, blank, labels)
-        flag, rows = scratch.unnormalised, self._unnormalised_rows(results, cells.has_label)
+        results = self.ops.row_scores(tile, None, self.row, cells.label, scratch.block)
+        flag, rows = scratch.unnormalised, self._unnormalised_rows(*results, cells.has_label)
         self.ops.xp.logical_or(flag, rows.any(), out=flag)
         return results
 
@@ -144,30 +142,27 @@ class LogitsSource:
         weights: Any | None,
         scratch: _LogitsScratch,
     ) -> None:
-        blank, count = self._batch.blank, len(cells.sample)
+        count = len(cells.sample)
         rows = self.ops.block_rows(count, self.width)
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            labels, of_kept = cells.label[part], kept.part(start, start + rows)
-            occupancies = of_kept.blank_occupancy, of_kept.label_occupancy
+            labels, of_kept = cells.label[part], kept.part(part)
             of_weights = None if weights is None else weights[part]
             index = cells.sample[part], cells.frame[part], cells.position[part]
             tile = scratch.logits[: len(labels)]
-            if self.fused:
+            if self.row.heads:
                 self.ops.gather(self._logits, index, tile)
-                self.ops.logits_grad(
-                    tile,
-                    None,
-                    of_kept.lse,
-                    *occupancies,
-                    blank,
-                    labels,
-                    clamp,
-                    of_weights,
-                    scratch.block,
-                )
-            else:
-                self.ops.log_probs_grad(tile, *occupancies, blank, labels, clamp, of_weights)
+            self.ops.logits_grad(
+                tile,
+                None,
+                self.row,
+                of_kept.lse,
+                of_kept.occupancies,
+                labels,
+                clamp,
+                of_weights,
+                scratch.block,
+            )
             self.ops.scatter(tile, index, self.grad)
 
     def end_group(self, group: Group) -> None:

@@ -26,7 +26,9 @@ class LogitsCall(NamedTuple):
     logits: Any
 
     def source(self, grad: Any | None = None) -> LogitsSource:
-        return LogitsSource(self.batch, self.logits, self.options.fused_log_softmax, grad)
+        options, width = self.options, self.logits.shape[-1]
+        row = options.transducer.row(width, self.batch.blank, not options.fused_log_softmax)
+        return LogitsSource(self.batch, self.logits, row, grad)
 
 
 def checked(

@@ -17,14 +17,18 @@ import numpy as np
 
 from . import checks, defaults
 from .ops.activations import ACTIVATIONS
+from .transducer import NAMED, Transducer, transducer_of
 
 Progress = Callable[[int, int], object]
+REDUCTIONS = "none", "mean", "sum"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Keywords(TypedDict, total=False):
     """What every loss takes by keyword."""
 
+    transducer: str | Transducer
+    delay_penalty: float
     fastemit_lambda: float
     zero_infinity: bool
     tolerance: float | None
@@ -44,25 +48,27 @@ class ReportingKeywords(Keywords, total=False):
     return_info: bool
 
 
-def _keyword(default: Any, check: Callable[..., Any], **limits: Any) -> Any:
-    return field(default=default, metadata={"check": partial(check, **limits)})
+def _by(check: Callable[..., Any], **limits: Any) -> dict[str, Any]:
+    return {"check": partial(check, **limits)}
 
 
 @dataclass(frozen=True)
 class Options:
     """The value of every keyword in one call; the public functions document them."""
 
-    blank: int = _keyword(-1, checks.integer)
-    clamp: float = _keyword(-1.0, checks.number)
-    reduction: str = _keyword("mean", checks.choice, choices=("none", "mean", "sum"))
-    fused_log_softmax: bool = _keyword(True, checks.boolean)
-    activation: str = _keyword("tanh", checks.choice, choices=tuple(ACTIVATIONS))
-    fastemit_lambda: float = _keyword(0.0, checks.number, low=0.0, below=1e6)
-    zero_infinity: bool = _keyword(False, checks.boolean)
-    tolerance: float = _keyword(None, checks.number, low=0.0, below=1.0)
-    max_workspace_bytes: int = _keyword(None, checks.integer)
-    progress: Progress | None = field(default=None, metadata={"check": checks.callback})
-    return_info: bool = _keyword(False, checks.boolean)
+    blank: int = field(default=-1, metadata=_by(checks.integer))
+    clamp: float = field(default=-1.0, metadata=_by(checks.number))
+    reduction: str = field(default="mean", metadata=_by(checks.choice, choices=REDUCTIONS))
+    fused_log_softmax: bool = field(default=True, metadata=_by(checks.boolean))
+    activation: str = field(default="tanh", metadata=_by(checks.choice, choices=tuple(ACTIVATIONS)))
+    transducer: Transducer = field(default="regular", metadata=_by(transducer_of))
+    delay_penalty: float = field(default=0.0, metadata=_by(checks.number))
+    fastemit_lambda: float = field(default=0.0, metadata=_by(checks.number, low=0.0, below=1e6))
+    zero_infinity: bool = field(default=False, metadata=_by(checks.boolean))
+    tolerance: float = field(default=None, metadata=_by(checks.number, low=0.0, below=1.0))
+    max_workspace_bytes: int = field(default=None, metadata=_by(checks.integer))
+    progress: Progress | None = field(default=None, metadata=_by(checks.callback))
+    return_info: bool = field(default=False, metadata=_by(checks.boolean))
 
     @staticmethod
     def checked(dtype: np.dtype, **values: Any) -> Options:
@@ -75,7 +81,12 @@ class Options:
             values["tolerance"] = defaults.tolerance(dtype)
         if values.get("max_workspace_bytes") is None:
             values["max_workspace_bytes"] = defaults.MAX_WORKSPACE_BYTES
+        values.setdefault("transducer", NAMED["regular"])
         return Options(**values)
+
+    def values(self) -> dict[str, Any]:
+        """By the names of the keywords."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 DEFAULTS = {one.name: one.default for one in fields(Options)}

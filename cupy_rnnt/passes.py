@@ -14,6 +14,7 @@ from .results import reportable
 from .schedule import Group, Needs, Plan, Tiles
 from .selection import counts_of, next_cells, worth_selecting
 from .tangents import Tangents
+from .transducer import Row
 
 # Where bounds may cost more than they save, one sample is tried if the batch is _PILOTS times as
 # large; the others follow if no more than _GAINING of its cells are left.
@@ -23,23 +24,21 @@ _PILOTS, _GAINING = 8, 0.3
 class Kept(NamedTuple):
     """The cells of one group whose gradient is computed, one entry each, in packed order."""
 
-    packed: Any  # int64
-    lse: Any  # float64
-    blank_occupancy: Any  # compute dtype, as the gradient uses it
-    label_occupancy: Any
+    packed: Any  # int64, (n,)
+    lse: Any  # float64, (G, n): of each head
+    occupancies: Any  # compute dtype, as the gradient uses it, (K, n): of each score
 
-    def part(self, start: int, stop: int) -> Kept:
-        return Kept(*(values[start:stop] for values in self))
+    def part(self, some: Any) -> Kept:
+        """Some of the cells."""
+        return Kept(*(values[..., some] for values in self))
 
     def weighted(self, weights: Any, clamp: float) -> tuple[Kept, Any | None]:
         """Cost weights go into the occupancies, as gradients are linear in them, or are left to be
         applied behind the bounds that `clamp` sets."""
         if clamp > 0:
             return self, weights
-        dtype = self.blank_occupancy.dtype
-        weights = weights.astype(dtype)
-        blank, label = weights * self.blank_occupancy, weights * self.label_occupancy
-        return self._replace(blank_occupancy=blank, label_occupancy=label), None
+        weights = weights.astype(self.occupancies.dtype)
+        return self._replace(occupancies=weights * self.occupancies), None
 
 
 class Source(Needs, Protocol):
@@ -47,6 +46,7 @@ class Source(Needs, Protocol):
 
     ops: Operations
     coordinates: Coordinates
+    row: Row
     dtype: np.dtype
     """The compute dtype."""
     selects: bool
@@ -57,8 +57,8 @@ class Source(Needs, Protocol):
     def scratch(self, rows: int) -> Any:
         """Buffers of one worker."""
 
-    def log_probs(self, cells: Cells, scratch: Any, stored: Any | None) -> tuple[Any, Any, Any]:
-        """Log-sum-exp, blank and label log-probs of some cells, float64.
+    def scores(self, cells: Cells, scratch: Any, stored: Any | None) -> tuple[Any, Any]:
+        """Log-sum-exps (G, n) and scores (K, n) of some cells, float64.
 
         Their logits are left in `stored`, (cells, V), if it is given.
         """
@@ -98,7 +98,7 @@ class Selected(NamedTuple):
 
     chosen: Any  # bool, (cells,), packed
     counts: np.ndarray  # of each sample
-    bounds: Any  # float64, (2, cells): of blank and label log-probs
+    bounds: Any  # float64, (K, cells): of the scores
 
 
 class Part(NamedTuple):
@@ -138,6 +138,19 @@ class Passes:
         self._stores_all = False
         # The certificate may use up one half of the tolerance, the filter has what that leaves.
         self._most_leaving = options.tolerance / 2
+        self._scores = len(options.transducer.topology.scores)
+
+    def _lattice(self, make: Callable[..., Any], samples: slice, gradient: bool) -> Any:
+        """That of some samples, by an operation of the device."""
+        lengths = self._batch.frames[samples], self._batch.columns[samples]
+        options = self._options
+        return make(options.transducer, *lengths, gradient, options.delay_penalty)
+
+    def _most_arcs(self, samples: slice) -> np.ndarray:
+        """Of a path of each sample."""
+        frames, labels = self._batch.frames[samples], self._batch.columns[samples] - 1
+        most: np.ndarray = self._options.transducer.topology.path_arcs(frames, labels)[1]
+        return most
 
     def parts(self) -> Iterator[Part]:
         """Select in one group after the other; cut it so that logits can be stored for pass 2."""
@@ -187,7 +200,7 @@ class Passes:
 
             self._workers.run(refer, Tiles(count, self._plan.rows, self._plan.workers))
         run = batch.run(group.start, group.stop)
-        bounds = ops.empty((2, len(run)), np.float64)
+        bounds = ops.empty((self._scores, len(run)), np.float64)
         bounds.fill(-np.inf)
 
         def bound(worker: int, tile: Tile) -> None:
@@ -195,10 +208,11 @@ class Passes:
 
         count = tangents.references[0]
         self._workers.run(bound, Tiles(count, self._plan.rows, self._plan.workers))
-        lattice = ops.bounded_lattice(frames, columns, False)
+        lattice = self._lattice(ops.bounded_lattice, samples, False)
         lattice.bound(bounds)
         none = ops.zeros((len(run),), bool)
-        chosen, _ = next_cells(lattice, frames, columns, none, 0, self._most_leaving)
+        lengths = frames, columns, self._most_arcs(samples)
+        chosen, _ = next_cells(lattice, *lengths, none, 0, self._most_leaving)
         return Selected(chosen, ops.host(counts_of(chosen, frames * columns))[0], bounds)
 
     def first(self, part: Part, keep: bool) -> FirstPass:
@@ -206,13 +220,14 @@ class Passes:
         batch, group, ops = self._batch, part.group, self._source.ops
         samples = slice(group.start, group.stop)
         frames, columns = batch.frames[samples], batch.columns[samples]
-        lse = ops.empty((int((frames * columns).sum()),), np.float64)
+        count = int((frames * columns).sum())
+        lse = ops.empty((len(self._source.row.heads), count), np.float64)
         if part.selected is None:
-            lattice: Lattice = ops.lattice(frames, columns, keep)
-            computed, rounds, certificate = len(lse), 1, ops.zeros((len(frames),), np.float64)
-            self._log_probs(group, ops.xp.arange(computed), lattice, lse)
+            lattice: Lattice = self._lattice(ops.lattice, samples, keep)
+            computed, rounds, certificate = count, 1, ops.zeros((len(frames),), np.float64)
+            self._compute(group, ops.xp.arange(computed), lattice, lse)
         else:
-            lattice = bounded = ops.bounded_lattice(frames, columns, keep)
+            lattice = bounded = self._lattice(ops.bounded_lattice, samples, keep)
             computed, rounds, certificate = self._certify(group, part.selected, bounded, lse)
         self._stores_all = rounds == 1 and len(self._stored_cells) == computed
         costs = reportable(lattice.solve(), self._source.dtype)
@@ -226,13 +241,13 @@ class Passes:
         the certificates."""
         batch, ops = self._batch, self._source.ops
         samples = slice(group.start, group.stop)
-        lengths = batch.frames[samples], batch.columns[samples]
+        lengths = batch.frames[samples], batch.columns[samples], self._most_arcs(samples)
         lattice.bound(selected.bounds)
         chosen = ops.xp.zeros_like(selected.chosen)
         cells = ops.indices(selected.chosen, int(selected.counts.sum()))
         computed = rounds = 0
         while True:
-            self._log_probs(group, cells, lattice, lse, rounds == 0)
+            self._compute(group, cells, lattice, lse, rounds == 0)
             chosen[cells] = True
             computed += len(cells)
             rounds += 1
@@ -241,7 +256,7 @@ class Passes:
             if len(cells) == 0:
                 return computed, rounds, certificate
 
-    def _log_probs(
+    def _compute(
         self, group: Group, cells: Any, lattice: Lattice, lse: Any, first: bool = True
     ) -> None:
         """Pass 1 over some cells of a group, given by their numbers in it.
@@ -258,10 +273,8 @@ class Passes:
             start, stop = part
             mine = source.coordinates.of(packed[start:stop])
             stored = self._stored[start:stop] if stop <= count else None
-            lse[cells[start:stop]], blank, label = source.log_probs(
-                mine, self._scratch[worker], stored
-            )
-            lattice.write(mine._replace(sample=mine.sample - group.start), blank, label)
+            lse[:, cells[start:stop]], scores = source.scores(mine, self._scratch[worker], stored)
+            lattice.write(mine._replace(sample=mine.sample - group.start), scores)
             if worker == 0 and first:
                 self._report(group, stop / len(cells), 0)
 
@@ -277,23 +290,25 @@ class Passes:
     ) -> Kept:
         """The cells that hold at least a share of the mean occupancy of their sample.
 
-        A path has T + U transitions, so the mean is (T + U) / (T S), and the cells left out hold
-        at most the share of `tolerance` that the certificate has left, of the sample's occupancy.
-        Where the cost is not finite, none is kept.
+        The mean is at least that of a path of the fewest arcs, over T S cells, and the cells left
+        out hold at most the share of `tolerance` that the certificate has left, of the sample's
+        occupancy; a smaller one where the gradient of a cell may be more than twice its occupancy,
+        as a score is charged several heads. Where the cost is not finite, none is kept.
         """
         batch, ops = self._batch, self._source.ops
         samples = slice(group.start, group.stop)
         frames, columns = batch.frames[samples], batch.columns[samples]
-        means = ops.asarray((frames + columns - 1) / (frames * columns))
+        fewest, _ = self._options.transducer.topology.path_arcs(frames, columns - 1)
+        charges = max((len(charged) for charged in self._source.row.charged), default=1)
+        means = ops.asarray(2 / (1 + max(charges, 1)) * fewest / (frames * columns))
         least = (self._options.tolerance - certificate) * means
-        cells, *both = lattice.keep(ops.xp.where(ops.xp.isfinite(costs), least, np.inf))
+        cells = lattice.keep(ops.xp.where(ops.xp.isfinite(costs), least, np.inf))
         dtype = self._source.dtype
-        occupancies = ops.xp.stack(both, dtype=dtype, casting="same_kind")
+        occupancies = lattice.occupancies(cells, 1 + self._options.fastemit_lambda, dtype)
         # One denormal number in a row would slow its products as much as many.
         limits = np.finfo(dtype)
         occupancies[occupancies < limits.tiny / limits.eps] = 0
-        occupancies[1] *= 1 + self._options.fastemit_lambda
-        return Kept(cells + int(batch.offsets[group.start]), lse[cells], *occupancies)
+        return Kept(cells + int(batch.offsets[group.start]), lse[:, cells], occupancies)
 
     def second(self, group: Group, kept: Kept, weights: Any) -> None:
         """Gradient of the kept cells of a group, given weights of the costs of all samples."""
@@ -303,7 +318,7 @@ class Passes:
 
         def tile(worker: int, part: Tile) -> None:
             start, stop = part
-            mine = kept.part(start, stop)
+            mine = kept.part(slice(start, stop))
             cells = source.coordinates.of(mine.packed)
             mine, cell_weights = mine.weighted(weights[cells.sample], self._options.clamp)
             source.add_gradient(
@@ -336,7 +351,7 @@ class Passes:
         if 0 < count < len(rows):
             parts = ops.indices(stored, count), ops.indices(~stored, len(rows) - count)
             order = ops.xp.concatenate(parts)
-            rows, kept = rows[order], Kept(*(values[order] for values in kept))
+            rows, kept = rows[order], kept.part(order)
         return kept, rows, count
 
     def _run_stored_first(

@@ -35,23 +35,27 @@ def next_cells(
     lattice: BoundedLattice,
     frames: np.ndarray,
     columns: np.ndarray,
+    most_arcs: np.ndarray,
     chosen: Any,
     rounds: int,
     tolerance: float,
 ) -> tuple[Any, Any]:
     """The cells to compute next, and the certificates so far.
 
-    The first round goes by the bound of P: it leaves out cells below ``tolerance / (T + S)`` of
-    that, which nearly always proves enough. The second one goes by P(C), known by then; where the
-    bounds are so loose that more could leave C than stays, it aims half way. In the third one,
-    cells below ``tolerance / (T S)`` of P(C) are left out: all of them together are then below the
-    tolerance, so there is no fourth. Samples that need most of their cells are computed whole.
+    The first round goes by the bound of P: it leaves out cells below ``tolerance / (A + 1)`` of
+    that, with at most A arcs on a path, which nearly always proves enough. The second one goes by
+    P(C), known by then; where the bounds are so loose that more could leave C than stays, it aims
+    half way. In the third one, cells below ``tolerance / (T S)`` of P(C) are left out: all of them
+    together are then below the tolerance, so there is no fourth. Samples that need most of their
+    cells are computed whole.
 
     Parameters
     ----------
     lattice : BoundedLattice
     frames, columns : numpy.ndarray, shape (n,), int64
         T and S = U + 1 of its samples.
+    most_arcs : numpy.ndarray, shape (n,), int64
+        How many arcs a path of each sample has at most.
     chosen : shape (cells,), bool
         The cells computed so far, in packed order, on the device of the lattice.
     rounds : int
@@ -76,7 +80,7 @@ def next_cells(
     if rounds and not ops.host(failing.any())[0]:
         return None, certificate
     with np.errstate(all="ignore"):  # nothing reaches NaN, so that such a sample is done whole
-        share_each = ops.asarray(np.log(tolerance / (frames + columns)))
+        share_each = ops.asarray(np.log(tolerance / (most_arcs + 1)))
         if rounds == 0:
             thresholds = leaving + share_each
         elif rounds == 1:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def _arguments(inputs: list[Tensor], integers: Sequence[Any], **options: Any) ->
         values = DEFAULTS | options
     else:
         dtype = np.dtype(np.float64 if inputs[0].dtype == torch.float64 else np.float32)
-        values = asdict(Options.checked(dtype, **options))
+        values = Options.checked(dtype, **options).values()
     return torch_ops.Arguments(inputs, lattice, values).flat()
 
 

@@ -31,6 +31,7 @@ from .logits_source import LogitsSource
 from .options import JointKeywords, Options
 from .passes import Kept
 from .results import Info, JointGradients, weights_of
+from .transducer import Row, Transducer
 
 Tensors = list[Tensor]
 Results = tuple[Tensor, Tensors, Tensor, Tensor]
@@ -43,6 +44,7 @@ _SCHEMA_TYPES: dict[Any, str] = {
     str: "str",
     int | None: "int?",
     float | None: "float?",
+    str | Transducer: "str",
 }
 _HINTS = get_type_hints(Options) | get_type_hints(JointKeywords)
 OPTIONS = tuple(name for name in _HINTS if name not in ("progress", "return_info"))
@@ -55,6 +57,7 @@ _ARGUMENTS = ", ".join(
     ]
 )
 _LIBRARY = torch.library.Library("cupy_rnnt", "FRAGMENT")  # type: ignore[no-untyped-call]
+_KEPT = len(Kept._fields)
 _RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
 _NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
 
@@ -75,7 +78,8 @@ class Arguments(NamedTuple):
         return Arguments(inputs, others[:3], dict(zip(OPTIONS, others[3:], strict=True)))
 
     def flat(self) -> list[Any]:
-        return [self.inputs, *self.lattice, *(self.options[name] for name in OPTIONS)]
+        options = self.options | {"transducer": str(self.options["transducer"])}
+        return [self.inputs, *self.lattice, *(options[name] for name in OPTIONS)]
 
 
 class Call(NamedTuple):
@@ -187,19 +191,20 @@ def _taken(parts: list[Kept], inputs: Tensors) -> Tensors:
     parts.clear()
     taken = []
     for pieces, dtype in zip(fields, _kept_dtypes(inputs), strict=True):
-        new = torch.empty(count, dtype=dtype, device=inputs[0].device)
+        rows = pieces[0].shape[:-1]
+        new = torch.empty(*rows, count, dtype=dtype, device=inputs[0].device)
         view, start = _own(new), 0
         while pieces:
             piece = pieces.pop(0)
-            view[start : start + len(piece)] = piece
-            start += len(piece)
+            view[..., start : start + piece.shape[-1]] = piece
+            start += piece.shape[-1]
         taken.append(new)
     return taken
 
 
 def _kept_dtypes(inputs: Tensors) -> list[torch.dtype]:
     """Of the fields of :class:`cupy_rnnt.passes.Kept`."""
-    return [torch.int64, torch.float64, *[_compute_dtype(inputs)] * 2]
+    return [torch.int64, torch.float64, _compute_dtype(inputs)]
 
 
 def _compute_dtype(inputs: Tensors) -> torch.dtype:
@@ -254,14 +259,25 @@ class _TwoPhases:
             kept = _taken(result.kept, arguments.inputs) if keep else []
             return _results(result, first.device, kept)
 
+    @staticmethod
+    def _row(arguments: Arguments) -> Row:
+        """How many heads and scores a cell has."""
+        transducer = Transducer.parse(arguments.options["transducer"])
+        return transducer.row(0, 0, not arguments.options["fused_log_softmax"])
+
     def _fake_forward(self, *flat: Any) -> Results:
         *shared, keep = flat
         arguments = Arguments.of(shared)
         kept = []
         if keep:
             count = torch.library.get_ctx().new_dynamic_size()
+            row = self._row(arguments)
+            shapes = (count,), (len(row.heads), count), (len(row.columns), count)
             dtypes = _kept_dtypes(arguments.inputs)
-            kept = [arguments.inputs[0].new_empty(count, dtype=dtype) for dtype in dtypes]
+            kept = [
+                arguments.inputs[0].new_empty(shape, dtype=dtype)
+                for shape, dtype in zip(shapes, dtypes, strict=True)
+            ]
         return _fake_results(arguments, kept)
 
     def _save(self, ctx: Any, inputs: Any, output: Results) -> None:
@@ -274,7 +290,7 @@ class _TwoPhases:
 
     def _differentiated(self, ctx: Any, upstream: Tensor | None, *_: None) -> Any:
         saved = list(ctx.saved_tensors)
-        inputs, lattice, kept = saved[: ctx.count], saved[ctx.count : -4], saved[-4:]
+        inputs, lattice, kept = saved[: ctx.count], saved[ctx.count : -_KEPT], saved[-_KEPT:]
         gradients: Any = [None] * len(inputs)
         if upstream is not None:
             gradients = self.backward(inputs, *lattice, *ctx.options, kept, upstream)

@@ -153,7 +153,7 @@ class Row(NamedTuple):
     """How K scores come out of a row of logits: ``scores[k] = logits[columns[k]] - sum(lse[g] for g
     in charged[k]) - shifts[k]``, with the log-sum-exps of G heads.
 
-    `others` are the ranges of columns that are no labels.
+    The first columns are those of `tokens`; `others` are the ranges of columns that are no labels.
     """
 
     width: int
@@ -161,6 +161,7 @@ class Row(NamedTuple):
     heads: tuple[RowHead, ...]
     charged: tuple[tuple[int, ...], ...]
     shifts: tuple[float, ...]
+    tokens: int
     others: tuple[tuple[int, int], ...]
 
 
@@ -264,6 +265,7 @@ class Transducer:
                 for one in scores
             ),
             tuple(0.0 if one.kind == "duration" else self.sigma for one in scores),
+            tokens,
             _joined((of_kind["blank"], of_kind["duration"])),
         )
 
@@ -312,3 +314,16 @@ NAMED = {
     "constrained": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,), then=BLANK)))),
 }
 """The transducers that a name says."""
+
+
+def transducer_of(name: str, value: Any) -> Transducer:
+    """The value of an argument `name` that is a transducer, or says which one."""
+    if isinstance(value, Transducer):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}, but a name or a Transducer is needed")
+    try:
+        return Transducer.parse(value)
+    except (TypeError, ValueError):
+        known = ", ".join(NAMED)
+        raise ValueError(f"{name} is {value!r}, but one of {known} is needed") from None

@@ -131,7 +131,7 @@ class Lattice:
         _KEEP[self._topology.cpp](*sizes, *inputs, keeps)
         return xp.flatnonzero(keeps)
 
-    def occupancies(self, cells: Any, of_labels: float) -> Any:
+    def occupancies(self, cells: Any, of_labels: float, dtype: np.dtype) -> Any:
         count, kinds = len(cells), self._kinds[0]
         occupancies = cupy().empty((int(kinds), count))
         _OCCUPANCIES[self._topology.cpp](
@@ -149,7 +149,7 @@ class Lattice:
             float(of_labels),
             occupancies,
         )
-        return occupancies
+        return occupancies.astype(dtype, copy=False)
 
     def _sweep(self, kernels: dict[int, Kernel], sweeps: int, *arguments: Any) -> None:
         block = next((threads for threads in _BLOCKS if threads >= self._widest), _BLOCKS[-1])

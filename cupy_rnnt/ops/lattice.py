@@ -281,6 +281,7 @@ class Lattice:
         gradient: bool,
         delay_penalty: float,
     ) -> None:
+        self._scores = len(transducer.topology.scores)
         self._cells = frames * positions
         self._first = np.cumsum(self._cells) - self._cells
         self._positions = positions
@@ -334,16 +335,16 @@ class Lattice:
                 cells[sample] = self._first[sample] + numbers
         return np.concatenate(cells)
 
-    def occupancies(self, cells: np.ndarray, of_labels: float) -> np.ndarray:
-        sample = np.searchsorted(self._first, cells, side="right") - 1
-        frame, position = np.divmod(cells - self._first[sample], self._positions[sample])
-        occupancies: Any = None
-        for sweeps, some in self._split(sample):
-            coordinates = self._number[sample[some]], frame[some], position[some]
-            of_some = sweeps.occupancies(*coordinates, of_labels)
-            if occupancies is None:
-                occupancies = np.empty((len(of_some), len(cells)))
-            occupancies[:, some] = of_some
+    def occupancies(self, cells: np.ndarray, of_labels: float, dtype: np.dtype) -> np.ndarray:
+        occupancies = np.empty((self._scores, len(cells)), dtype)
+        for start in range(0, len(cells), _KEEP_CHUNK):
+            chunk = cells[start : start + _KEEP_CHUNK]
+            sample = np.searchsorted(self._first, chunk, side="right") - 1
+            frame, position = np.divmod(chunk - self._first[sample], self._positions[sample])
+            out = occupancies[:, start : start + len(chunk)]
+            for sweeps, some in self._split(sample):
+                coordinates = self._number[sample[some]], frame[some], position[some]
+                out[:, some] = sweeps.occupancies(*coordinates, of_labels)
         return occupancies
 
 

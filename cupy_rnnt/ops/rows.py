@@ -111,10 +111,10 @@ def logits_grad(
     out: None = None,
 ) -> None:
     block = len(scratch)
-    masses = [
-        sum((occupancies[k] for k, charged in enumerate(row.charged) if g in charged), start=0.0)
-        for g in range(len(row.heads))
-    ]
+    masses = np.zeros((len(row.heads), len(logits)), occupancies.dtype)
+    for occupancy, charged in zip(occupancies, row.charged, strict=True):
+        for g in charged:
+            masses[g] += occupancy
     for start in range(0, len(logits), block):
         rows = slice(start, start + block)
         x = logits[rows]
@@ -123,7 +123,7 @@ def logits_grad(
         for g, head in enumerate(row.heads):
             for first, stop in head.ranges:
                 columns = slice(first, stop)
-                _softmax_times(x[:, columns], lse[g, rows], masses[g][rows], scratch[:, columns])
+                _softmax_times(x[:, columns], lse[g, rows], masses[g, rows], scratch[:, columns])
         for first, stop in _under_no_head(row):
             x[:, first:stop] = 0
     for occupancy, column in zip(occupancies, row.columns, strict=True):
