@@ -71,6 +71,7 @@ class JointSource:
         worth_storing = self.hidden_size >= _STORING_HIDDEN_SIZE
         elements = self.width * self.hidden_size
         self.row = options.transducer.row(self.width, batch.blank)
+        self._row = self.ops.device_row(self.row)
         self.selects = elements >= _SELECTING_ELEMENTS and options.transducer.normalises
         self.gains_surely = (
             elements >= _SURELY_GAINING_ELEMENTS and self.width >= _SURELY_GAINING_WIDTH
@@ -142,7 +143,7 @@ class JointSource:
         inputs = self._inputs._replace(weight=self._weight, bias=self._bias)
         if self._magnitudes is None:
             self._magnitudes = Magnitudes.of(self.ops, self._batch, inputs)
-        form = self._activation, self.row
+        form = self._activation, self.row, self._row
         return Tangents(self.ops, self._batch, samples, inputs, *form, self._magnitudes)
 
     def scores(self, cells: Cells, scratch: _JointScratch, stored: Any | None) -> tuple[Any, Any]:
@@ -150,7 +151,7 @@ class JointSource:
         logits = scratch.logits if stored is None else stored
         self._hidden(cells, scratch)
         self.ops.matmul(scratch.factors, self._factor.T, logits)
-        return self.ops.row_scores(logits, self._bias, self.row, cells.label, scratch.block)
+        return self.ops.row_scores(logits, self._bias, self._row, cells.label, scratch.block)
 
     def _hidden(self, cells: Cells, scratch: _JointScratch) -> None:
         encoder_out, predictor_out = self._inputs[:2]
@@ -219,7 +220,7 @@ class JointSource:
             weights = weights * self._scale
         elif self._scale is not None:
             occupancies = self._scale * occupancies
-        rows = logits, self._bias, self.row, kept.lse, occupancies, cells.label
+        rows = logits, self._bias, self._row, kept.lse, occupancies, cells.label
         ops.logits_grad(*rows, clamp, weights, block, scratch.d_logits)
         d_logits = logits if scratch.d_logits is None else scratch.d_logits
         ops.add_weight_grad(d_logits, hidden, self._d_weight[worker], slab)

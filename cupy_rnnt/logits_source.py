@@ -45,10 +45,11 @@ class LogitsSource:
         self.grad = grad
         self.coordinates = Coordinates(batch, self.ops)
         self.row, self.fused = row, bool(row.heads)
+        self._row = self.ops.device_row(row)
         self._batch, self._logits = batch, logits
-        self._rows = None  # the logits by rows, where a tile can be had without a copy
+        self._tiles = None  # the logits by rows, where a tile can be had without a copy
         if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
-            self._rows = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
+            self._tiles = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
         self._unnormalised: list[Any] = []  # of each worker
 
     @property
@@ -96,18 +97,18 @@ class LogitsSource:
     def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
         """The logits of some cells: a view if they lie together, else a copy."""
         index = cells.sample, cells.frame, cells.position
-        if self._rows is not None:
+        if self._tiles is not None:
             ends = tuple(values[[0, -1]] for values in index)
             first, last = np.ravel_multi_index(ends, self._logits.shape[:-1])
             if last - first == len(cells.sample) - 1:
-                return self._rows[first : last + 1]
+                return self._tiles[first : last + 1]
         tile = scratch.logits[: len(cells.sample)]
         self.ops.gather(self._logits, index, tile)
         return tile
 
     def scores(self, cells: Cells, scratch: _LogitsScratch, stored: Any | None) -> tuple[Any, Any]:
         tile = self._tile(cells, scratch)
-        results = self.ops.row_scores(tile, None, self.row, cells.label, scratch.block)
+        results = self.ops.row_scores(tile, None, self._row, cells.label, scratch.block)
         flag, rows = scratch.unnormalised, self._unnormalised_rows(*results, cells.has_label)
         self.ops.xp.logical_or(flag, rows.any(), out=flag)
         return results
@@ -155,7 +156,7 @@ class LogitsSource:
             self.ops.logits_grad(
                 tile,
                 None,
-                self.row,
+                self._row,
                 of_kept.lse,
                 of_kept.occupancies,
                 labels,

@@ -52,6 +52,9 @@ def _by(check: Callable[..., Any], **limits: Any) -> dict[str, Any]:
     return {"check": partial(check, **limits)}
 
 
+_ABSENT: Any = None  # until a value is worked out that depends on the dtype
+
+
 @dataclass(frozen=True)
 class Options:
     """The value of every keyword in one call; the public functions document them."""
@@ -61,12 +64,12 @@ class Options:
     reduction: str = field(default="mean", metadata=_by(checks.choice, choices=REDUCTIONS))
     fused_log_softmax: bool = field(default=True, metadata=_by(checks.boolean))
     activation: str = field(default="tanh", metadata=_by(checks.choice, choices=tuple(ACTIVATIONS)))
-    transducer: Transducer = field(default="regular", metadata=_by(transducer_of))
+    transducer: Transducer = field(default=NAMED["regular"], metadata=_by(transducer_of))
     delay_penalty: float = field(default=0.0, metadata=_by(checks.number))
     fastemit_lambda: float = field(default=0.0, metadata=_by(checks.number, low=0.0, below=1e6))
     zero_infinity: bool = field(default=False, metadata=_by(checks.boolean))
-    tolerance: float = field(default=None, metadata=_by(checks.number, low=0.0, below=1.0))
-    max_workspace_bytes: int = field(default=None, metadata=_by(checks.integer))
+    tolerance: float = field(default=_ABSENT, metadata=_by(checks.number, low=0.0, below=1.0))
+    max_workspace_bytes: int = field(default=_ABSENT, metadata=_by(checks.integer))
     progress: Progress | None = field(default=None, metadata=_by(checks.callback))
     return_info: bool = field(default=False, metadata=_by(checks.boolean))
 
@@ -81,7 +84,6 @@ class Options:
             values["tolerance"] = defaults.tolerance(dtype)
         if values.get("max_workspace_bytes") is None:
             values["max_workspace_bytes"] = defaults.MAX_WORKSPACE_BYTES
-        values.setdefault("transducer", NAMED["regular"])
         return Options(**values)
 
     def values(self) -> dict[str, Any]:

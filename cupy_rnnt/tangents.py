@@ -81,6 +81,8 @@ class Tangents:
     activation : str
     row : Row
         Where the scores are in a row of logits.
+    device_row
+        What operations take in its place.
     magnitudes : Magnitudes
         Of the inputs.
     """
@@ -93,11 +95,12 @@ class Tangents:
         inputs: JointInputs,
         activation: str,
         row: Row,
+        device_row: Any,
         magnitudes: Magnitudes,
     ) -> None:
         self._ops, self._batch, self._samples = ops, batch, samples
         self._inputs, self._activation, self._magnitudes = inputs, activation, magnitudes
-        self._row = row
+        self._row = device_row
         self._exact = [column for column in row.columns if column != LABEL_COLUMN]
         lengths = batch.frames[samples], batch.columns[samples]
         self._ends = [count.cumsum() for count in lengths]

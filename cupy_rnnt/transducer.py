@@ -24,7 +24,7 @@ class Score(NamedTuple):
     """A log-probability of a cell: its kind, and which one of that kind."""
 
     kind: str
-    index: int = 0
+    number: int = 0
 
 
 BLANK, LABEL = Score("blank"), Score("label")
@@ -90,7 +90,7 @@ class Topology:
                     f"arcs[{i}] emits {arc.labels} labels, but its scores are {arc.scores}: they "
                     "must be different, with the score of the label once for each label"
                 )
-            wrong = [one for one in self.read_by(arc) if one.kind not in KINDS or one.index < 0]
+            wrong = [one for one in self.read_by(arc) if one.kind not in KINDS or one.number < 0]
             if wrong:
                 raise ValueError(f"arcs[{i}] has the score {wrong[0]}, but kinds are {KINDS}")
         if not any(arc.ends and arc.frames for arc in self.arcs):
@@ -104,7 +104,7 @@ class Topology:
     def scores(self) -> tuple[Score, ...]:
         """The K different ones: blanks, the label, durations."""
         different = {one for arc in self.arcs for one in self.read_by(arc)}
-        return tuple(sorted(different, key=lambda one: (KINDS.index(one.kind), one.index)))
+        return tuple(sorted(different, key=lambda one: (KINDS.index(one.kind), one.number)))
 
     @property
     def reach(self) -> int:
@@ -164,6 +164,16 @@ class Row(NamedTuple):
     tokens: int
     others: tuple[tuple[int, int], ...]
 
+    @property
+    def under_no_head(self) -> list[tuple[int, int]]:
+        """Ranges of columns that no softmax is over."""
+        ranges, behind = [], 0
+        for start, stop in sorted(one for head in self.heads for one in head.ranges):
+            if start > behind:
+                ranges.append((behind, start))
+            behind = stop
+        return [*ranges, (behind, self.width)] if behind < self.width else ranges
+
 
 @dataclass(frozen=True)
 class Transducer:
@@ -194,7 +204,7 @@ class Transducer:
         return self._count("duration")
 
     def _count(self, kind: str) -> int:
-        indices = [one.index for one in self.topology.scores if one.kind == kind]
+        indices = [one.number for one in self.topology.scores if one.kind == kind]
         return 1 + max(indices, default=-1)
 
     @property
@@ -253,7 +263,7 @@ class Transducer:
         heads = () if normalised else self.heads
         return Row(
             width,
-            tuple(first[one.kind] + step[one.kind] * one.index for one in scores),
+            tuple(first[one.kind] + step[one.kind] * one.number for one in scores),
             tuple(
                 RowHead(
                     _joined(of_kind[kind] for kind in head.kinds), head.zero, "label" in head.kinds

@@ -1,5 +1,6 @@
 // Softmax of each row of logits + bias over the labels, and its log-sum-exp. The logits are
-// overwritten, with 0 at the blank; the exponentials are added up in float64.
+// overwritten, with 0 in the columns of no label, which are `count` ranges in `others`; the
+// exponentials are added up in float64.
 //
 // Grid: a warp or a block a row. Reads a row three times, twice from a cache if that is large
 // enough, and writes it once: moves 2 V sizeof(C) + 8 bytes a row. A sample has T + S rows.
@@ -29,12 +30,15 @@ template <int THREADS, typename Part> __device__ Part total_for_all(Part part) {
 
 template <typename C, int THREADS>
 __global__ void __launch_bounds__(256, 3)
-label_softmax(C* logits, const C* bias, int64 blank, int64 rows, int64 width, double* lse) {
+label_softmax(C* logits, const C* bias, const int64* others, int64 count, int64 rows, int64 width,
+              double* lse) {
     for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
         C* const row = logits + i * width;
         const int64 first = threadIdx.x % THREADS;
         const auto at = [&](int64 j) {
-            return j == blank ? static_cast<C>(-infinity()) : bias ? row[j] + bias[j] : row[j];
+            for (int64 r = 0; r < count; ++r)
+                if (others[2 * r] <= j && j < others[2 * r + 1]) return static_cast<C>(-infinity());
+            return bias ? row[j] + bias[j] : row[j];
         };
         Largest<C> largest{static_cast<C>(-infinity())};
         for (int64 j = first; j < width; j += THREADS) largest.add({at(j)});

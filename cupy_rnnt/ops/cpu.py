@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ..batch import Cells
+from ..transducer import Row
 from . import Shape, Sizes
 from .activations import ACTIVATIONS
 from .bounded import BoundedLattice
@@ -28,6 +29,7 @@ __all__ = [
     "bounded_lattice",
     "bounds",
     "device_of",
+    "device_row",
     "empty",
     "factor_dtype",
     "gather",
@@ -84,6 +86,10 @@ sizes = Sizes(
 
 def device_of(array: np.ndarray) -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def device_row(row: Row) -> Row:
+    return row
 
 
 def asarray(array: np.ndarray) -> np.ndarray:

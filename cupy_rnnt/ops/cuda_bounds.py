@@ -9,6 +9,7 @@ import numpy as np
 
 from . import Runs
 from .activations import ACTIVATIONS
+from .cuda_rows import DeviceRow
 from .launch import BLOCK, WARP, Kernel, cupy
 
 __all__ = ["bounds", "label_softmax", "row_dots"]
@@ -44,12 +45,12 @@ _SHORT_SOFTMAX, _LONG_SOFTMAX = (
 _ROW_DOTS = Kernel("row_dots", "row_dots.cu", threads=WARP, variants=_COMPUTE)
 
 
-def label_softmax(logits: Any, bias: Any | None, blank: int, scratch: Any) -> Any:
+def label_softmax(logits: Any, bias: Any | None, row: DeviceRow, scratch: Any) -> Any:
     """As the contract says; `scratch` is not used."""
     rows, width = logits.shape
     lse = cupy().empty(rows)
     kernel, threads = (_LONG_SOFTMAX, 256) if width >= _LONG_ROW else (_SHORT_SOFTMAX, 32)
-    kernel[logits.dtype, threads](rows, logits, bias, blank, rows, width, lse)
+    kernel[logits.dtype, threads](rows, logits, bias, row.others, len(row.others), rows, width, lse)
     return lse
 
 
@@ -64,6 +65,7 @@ def bounds(
     encoder: Any,
     predictor: Any,
     activation: str | None,
+    row: DeviceRow,
     slopes: Any,
     constants: Any,
     vectors: Any,

@@ -76,8 +76,8 @@ class Grid:
 
     def places(self, sample: Any, frame: Any, position: Any) -> np.ndarray:
         """Where cells are in a flat array; `sample` counts among those of the grid."""
-        places: np.ndarray = self.first[sample]
-        return places + self.offset(frame, position)
+        places: np.ndarray = self.first[sample] + self.offset(frame, position)
+        return places
 
     def view(self, array: np.ndarray, sample: int) -> np.ndarray:
         """The cells of a sample, (T, S), in an array of rows."""

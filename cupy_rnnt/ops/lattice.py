@@ -262,7 +262,8 @@ class Sweeps:
         weights += share
         if not arc.ends:
             weights[behind == self.grid.exit[sample]] = -np.inf
-        return np.exp(weights, out=weights)
+        taken: np.ndarray = np.exp(weights, out=weights)
+        return taken
 
 
 _NONE = np.empty(0, np.int64)
@@ -271,7 +272,7 @@ _NONE = np.empty(0, np.int64)
 class Lattice:
     """See :class:`cupy_rnnt.ops.Lattice`."""
 
-    sweeps = Sweeps
+    sweeps: type[Sweeps] = Sweeps
 
     def __init__(
         self,
@@ -353,20 +354,21 @@ def logsumexp(terms: list[np.ndarray], out: np.ndarray, work: np.ndarray) -> Non
     if len(terms) == 1:
         np.copyto(out, terms[0])
         return
-    if len(terms) == 2:
-        logaddexp(*terms, out, work)
+    first, second, *rest = terms
+    if not rest:
+        logaddexp(first, second, out, work)
         return
-    np.maximum(terms[0], terms[1], out=out)
-    for term in terms[2:]:
+    np.maximum(first, second, out=out)
+    for term in rest:
         np.maximum(out, term, out=out)
     np.maximum(out, -1e300, out=work)  # -inf - -inf would be NaN
     for term in terms:
         term -= work
         np.exp(term, out=term)
     for term in terms[1:]:
-        terms[0] += term
-    np.log(terms[0], out=terms[0])
-    out += terms[0]
+        first += term
+    np.log(first, out=first)
+    out += first
 
 
 def logaddexp(a: np.ndarray, b: np.ndarray, out: np.ndarray, work: np.ndarray) -> None:

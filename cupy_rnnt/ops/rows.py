@@ -6,8 +6,6 @@ scores are, and what they are charged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from ..transducer import LABEL_COLUMN, Row, RowHead
@@ -124,7 +122,7 @@ def logits_grad(
             for first, stop in head.ranges:
                 columns = slice(first, stop)
                 _softmax_times(x[:, columns], lse[g, rows], masses[g, rows], scratch[:, columns])
-        for first, stop in _under_no_head(row):
+        for first, stop in row.under_no_head:
             x[:, first:stop] = 0
     for occupancy, column in zip(occupancies, row.columns, strict=True):
         if column == LABEL_COLUMN:
@@ -135,17 +133,6 @@ def logits_grad(
         np.clip(logits, -clamp, clamp, out=logits)
     if weights is not None:
         logits *= weights.astype(logits.dtype)[:, None]
-
-
-def _under_no_head(row: Row) -> Iterator[tuple[int, int]]:
-    """Ranges of columns that no softmax is over."""
-    behind = 0
-    for start, stop in sorted(one for head in row.heads for one in head.ranges):
-        if start > behind:
-            yield behind, start
-        behind = stop
-    if behind < row.width:
-        yield behind, row.width
 
 
 def _softmax_times(x: np.ndarray, lse: np.ndarray, factor: np.ndarray, floor: np.ndarray) -> None:

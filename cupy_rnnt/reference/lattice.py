@@ -1,8 +1,8 @@
 """The lattice by the textbook: any arcs, cell after cell, in float64.
 
-A sample has ``T`` frames, ``U`` labels and ``S = U + 1`` lattice columns. Its scores, (K, T, S), are
-those of a :class:`cupy_rnnt.transducer.Topology`, in its order. A path leads from cell (0, 0) over
-arcs to (T, U), which is no cell.
+A sample has ``T`` frames, ``U`` labels and ``S = U + 1`` lattice columns. Its scores, (K, T, S),
+are those of a :class:`cupy_rnnt.transducer.Topology`, in its order. A path leads from cell (0, 0)
+over arcs to (T, U), which is no cell.
 
 References
 ----------
@@ -24,8 +24,8 @@ quiet = np.errstate(invalid="ignore", over="ignore")  # NaN in, NaN out: no reas
 
 
 def weights(scores: FloatArray, topology: Topology) -> Iterator[tuple[Arc, FloatArray]]:
-    """Every arc with its log-probability (T, S) at each cell; -inf where it has no label to emit."""
-    T, S = scores.shape[1:]
+    """Every arc with its log-probability (T, S) at each cell, -inf where it lacks a label."""
+    S = scores.shape[2]
     row_of = {score: k for k, score in enumerate(topology.scores)}
     for arc in topology.arcs:
         weight = np.sum([scores[row_of[score]] for score in arc.scores], axis=0)
