@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -159,12 +159,21 @@ def integer_array(name: str, value: Any) -> Any:
 
 def within_64_bits(name: str, value: Sequence[Any]) -> None:
     """Refuse lists with an integer for which libraries take another type, or none."""
-    for index, entry in np.ndenumerate(np.asarray(value, object)):
-        if isinstance(entry, int) and not -(2**63) <= entry < 2**63:
+    for index, entry in _integers_of(value):
+        if not -(2**63) <= entry < 2**63:
             place = ", ".join(map(str, index))
             raise ValueError(
                 f"{name}[{place}] is {entry}, but it must be between -2**63 and 2**63 - 1"
             )
+
+
+def _integers_of(value: Any, index: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Those of nested lists, and where they are."""
+    if isinstance(value, int):
+        yield index, value
+    elif isinstance(value, (list, tuple)):
+        for i, entry in enumerate(value):
+            yield from _integers_of(entry, (*index, i))
 
 
 def lengths(name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:

@@ -37,9 +37,7 @@ def _dense(name: str, value: Any) -> Tensor:
         text = f"{name} is on device {value.device}, but a tensor on cpu or cuda is needed"
         raise ValueError(text)
     if value.is_nested:
-        text = (
-            f"{name} is a nested tensor, but a padded one is needed (torch.nested.to_padded_tensor)"
-        )
+        text = f"{name} is nested, but a padded tensor is needed: torch.nested.to_padded_tensor"
         raise TypeError(text)
     if value.layout != torch.strided:
         raise TypeError(f"{name} has layout {value.layout}, but a dense tensor is needed")

@@ -182,7 +182,8 @@ def test_inputs_as_large_as_they_can_be(device, activation, dtype):
     case = case._replace(encoder_out=encoder_out)
     costs, *_ = selected(case, activation=activation)
     expected = joint_rnnt_loss(*case, reduction="none", activation=activation, tolerance=0)
-    np.testing.assert_array_equal(costs[[0, 2]], healthy[[0, 2]])
+    # To rounding, as more cells of this sample move those of others to other rows of a product.
+    assert_costs_close(costs[[0, 2]], healthy[[0, 2]], dtype, case.length)
     assert_costs_close(costs, expected, dtype, case.length)
 
 

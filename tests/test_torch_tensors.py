@@ -201,7 +201,7 @@ def test_nested_tensors_are_refused(kind, layout):
         values = [leaf.detach() for leaf in batch.leaves] + list(batch.rest[:-1])
         if values[i].ndim > 1:
             values[i] = torch.nested.nested_tensor(list(values[i]), layout=layout)
-            with pytest.raises(TypeError, match=f"^{name} is a nested tensor, but a padded one"):
+            with pytest.raises(TypeError, match=f"^{name} is nested, but a padded tensor"):
                 loss_of(kind)(*values)
 
 
