@@ -151,7 +151,7 @@ def _running(
 ) -> Iterator[Passes]:
     """Passes over the batch, `count` of them in all; a gradient that is too large for its dtype is
     inf, and no reason to warn."""
-    with np.errstate(all="ignore"), source.ops.workers(plan.workers) as workers:
-        yield Passes(source, batch, options, plan, workers, count)
+    with np.errstate(all="ignore"):
+        yield Passes(source, batch, options, plan, source.ops.workers(plan.workers), count)
     if options.progress is not None:
         options.progress(batch.cell_count, batch.cell_count)

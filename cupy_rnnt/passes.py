@@ -275,10 +275,12 @@ class Passes:
             stored = self._stored[start:stop] if stop <= count else None
             lse[:, cells[start:stop]], scores = source.scores(mine, self._scratch[worker], stored)
             lattice.write(mine._replace(sample=mine.sample - group.start), scores)
-            if worker == 0 and first:
-                self._report(group, stop / len(cells), 0)
 
-        self._run_stored_first(tile, len(cells), min(count, len(cells)))
+        def report(part: Tile) -> None:
+            self._report(group, part[1] / len(cells), 0)
+
+        stored_cells = min(count, len(cells))
+        self._run_stored_first(tile, len(cells), stored_cells, report=report if first else None)
 
     def _keep(
         self,
@@ -330,10 +332,11 @@ class Passes:
                 cell_weights,
                 self._scratch[worker],
             )
-            if worker == 0:
-                self._report(group, stop / len(kept.packed), self._count - 1)
 
-        self._run_stored_first(tile, len(kept.packed), count, fixed=True)
+        def report(part: Tile) -> None:
+            self._report(group, part[1] / len(kept.packed), self._count - 1)
+
+        self._run_stored_first(tile, len(kept.packed), count, fixed=True, report=report)
         source.end_group(group)
 
     def _stored_first(self, kept: Kept) -> tuple[Kept, Any, int]:
@@ -355,12 +358,17 @@ class Passes:
         return kept, rows, count
 
     def _run_stored_first(
-        self, tile: Callable[[int, Tile], None], count: int, stored: int, fixed: bool = False
+        self,
+        tile: Callable[[int, Tile], None],
+        count: int,
+        stored: int,
+        fixed: bool = False,
+        report: Callable[[Tile], None] | None = None,
     ) -> None:
         """Run tiles of the entries whose logits are stored, then of the others."""
         rows, workers = self._plan.rows, self._plan.workers
-        self._workers.run(tile, Tiles(stored, rows, workers), fixed)
-        self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed)
+        self._workers.run(tile, Tiles(stored, rows, workers), fixed, report)
+        self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed, report)
 
     def _report(self, group: Group, share: float, passes_before: int) -> None:
         """Tell the caller that a share of a pass over a group is done."""

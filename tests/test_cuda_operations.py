@@ -107,8 +107,7 @@ def test_coordinates(gpu):
 
 def test_tiles_run_in_order():
     calls = []
-    with cuda.workers(1) as workers:
-        workers.run(lambda *call: calls.append(call), Tiles(10, 3, 1))
+    cuda.workers(1).run(lambda *call: calls.append(call), Tiles(10, 3, 1))
     assert [worker for worker, _ in calls] == [0] * len(calls)
     assert [tile for _, tile in calls] == list(Tiles(10, 3, 1))
 

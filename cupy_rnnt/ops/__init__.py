@@ -28,12 +28,17 @@ class Workers(Protocol):
     """Runs the tiles of a pass."""
 
     def run(
-        self, function: Callable[[int, Tile], None], tiles: Sequence[Tile], fixed: bool = False
+        self,
+        function: Callable[[int, Tile], None],
+        tiles: Sequence[Tile],
+        fixed: bool = False,
+        report: Callable[[Tile], None] | None = None,
     ) -> None:
         """Call ``function(worker, tile)`` for every tile; return when all are done.
 
         With `fixed`, worker ``w`` of ``n`` runs tiles ``w, w + n, ...`` in this order, so that
         sums over its tiles come out the same in every run. Otherwise tiles go to whoever is free.
+        The calling thread calls `report` with the tiles that worker 0 has done.
         """
 
 
@@ -158,7 +163,7 @@ class Operations(Protocol):
     def threads(self) -> int:
         """How many workers the device can use at once."""
 
-    def workers(self, count: int) -> AbstractContextManager[Workers]: ...
+    def workers(self, count: int) -> Workers: ...
 
     def empty(self, shape: Shape, dtype: Any) -> Any: ...
 

@@ -6,8 +6,7 @@ allocator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,12 +148,17 @@ class _InOrder:
     """One after the other; see :class:`cupy_rnnt.ops.Workers`."""
 
     def run(
-        self, function: Callable[[int, Tile], None], tiles: Sequence[Tile], fixed: bool = False
+        self,
+        function: Callable[[int, Tile], None],
+        tiles: Sequence[Tile],
+        fixed: bool = False,
+        report: Callable[[Tile], None] | None = None,
     ) -> None:
         for tile in tiles:
             function(0, tile)
+            if report is not None:
+                report(tile)
 
 
-@contextmanager
-def workers(count: int) -> Iterator[_InOrder]:
-    yield _InOrder()
+def workers(count: int) -> _InOrder:
+    return _InOrder()

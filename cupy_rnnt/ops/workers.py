@@ -1,17 +1,19 @@
 """Tiles on the cores of the CPU: whole tiles in worker threads, each with a single-threaded BLAS.
 
-NumPy and its BLAS release the GIL, so threads are enough. This beat splitting the rows of one tile
-over the threads: the working set of a tile stays in the caches of one core.
+NumPy and its BLAS release the GIL, so threads are enough. A tile stays in the caches of one core.
+Products that the threads of BLAS share would need no limit of BLAS, but OpenBLAS lets its threads
+wait for each other in a loop. With other processes on both cores, a product of 1024 x 1024 x 512
+took 40 ms on two threads and 8 ms on one, and a whole call 4.5 times as long.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -24,82 +26,166 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
+def _set_threads(library: Any, count: int) -> None:
+    """Set how many threads a BLAS library may use, from any thread.
+
+    From version 3.8 on, threadpoolctl lets one thread control OpenBLAS and ignores all others in
+    silence, until it is told to forget which thread that is.
+    """
+    forget = getattr(library, "clear_controlling_thread", lambda force: None)
+    forget(force=True)
+    library.set_num_threads(count)
+    forget(force=True)
+
+
+class _SingleThreadedBlas:
+    """Holds BLAS to one thread while tiles are computed, and holds up forks meanwhile.
+
+    The limit belongs to the process, so all tiles share it: the first one sets it, the last one
+    restores what BLAS was allowed before. Tiles are computed in threads of our own, and Python runs
+    signal handlers in the main thread only: no interrupt keeps BLAS from being restored.
+
+    A fork waits for the tiles under way, and new tiles wait for the fork. So a child finds BLAS
+    without our limit, and no lock of it held by a thread that the child does not have.
+    """
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._changed = threading.Condition()
+        self.users = 0  # tiles under way
+        self._forks = 0
+        self._allowed: list[int] = []  # threads of each library without our limit
+
+    def allowed(self) -> int:
+        """How many threads BLAS may use while no tile is computed."""
+        with self._changed:
+            counts = self._allowed if self.users else self._counts()
+            return max(counts, default=os.cpu_count() or 1)
+
+    def _counts(self) -> list[int]:
+        return [library.num_threads or 1 for library in _blas().lib_controllers]
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._forks == 0)
+            counts = self._counts()
+            if self.users == 0:
+                self._allowed = counts
+            for i, library in enumerate(_blas().lib_controllers):
+                if counts[i] > 1:  # for the first tile, or if a limit of others ended meanwhile
+                    self._allowed[i] = counts[i]
+                    _set_threads(library, 1)
+            self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self.users -= 1
+            if self.users == 0:
+                for library, count in zip(_blas().lib_controllers, self._allowed, strict=True):
+                    if count > 1 and library.num_threads == 1:  # not if it was set by others
+                        _set_threads(library, count)
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        with self._changed:
+            self._forks += 1
+            self._changed.wait_for(lambda: self.users == 0)
+
+    def after_fork_in_parent(self) -> None:
+        with self._changed:
+            self._forks -= 1
+            self._changed.notify_all()
+
+    def after_fork_in_child(self) -> None:
+        self._start()
+
+
+_single_threaded_blas = _SingleThreadedBlas()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_single_threaded_blas.before_fork,
+        after_in_parent=_single_threaded_blas.after_fork_in_parent,
+        after_in_child=_single_threaded_blas.after_fork_in_child,
+    )
+
+
 def threads() -> int:
     """As many workers as NumPy's BLAS may use threads.
 
     ``OPENBLAS_NUM_THREADS``, ``OMP_NUM_THREADS`` and :func:`threadpoolctl.threadpool_limits` are
-    honoured thereby. While a call holds BLAS to one thread, others see what it may use otherwise.
+    honoured thereby. Calls that are running do not change the number.
     """
-    with _single_threaded_blas.lock:
-        if _single_threaded_blas.users:
-            return _single_threaded_blas.threads
-        allowed = [library.num_threads or 1 for library in _blas().lib_controllers]
-        return max(allowed, default=os.cpu_count() or 1)
-
-
-class _SingleThreadedBlas:
-    """Limits BLAS to one thread while any call is running.
-
-    The limit belongs to the process, so overlapping calls from several threads share one: the
-    first sets it, the last restores what the first found.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.users = 0
-        self.threads = 1
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if self.users == 0:
-                self.threads = threads()
-                self._limit = _blas().limit(limits=1)
-            self.users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                self._limit.restore_original_limits()
-
-
-_single_threaded_blas = _SingleThreadedBlas()
+    return _single_threaded_blas.allowed()
 
 
 class ThreadWorkers:
-    """The calling thread and a pool of ``count - 1`` more; see :class:`cupy_rnnt.ops.Workers`."""
+    """As many threads as there are workers; see :class:`cupy_rnnt.ops.Workers`.
 
-    def __init__(self, count: int, pool: ThreadPoolExecutor | None) -> None:
+    They live as long as a pass over some tiles. The calling thread waits, so that a call is the
+    same in every thread, and interrupts reach it at once. A worker without a thread, as Python
+    starts none when it is about to end, runs in the calling thread.
+    """
+
+    def __init__(self, count: int) -> None:
         self._count = count
-        self._pool = pool
 
     def run(
-        self, function: Callable[[int, Tile], None], tiles: Sequence[Tile], fixed: bool = False
+        self,
+        function: Callable[[int, Tile], None],
+        tiles: Sequence[Tile],
+        fixed: bool = False,
+        report: Callable[[Tile], None] | None = None,
     ) -> None:
         shared = _Shared(tiles)
-        failed = threading.Event()
+        finished: SimpleQueue[Tile | None] = SimpleQueue()  # None: a worker is done
+        stop = threading.Event()
+        errors: list[BaseException] = []
 
         def work(worker: int) -> None:
             own = (tiles[i] for i in range(worker, len(tiles), self._count))
-            mine: Iterable[Tile] = own if fixed else shared
             try:
                 with np.errstate(all="ignore"):
-                    for tile in mine:
-                        if failed.is_set():
-                            return
-                        function(worker, tile)
-            except BaseException:
-                failed.set()
-                raise
+                    for tile in own if fixed else shared:
+                        with _single_threaded_blas:
+                            if stop.is_set():
+                                return
+                            function(worker, tile)
+                        if worker == 0:
+                            finished.put(tile)
+            except BaseException as error:
+                errors.append(error)
+                stop.set()
+            finally:
+                finished.put(None)
 
-        others = [self._pool.submit(work, w) for w in range(1, self._count)] if self._pool else []
+        active = range(min(self._count, len(tiles)))
+        started: list[threading.Thread] = []
         try:
-            work(0)
+            for worker in active:
+                thread = threading.Thread(
+                    target=work, args=(worker,), name=f"cupy_rnnt_{worker}", daemon=True
+                )
+                started.append(thread)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    work(worker)
+            for _ in active:
+                while (tile := finished.get()) is not None:
+                    if report is not None:
+                        report(tile)
         finally:
-            errors = [future.exception() for future in others]
-        for error in errors:
-            if error is not None:
-                raise error
+            stop.set()  # also for a thread whose start was interrupted
+            for thread in started:
+                if thread.is_alive():
+                    thread.join()
+        try:
+            if errors:
+                raise errors[0]
+        finally:
+            errors.clear()  # or their tracebacks would refer to themselves
 
 
 class _Shared:
@@ -117,12 +203,4 @@ class _Shared:
             return next(self._tiles)
 
 
-@contextmanager
-def workers(count: int) -> Iterator[ThreadWorkers]:
-    """Workers for the length of a call; BLAS runs single-threaded meanwhile."""
-    with _single_threaded_blas:
-        if count == 1:
-            yield ThreadWorkers(1, None)
-        else:
-            with ThreadPoolExecutor(count - 1, thread_name_prefix="cupy_rnnt") as pool:
-                yield ThreadWorkers(count, pool)
+workers = ThreadWorkers
