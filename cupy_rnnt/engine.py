@@ -97,7 +97,7 @@ def backward(source: Source, batch: Batch, options: Options, kept: Kept, weights
     behind = ops.asarray(batch.offsets[[group.stop for group in chosen.groups]])
     ends = ops.host(ops.xp.searchsorted(kept.packed, behind))[0].tolist()
     with _running(source, batch, options, chosen, 1) as passes:
-        source.begin_gradient(chosen.workers, _largest(weights, options))
+        weights = source.begin_gradient(chosen.workers, weights, _largest(weights, options))
         for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
             passes.second(group, kept.part(slice(start, end)), weights)
         source.end_gradient()
@@ -109,7 +109,8 @@ def forward_backward(source: Source, batch: Batch, options: Options, weights: np
     on_device = source.ops.asarray(weights)
     result = Result.of(source, batch, options, chosen)
     with _running(source, batch, options, chosen, 2) as passes:
-        source.begin_gradient(chosen.workers, _largest(on_device, options))
+        largest = _largest(on_device, options)
+        on_device = source.begin_gradient(chosen.workers, on_device, largest)
         for part in passes.parts():
             kept = result.add(part.group, passes.first(part, keep=True))
             assert kept is not None

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import defaults
 from .batch import Batch, Cells, Coordinates, JointInputs
+from .exponents import WeightExponents
 from .ops import Shape, operations_for
 from .options import Options
 from .passes import Kept
@@ -95,6 +96,7 @@ class JointSource:
             self._factor = self.ops.xp.concatenate((inputs.weight, inputs.weight), axis=1)
         self._bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
         self._scale: Any | None = None
+        self._exponents: WeightExponents | None = None
         self._magnitudes: Magnitudes | None = None
 
     def scratch(self, rows: int) -> _JointScratch:
@@ -159,7 +161,7 @@ class JointSource:
             encoder_out, predictor_out, cells, self._activation, scratch.pre, scratch.factors
         )
 
-    def begin_gradient(self, workers: int, largest: Any) -> None:
+    def begin_gradient(self, workers: int, weights: Any, largest: Any) -> Any:
         zeros, xp = self.ops.zeros, self.ops.xp
         if self._factor_dtype is not None:
             # A power of two, so that the gradient of the logits, as large as `largest`, neither
@@ -176,6 +178,10 @@ class JointSource:
         # Every worker sums over its own tiles; the order of these sums never depends on timing.
         self._d_weight = zeros((workers, self.width, self.hidden_size), self.dtype)
         self._d_bias = zeros((workers, self.width), self.dtype)
+        if not self.ops.slow_denormals:
+            return weights
+        self._exponents = WeightExponents(weights, workers)
+        return self._exponents.fractions
 
     def begin_group(self, group: Group, kept: Any) -> None:
         self._group_start = group.start
@@ -223,9 +229,12 @@ class JointSource:
         rows = logits, self._bias, self._row, kept.lse, occupancies, cells.label
         ops.logits_grad(*rows, clamp, weights, block, scratch.d_logits)
         d_logits = logits if scratch.d_logits is None else scratch.d_logits
-        ops.add_weight_grad(d_logits, hidden, self._d_weight[worker], slab)
-        ops.add_column_sum(d_logits, self._d_bias[worker], block)
         ops.matmul(d_logits, weight, d_hidden)
+        sums = self._d_weight[worker], self._d_bias[worker]
+        if self._exponents is not None:
+            self._exponents.align(worker, cells.sample, d_logits, sums)
+        ops.add_weight_grad(d_logits, hidden, sums[0], slab)
+        ops.add_column_sum(d_logits, sums[1], block)
         ops.hidden_grad(d_hidden, hidden, pre, self._activation)
         sample = cells.sample - self._group_start
         frames = self._first_frame[sample] + cells.frame
@@ -234,14 +243,24 @@ class JointSource:
         ops.add_rows(d_hidden, columns, self._d_predictor[worker], pre)
 
     def end_group(self, group: Group) -> None:
-        gradients = self.gradients
-        self.ops.scatter(self._total(self._d_encoder), self._frames, gradients.encoder_out)
-        self.ops.scatter(self._total(self._d_predictor), self._columns, gradients.predictor_out)
+        for parts, places, gradient in (
+            (self._d_encoder, self._frames, self.gradients.encoder_out),
+            (self._d_predictor, self._columns, self.gradients.predictor_out),
+        ):
+            total = self._total(parts)
+            if self._exponents is not None:
+                self._exponents.put_back(total, places[0])
+            self.ops.scatter(total, places, gradient)
 
     def end_gradient(self) -> None:
-        self.gradients.weight[...] = self._total(self._d_weight)
-        if self.gradients.bias is not None:
-            self.gradients.bias[...] = self._total(self._d_bias)
+        for parts, gradient in (
+            (self._d_weight, self.gradients.weight),
+            (self._d_bias, self.gradients.bias),
+        ):
+            if self._exponents is not None:
+                self._exponents.put_back_into_sums(parts)
+            if gradient is not None:
+                self.ops.assign(self._total(parts), gradient)
 
     def _total(self, parts: Any) -> Any:
         """The sum over the workers, in the place of the first one's part."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import defaults
 from .batch import Batch, Cells, Coordinates
+from .exponents import WeightExponents
 from .ops import operations_for
 from .passes import Kept
 from .schedule import ROW_BYTES, Group
@@ -50,6 +51,7 @@ class LogitsSource:
         self._tiles = None  # the logits by rows, where a tile can be had without a copy
         if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
             self._tiles = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
+        self._exponents: WeightExponents | None = None
         self._unnormalised: list[Any] = []  # of each worker
 
     @property
@@ -113,8 +115,11 @@ class LogitsSource:
         self.ops.xp.logical_or(flag, rows.any(), out=flag)
         return results
 
-    def begin_gradient(self, workers: int, largest: Any) -> None:
-        pass
+    def begin_gradient(self, workers: int, weights: Any, largest: Any) -> Any:
+        if not self.ops.slow_denormals:
+            return weights
+        self._exponents = WeightExponents(weights)
+        return self._exponents.fractions
 
     def begin_group(self, group: Group, kept: Any) -> None:
         """Clear the rows that get no gradient, where the gradient overwrites the logits."""
@@ -164,6 +169,8 @@ class LogitsSource:
                 of_weights,
                 scratch.block,
             )
+            if self._exponents is not None:
+                self._exponents.put_back(tile, index[0])
             self.ops.scatter(tile, index, self.grad)
 
     def end_group(self, group: Group) -> None:

@@ -66,8 +66,11 @@ class Source(Needs, Protocol):
     def tangents(self, samples: np.ndarray) -> Tangents:
         """What bounds the log-probs of some samples; only called if `selects` is set."""
 
-    def begin_gradient(self, workers: int, largest: Any) -> None:
-        """`largest` bounds the magnitude of what each logit gets as its gradient."""
+    def begin_gradient(self, workers: int, weights: Any, largest: Any) -> Any:
+        """The cost weights that :meth:`add_gradient` is to be given, for those of the call, (B,).
+
+        `largest` bounds the magnitude of what each logit gets as its gradient.
+        """
 
     def begin_group(self, group: Group, kept: Any) -> None:
         """A group's gradient comes next; `kept` are the packed indices of its cells."""
@@ -307,9 +310,9 @@ class Passes:
         cells = lattice.keep(ops.xp.where(ops.xp.isfinite(costs), least, np.inf))
         dtype = self._source.dtype
         occupancies = lattice.occupancies(cells, 1 + self._options.fastemit_lambda, dtype)
-        # One denormal number in a row would slow its products as much as many.
-        limits = np.finfo(dtype)
-        occupancies[occupancies < limits.tiny / limits.eps] = 0
+        # Those of a frame add up to 1. A product of much smaller ones and the least softmax values
+        # would be a denormal number, and one in a row slows its products as much as many.
+        occupancies[occupancies < np.finfo(dtype).eps ** 2] = 0
         return Kept(cells + int(batch.offsets[group.start]), lse[:, cells], occupancies)
 
     def second(self, group: Group, kept: Kept, weights: Any) -> None:

@@ -137,6 +137,8 @@ class Operations(Protocol):
     xp: Any
     """NumPy, or what has its functions for arrays on the device."""
     sizes: Sizes
+    slow_denormals: bool
+    """Whether arithmetic is slower on numbers next to 0 than on others."""
 
     def device_of(self, array: Any) -> AbstractContextManager[Any]:
         """Makes the device of an array the current one."""
@@ -204,6 +206,9 @@ class Operations(Protocol):
 
     def scatter(self, tile: Any, index: tuple[Any, ...], out: Any) -> None:
         """``out[index] = tile``, cast to the dtype of `out`."""
+
+    def assign(self, values: Any, out: Any) -> None:
+        """``out[...] = values``, cast to the dtype of `out`."""
 
     def hidden(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy.sparse import csr_array
 
 from ..batch import Cells
 from ..transducer import Row
-from . import Shape, Sizes
+from . import Shape, Sizes, float16
 from .activations import ACTIVATIONS
 from .bounded import BoundedLattice
 from .bounds import bounds, largest_row_sum, magnitudes, means
@@ -25,6 +26,7 @@ __all__ = [
     "add_rows",
     "add_weight_grad",
     "asarray",
+    "assign",
     "block_rows",
     "bounded_lattice",
     "bounds",
@@ -51,6 +53,7 @@ __all__ = [
     "scatter",
     "scratch_rows",
     "sizes",
+    "slow_denormals",
     "threads",
     "workers",
     "xp",
@@ -60,6 +63,7 @@ __all__ = [
 xp: Any = np
 empty = np.empty
 repeat = np.repeat
+slow_denormals = True
 lattice = Lattice
 bounded_lattice = BoundedLattice
 
@@ -120,12 +124,34 @@ def gather(source: np.ndarray, index: tuple[np.ndarray, ...], out: np.ndarray) -
         rows = np.ravel_multi_index(index, extents)
         flat = source.reshape(-1, source.shape[-1])
         np.take(flat, rows, axis=0, out=out, mode="clip")  # "raise" would buffer `out`
+    elif source.dtype == np.float16:
+        float16.widen(source[index], out)
     else:
         out[...] = source[index]
 
 
 def scatter(tile: np.ndarray, index: tuple[np.ndarray, ...], out: np.ndarray) -> None:
-    out[index] = tile
+    for rows, values in _cast(tile, out.dtype):
+        out[tuple(entries[rows] for entries in index)] = values
+
+
+def assign(values: np.ndarray, out: np.ndarray) -> None:
+    for rows, cast in _cast(values, out.dtype):
+        out[rows] = cast
+
+
+def _cast(values: np.ndarray, dtype: np.dtype) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some rows after the other, as far as they need a cast that NumPy makes slowly."""
+    if dtype != np.float16:
+        yield slice(None), values
+        return
+    count = len(values)
+    block = block_rows(count, values.size // count)
+    halves = np.empty((block, *values.shape[1:]), np.float16)
+    for start in range(0, count, block):
+        rows = values[start : start + block]
+        float16.narrow(rows, halves[: len(rows)])
+        yield slice(start, start + block), halves[: len(rows)]
 
 
 def hidden(

@@ -37,6 +37,7 @@ __all__ = [
     "add_rows",
     "add_weight_grad",
     "asarray",
+    "assign",
     "block_rows",
     "bounded_lattice",
     "bounds",
@@ -63,6 +64,7 @@ __all__ = [
     "scatter",
     "scratch_rows",
     "sizes",
+    "slow_denormals",
     "threads",
     "workers",
     "xp",
@@ -85,6 +87,7 @@ sizes = Sizes(
     cuts_groups=False,
 )
 
+slow_denormals = False
 lattice = Lattice
 bounded_lattice = BoundedLattice
 
@@ -104,6 +107,10 @@ def device_of(array: Any) -> Any:
 
 def asarray(array: np.ndarray) -> Any:
     return cupy().asarray(array)
+
+
+def assign(values: Any, out: Any) -> None:
+    out[...] = values
 
 
 def host(*arrays: Any) -> list[np.ndarray]:

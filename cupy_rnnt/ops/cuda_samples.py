@@ -12,12 +12,14 @@ from .launch import BLOCK, FLOATS, WARP, Kernel, cupy
 
 __all__ = ["largest_row_sum", "magnitudes", "means"]
 
-_FOLDS = "Mean", "Largest", "AbsoluteSum"
 _FOLD_ROWS = Kernel(
     "fold_rows",
     "fold_rows.cu",
     threads=BLOCK,
-    variants=tuple((*t, fold) for t, fold in product(FLOATS, _FOLDS)),
+    variants=(
+        *((*t, fold) for t, fold in product(FLOATS, ("Mean", "Largest"))),
+        *((compute, "AbsoluteSum") for compute in ("float", "double")),
+    ),
 )
 _CHUNK_ELEMENTS = 2**16
 

@@ -13,7 +13,7 @@ from ..transducer import LABEL_COLUMN, Row, RowHead
 _BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
 
 # Softmax values below exp(-45) = 3e-20 are flushed to 0. The occupancy that multiplies the others
-# is at least some 1e-13 in a kept cell, so that no product comes near the denormals below 1e-38.
+# is 0 or at least 1e-14 (eps**2), so that no product comes near the denormals below 1e-38.
 _EXPONENT_FLOOR = {"float32": -45.0, "float64": -300.0}
 
 

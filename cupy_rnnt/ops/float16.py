@@ -1,0 +1,79 @@
+"""Casts between float32 and float16 by integer operations.
+
+NumPy casts an element in 1.5 ns, but in 60 ns to a subnormal float16, as nearly all elements of a
+softmax are, and in 8 ns from one. Here every element takes the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+_BLOCK = 2**15  # elements: the passes over so many find them in the inner caches
+
+_MAGNITUDE = 0x7FFFFFFF  # of a float32
+_INFINITY = 0x7F800000
+_HALF_BITS = 0x3F000000  # of 0.5, whose last place is 2**-24, as that of a subnormal float16
+_LEAST_NORMAL = 0x38800000  # 2**-14, the least float16 that is not subnormal
+_REBIAS = np.int32(112 << 23)  # exponents of float32 begin so much lower
+_FRACTION = 13  # bits that a float16 has less
+_OVERFLOWS = 0x7C00 << _FRACTION  # the exponent of infinity and NaN, in a float16
+
+
+def narrow(values: np.ndarray, out: np.ndarray) -> None:
+    """``out[...] = values``, float16 of float32, rounded to the nearest, or even; `out` is
+    C-contiguous. What is too large becomes infinite, without a warning."""
+    scratch = np.empty((2, min(values.size, _BLOCK)), np.int32)
+    for bits, target in _blocks(values.view(np.int32), out.view(np.uint16)):
+        magnitude, rounded = scratch[:, : len(bits)]
+        np.bitwise_and(bits, _MAGNITUDE, out=magnitude)
+        is_nan = magnitude > _INFINITY if magnitude.max() > _INFINITY else None
+        # A normal result: half of its last place is added, one bit less where it is even so far.
+        np.right_shift(magnitude, _FRACTION, out=rounded)
+        rounded &= 1
+        rounded += magnitude
+        rounded += (1 << _FRACTION - 1) - 1 - _REBIAS
+        rounded >>= _FRACTION
+        np.minimum(rounded, 0x7C00, out=rounded)
+        # A subnormal one: the sum with 0.5 is rounded in the right place. Of both results, the
+        # one that does not hold is never the larger one.
+        np.minimum(magnitude, _LEAST_NORMAL, out=magnitude)
+        as_floats = magnitude.view(np.float32)
+        as_floats += np.float32(0.5)
+        magnitude -= _HALF_BITS
+        np.maximum(rounded, magnitude, out=rounded)
+        if is_nan is not None:
+            np.copyto(rounded, 0x7E00, where=is_nan)
+        np.right_shift(bits, 16, out=magnitude)
+        magnitude &= 0x8000
+        rounded |= magnitude
+        np.copyto(target, rounded, casting="unsafe")
+
+
+def widen(values: np.ndarray, out: np.ndarray) -> None:
+    """``out[...] = values``, float32 of float16, exactly; `out` is C-contiguous."""
+    scratch = np.empty((2, min(values.size, _BLOCK)), np.int32)
+    for bits, target in _blocks(values.view(np.int16), out.view(np.int32)):
+        sign, least = scratch[:, : len(bits)]
+        np.copyto(sign, bits)
+        np.left_shift(sign, _FRACTION, out=target)
+        target &= 0x7FFF << _FRACTION
+        sign &= -0x80000000
+        if target.max() >= _OVERFLOWS:  # the largest exponent stays the largest
+            np.multiply(target >= _OVERFLOWS, _REBIAS, out=least)
+            target += least
+        # A subnormal number is the difference of two that are normal; others are shifted.
+        np.minimum(target, 0x400 << _FRACTION, out=least)
+        least += _LEAST_NORMAL
+        floats = least.view(np.float32)
+        floats -= np.float32(2.0**-14)
+        target += _REBIAS
+        np.copyto(target, least, where=target < _LEAST_NORMAL)
+        target |= sign
+
+
+def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, _BLOCK):
+        yield tuple(array[start : start + _BLOCK] for array in flat)
