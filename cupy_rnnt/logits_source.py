@@ -1,8 +1,10 @@
-"""Given logits, and where their gradient goes: a :class:`cupy_rnnt.passes.Source`."""
+"""Given logits, and where their gradient goes: a :class:`cupy_rnnt.sources.Source`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +13,8 @@ from . import defaults
 from .batch import Batch, Cells, Coordinates
 from .exponents import WeightExponents
 from .ops import operations_for
-from .passes import Kept
 from .schedule import ROW_BYTES, Group
+from .sources import Kept
 from .tangents import Tangents
 from .transducer import LABEL_COLUMN, Row
 
@@ -46,12 +48,11 @@ class LogitsSource:
         self.grad = grad
         self.coordinates = Coordinates(batch, self.ops)
         self.row, self.fused = row, bool(row.heads)
-        self._row = self.ops.device_row(row)
-        self._batch, self._logits = batch, logits
+        self.device_row = self.ops.device_row(row)
+        self._batch, self.logits = batch, logits
         self._tiles = None  # the logits by rows, where a tile can be had without a copy
         if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
             self._tiles = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
-        self._exponents: WeightExponents | None = None
         self._unnormalised: list[Any] = []  # of each worker
 
     @property
@@ -65,7 +66,7 @@ class LogitsSource:
         xp = self.ops.xp
         if self.fused:
             return ~(abs(lse) < math.sqrt(np.finfo(self.dtype).eps)).all(axis=0)
-        rounding = _HALF_ROUNDING if self._logits.dtype.itemsize == 2 else _ROUNDING
+        rounding = _HALF_ROUNDING if self.logits.dtype.itemsize == 2 else _ROUNDING
         total = xp.zeros(len(has_label))
         for score, column in zip(scores, self.row.columns, strict=True):
             if column == LABEL_COLUMN:
@@ -101,29 +102,29 @@ class LogitsSource:
         index = cells.sample, cells.frame, cells.position
         if self._tiles is not None:
             ends = tuple(values[[0, -1]] for values in index)
-            first, last = np.ravel_multi_index(ends, self._logits.shape[:-1])
+            first, last = np.ravel_multi_index(ends, self.logits.shape[:-1])
             if last - first == len(cells.sample) - 1:
                 return self._tiles[first : last + 1]
         tile = scratch.logits[: len(cells.sample)]
-        self.ops.gather(self._logits, index, tile)
+        self.ops.gather(self.logits, index, tile)
         return tile
 
     def scores(self, cells: Cells, scratch: _LogitsScratch, stored: Any | None) -> tuple[Any, Any]:
         tile = self._tile(cells, scratch)
-        results = self.ops.row_scores(tile, None, self._row, cells.label, scratch.block)
+        results = self.ops.row_scores(tile, None, self.device_row, cells.label, scratch.block)
         flag, rows = scratch.unnormalised, self._unnormalised_rows(*results, cells.has_label)
         self.ops.xp.logical_or(flag, rows.any(), out=flag)
         return results
 
-    def begin_gradient(self, workers: int, weights: Any, largest: Any) -> Any:
-        if not self.ops.slow_denormals:
-            return weights
-        self._exponents = WeightExponents(weights)
-        return self._exponents.fractions
+    @contextmanager
+    def sums(self, workers: int, weights: Any, largest: Any) -> Iterator[LogitsSums]:
+        """See :meth:`cupy_rnnt.sources.Source.sums`."""
+        yield LogitsSums(self, weights)
 
-    def begin_group(self, group: Group, kept: Any) -> None:
-        """Clear the rows that get no gradient, where the gradient overwrites the logits."""
-        if self.grad is not self._logits:
+    def clear_without_gradient(self, group: Group, kept: Any) -> None:
+        """Clear the rows of a group that get no gradient, where the gradient overwrites the
+        logits."""
+        if self.grad is not self.logits:
             return
         batch, ops = self._batch, self.ops
         for b in range(group.start, group.stop):
@@ -135,10 +136,27 @@ class LogitsSource:
         dropped[kept - cells.start] = False
         others = ops.indices(dropped, len(cells) - len(kept))
         for start in range(0, len(others), _CLEAR_ROWS):
-            there = self.coordinates.of(others[start : start + _CLEAR_ROWS] + cells.start)
-            self.grad[there.sample, there.frame, there.position] = 0
+            place = self.coordinates.of(others[start : start + _CLEAR_ROWS] + cells.start)
+            self.grad[place.sample, place.frame, place.position] = 0
 
-    def add_gradient(
+
+class LogitsSums:
+    """Where the gradient of given logits goes: rows of their own for every cell."""
+
+    def __init__(self, source: LogitsSource, weights: Any) -> None:
+        self._source, self.weights = source, weights
+        self._exponents: WeightExponents | None = None
+        if source.ops.slow_denormals:
+            self._exponents = WeightExponents(weights)
+            self.weights = self._exponents.fractions
+
+    @contextmanager
+    def of_group(self, group: Group, kept: Any) -> Iterator[LogitsSums]:
+        """See :meth:`cupy_rnnt.sources.Sums.of_group`."""
+        self._source.clear_without_gradient(group, kept)
+        yield self
+
+    def add(
         self,
         worker: int,
         cells: Cells,
@@ -148,33 +166,19 @@ class LogitsSource:
         weights: Any | None,
         scratch: _LogitsScratch,
     ) -> None:
-        count = len(cells.sample)
-        rows = self.ops.block_rows(count, self.width)
+        """See :meth:`cupy_rnnt.sources.GroupSums.add`."""
+        source, ops, count = self._source, self._source.ops, len(cells.sample)
+        rows = ops.block_rows(count, source.width)
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            labels, of_kept = cells.label[part], kept.part(part)
+            of_kept, labels = kept.part(part), cells.label[part]
             of_weights = None if weights is None else weights[part]
             index = cells.sample[part], cells.frame[part], cells.position[part]
             tile = scratch.logits[: len(labels)]
-            if self.row.heads:
-                self.ops.gather(self._logits, index, tile)
-            self.ops.logits_grad(
-                tile,
-                None,
-                self._row,
-                of_kept.lse,
-                of_kept.occupancies,
-                labels,
-                clamp,
-                of_weights,
-                scratch.block,
-            )
+            if source.row.heads:
+                ops.gather(source.logits, index, tile)
+            grads = of_kept.lse, of_kept.occupancies, labels, clamp, of_weights
+            ops.logits_grad(tile, None, source.device_row, *grads, scratch.block)
             if self._exponents is not None:
                 self._exponents.put_back(tile, index[0])
-            self.ops.scatter(tile, index, self.grad)
-
-    def end_group(self, group: Group) -> None:
-        pass
-
-    def end_gradient(self) -> None:
-        pass
+            ops.scatter(tile, index, source.grad)

@@ -29,8 +29,8 @@ from . import engine, joint, loss, torch_cuda
 from .batch import INTEGERS, Batch, JointInputs
 from .logits_source import LogitsSource
 from .options import JointKeywords, Options
-from .passes import Kept
 from .results import Info, JointGradients, weights_of
+from .sources import Kept
 from .transducer import Row, Transducer
 
 Tensors = list[Tensor]
@@ -203,7 +203,7 @@ def _taken(parts: list[Kept], inputs: Tensors) -> Tensors:
 
 
 def _kept_dtypes(inputs: Tensors) -> list[torch.dtype]:
-    """Of the fields of :class:`cupy_rnnt.passes.Kept`."""
+    """Of the fields of :class:`cupy_rnnt.sources.Kept`."""
     return [torch.int64, torch.float64, _compute_dtype(inputs)]
 
 
@@ -253,10 +253,12 @@ class _TwoPhases:
         first = arguments.inputs[0]
         with _on_device_of(first):
             call = self._call(arguments, keep, None)
-            result = engine.forward(call.source, call.batch, call.options, keep)
+            cells = engine.KeptCells()
+            read_out = cells if keep else engine.Costs()
+            result = engine.scan(call.source, call.batch, call.options, read_out)
             if isinstance(call.source, LogitsSource):
                 loss.warn_if_misnamed(call.source)
-            kept = _taken(result.kept, arguments.inputs) if keep else []
+            kept = _taken(cells.parts, arguments.inputs) if keep else []
             return _results(result, first.device, kept)
 
     @staticmethod
