@@ -23,12 +23,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import costs
 import numpy as np
-from matplotlib.figure import Figure
 from threadpoolctl import ThreadpoolController, threadpool_limits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 MIB = 2**20

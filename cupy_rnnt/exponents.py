@@ -95,23 +95,27 @@ def _lower(rows: np.ndarray, exponents: np.ndarray) -> None:
     """That of finite numbers and powers below 1, by integer operations."""
     limits = np.finfo(rows.dtype)
     integer = np.dtype(f"int{limits.bits}")
-    one = limits.dtype.type(1).view(integer)
+    one = limits.dtype.type(1).view(integer)  # as bits
     # From the unit of the least normal number to that of 1, where it is added.
     scales = np.exp2(np.maximum(exponents - limits.minexp, limits.minexp)).astype(rows.dtype)
     least = limits.minexp - limits.maxexp
     fields = np.maximum(exponents, least).astype(integer) << limits.nmant
+    shape = rows[next(_parts(rows), slice(0))].shape
+    scratch = np.empty(shape, rows.dtype), np.empty(shape, rows.dtype)
     for part in _parts(rows):
         bits = rows[part].view(integer).T
-        magnitude = bits & np.iinfo(integer).max
-        # Of a result that is denormal, the sum with 1 is rounded in the right place. Of both
-        # results, the one that does not hold is never the larger one.
-        denormal = magnitude.view(rows.dtype) * scales[part]
-        np.minimum(denormal, 1, out=denormal)
+        magnitude, denormal = (array[: bits.shape[-1]].T for array in scratch)
+        shifted, rounded = magnitude.view(integer), denormal.view(integer)
+        np.bitwise_and(bits, np.iinfo(integer).max, out=shifted)
+        # With y in the unit of the least normal number, 1 + y is rounded in the right place if y
+        # is below 1, and above 2 y, which is the number shifted; otherwise it is not above.
+        np.multiply(magnitude, scales[part], out=denormal)
         denormal += 1
-        magnitude += fields[part]
-        np.maximum(magnitude, denormal.view(integer) - one, out=magnitude)
+        rounded -= one
+        shifted += fields[part]
+        np.maximum(shifted, rounded, out=shifted)
         bits &= np.iinfo(integer).min
-        bits |= magnitude
+        bits |= shifted
 
 
 def _parts(rows: np.ndarray) -> Iterator[slice]:

@@ -121,8 +121,9 @@ def joint_rnnt_loss(
     tolerance : float, optional
         Alignments that hold least of a sample's probability may be left out of its cost, by proof
         at most the share ``tolerance / 2`` of what the others hold: a cost is at most
-        ``log1p(tolerance / 2)`` too large, and never too small. The default is the unit round-off
-        of the results, 2**-24 (2**-53 for float64); 0 computes every cell.
+        ``log1p(tolerance / 2)`` too large, and never too small. At least 0, which computes every
+        cell, and below 1; the default is the unit round-off of the results, 2**-24 (2**-53 for
+        float64).
     max_workspace_bytes : int, optional
         Bytes that may be allocated beyond arguments and results, 256 MiB by default. What a BLAS
         library holds for its own use is not counted.
@@ -222,11 +223,11 @@ def joint_rnnt_loss_and_grad(
         FastEmit regularisation (arXiv 2010.11148): occupancies of labels count ``1 + lambda``
         times in the gradient. The loss stays ``-log P``.
     tolerance : float, optional
-        Share of the posterior of each sample that may be left out of its gradient, 0 to 1. At most
-        half of it are alignments left out of the cost as well, as by :func:`joint_rnnt_loss`; the
-        rest are cells that hold least occupancy. The default is the unit round-off of the results,
-        2**-24 (2**-53 for float64), which makes these the full loss and gradient to working
-        precision; 0 computes and keeps every cell.
+        Share of the posterior of each sample that may be left out of its gradient, at least 0 and
+        below 1. At most half of it are alignments left out of the cost as well, as by
+        :func:`joint_rnnt_loss`; the rest are cells that hold least occupancy. The default is the
+        unit round-off of the results, 2**-24 (2**-53 for float64), which makes these the full loss
+        and gradient to working precision; 0 computes and keeps every cell.
 
     Returns
     -------

@@ -210,8 +210,9 @@ def rnnt_loss_and_grad(
         times in the gradient. The loss stays ``-log P``.
     tolerance : float, optional
         Cells that hold least may get a gradient of 0, up to this share of the occupancy of their
-        sample. The default is the unit round-off of the results, 2**-24 (2**-53 for float64), which
-        makes this the full gradient to working precision; 0 keeps every cell.
+        sample, at least 0 and below 1. The default is the unit round-off of the results, 2**-24
+        (2**-53 for float64), which makes this the full gradient to working precision; 0 keeps
+        every cell.
 
     Returns
     -------

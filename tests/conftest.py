@@ -3,6 +3,8 @@ from collections import Counter
 
 import pytest
 
+from cupy_rnnt.ops import launch
+
 from . import device_calls, devices
 
 # Assertions of theirs explain themselves, too.
@@ -62,6 +64,19 @@ def library(request):
 
 gpu = device
 """Only those that run kernels."""
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The kernels that the test launches, by name and template arguments."""
+    found, function = set(), launch._function
+
+    def record(library, device, kernel, variant):
+        found.add((kernel.name, variant))
+        return function(library, device, kernel, variant)
+
+    monkeypatch.setattr(launch, "_function", record)
+    return found
 
 
 @pytest.hookimpl(trylast=True)

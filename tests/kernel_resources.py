@@ -1,6 +1,6 @@
 """What every kernel takes of every device: registers, shared memory, occupancy. Needs no GPU.
 
-``python -m tests.kernel_resources`` writes docs/kernels_table.rst.
+``python -m tests.kernel_resources`` writes a page of docs/kernels for each NVRTC that is installed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import NamedTuple
 from cupy_rnnt import ops
 from cupy_rnnt.ops import launch
 
+from .ptxemu.compile import compile_with, libraries, nvrtc_version
+
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "docs" / "kernels_table.rst"
+PAGES = ROOT / "docs" / "kernels"
 
 # What CuPy adds to the options of a module.
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
@@ -66,17 +68,20 @@ def kernels() -> list[launch.Kernel]:
 Compiled = tuple[dict[str, Resources], str]
 
 
-def compiled(source: str, arch: int) -> Compiled:
-    """Machine code of all kernels of a source: resources by name expression, and the warnings."""
-    return _started(source)[arch].result()
+def compiled(library: str, source: str, arch: int) -> Compiled:
+    """Machine code of all kernels of a source by an NVRTC library: resources by name expression,
+    and the warnings."""
+    return _started(library, source)[arch].result()
 
 
 @functools.cache
-def _started(source: str) -> dict[int, Future[Compiled]]:
+def _started(library: str, source: str) -> dict[int, Future[Compiled]]:
     """For all devices at once: whoever asks for one asks for the others next."""
     expressions = [name for unit in launch.units(source).values() for name in unit]
-    code = launch.source_text(source)
-    return {arch: _pool().submit(_compiled, code, expressions, arch) for arch in MULTIPROCESSORS}
+    code, pool = launch.source_text(source), _pool()
+    return {
+        arch: pool.submit(_compiled, library, code, expressions, arch) for arch in MULTIPROCESSORS
+    }
 
 
 @functools.cache
@@ -85,24 +90,13 @@ def _pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(mp_context=get_context("spawn"))
 
 
-def _compiled(code: str, expressions: list[str], arch: int) -> Compiled:
+def _compiled(library: str, code: str, expressions: list[str], arch: int) -> Compiled:
     from cupy._core.core import assemble_cupy_compiler_options  # its folders of headers
-    from cupy.cuda import nvrtc
 
-    program = nvrtc.createProgram(code, "kernels.cu", (), ())
-    try:
-        for name in expressions:
-            nvrtc.addNameExpression(program, name)
-        options = assemble_cupy_compiler_options(launch.OPTIONS)
-        options += (*CUPY_OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")
-        try:
-            nvrtc.compileProgram(program, options)
-        except nvrtc.NVRTCError as error:
-            raise AssertionError(nvrtc.getProgramLog(program)) from error
-        log = nvrtc.getProgramLog(program)
-        lowered = {nvrtc.getLoweredName(program, name): name for name in expressions}
-    finally:
-        nvrtc.destroyProgram(program)
+    options = assemble_cupy_compiler_options(launch.OPTIONS)
+    options += (*CUPY_OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")
+    _, lowered_names, log = compile_with(library, code, options, expressions)
+    lowered = {lowered: name for name, lowered in lowered_names.items()}
     warnings, report = re.match(r"(.*?)((?:^ptxas info .*)?)\Z", log, re.DOTALL | re.M).groups()
     return {lowered[name]: found for name, found in _parsed(report)}, warnings.strip()
 
@@ -140,26 +134,26 @@ def occupancy(kernel: launch.Kernel, resources: Resources, arch: int) -> float:
     return blocks * warps * launch.WARP / limits.threads
 
 
-def compiler() -> str:
+def compiler(library: str) -> str:
     """Its name and version."""
-    from cupy.cuda import nvrtc
-
-    return "NVRTC {}.{}".format(*nvrtc.getVersion())
+    return "NVRTC {}.{}".format(*nvrtc_version(library))
 
 
-def table() -> str:
+def page(library: str) -> Path:
+    """Where the table of a compiler is."""
+    return PAGES / f"{compiler(library).replace(' ', '_').lower()}.rst"
+
+
+def table(library: str) -> str:
     """As reStructuredText."""
+    title = compiler(library)
     heads = ", ".join(f"sm_{arch}" for arch in MULTIPROCESSORS)
-    rows = "\n".join(f"    {_row(kernel, variant)}" for kernel, variant in _ordered())
+    rows = "\n".join(f"    {_row(library, kernel, variant)}" for kernel, variant in _ordered())
     return f"""\
 .. Written by ``python -m tests.kernel_resources``.
 
-CUDA kernels
-============
-
-Threads of a block and its bytes of shared memory; for each device the registers of a thread, and
-the share of the threads of a multiprocessor that blocks of the kernel can fill. Compiled by
-{compiler()}; no kernel spills registers.
+{title}
+{"=" * len(title)}
 
 .. csv-table::
     :header: kernel, threads, shared, {heads}
@@ -173,11 +167,11 @@ def _ordered() -> list[tuple[launch.Kernel, tuple[str, ...]]]:
     return [(kernel, variant) for kernel in order for variant in kernel.variants]
 
 
-def _row(kernel: launch.Kernel, variant: tuple[str, ...]) -> str:
+def _row(library: str, kernel: launch.Kernel, variant: tuple[str, ...]) -> str:
     name = kernel.expression(variant)
     cells = []
     for arch in MULTIPROCESSORS:
-        found = compiled(kernel.source, arch)[0][name]
+        found = compiled(library, kernel.source, arch)[0][name]
         cells.append(f"{found.registers}: {occupancy(kernel, found, arch):.0%}")
     return ", ".join(
         [f'"``{name}``"', f"{kernel.block}, {found.shared + kernel.shared_bytes}", *cells]
@@ -185,4 +179,5 @@ def _row(kernel: launch.Kernel, variant: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(table())
+    for nvrtc in libraries():
+        page(nvrtc).write_text(table(nvrtc))

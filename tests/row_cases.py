@@ -146,11 +146,17 @@ def activate(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh")
     return [out, pre]
 
 
+def hidden_grad_inputs(dtype: np.dtype, width: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Arguments of an activation, and the gradient of its values."""
+    values = 2 * rng.standard_normal((ROWS, width))
+    return values.astype(dtype), rng.standard_normal((ROWS, width)).astype(dtype)
+
+
 def hidden_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
-    values = (2 * rng.standard_normal((ROWS, width))).astype(dtype)
+    values, d_values = hidden_grad_inputs(dtype, width, rng)
     value = np.empty_like(values)
     cpu.activate(name, values, value)
-    d_hidden = on.array(rng.standard_normal((ROWS, width)), dtype)
+    d_hidden = on.array(d_values)
     on.ops.hidden_grad(d_hidden, on.array(value), on.array(values), name)
     return [d_hidden]
 

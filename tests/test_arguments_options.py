@@ -26,6 +26,13 @@ from .argument_cases import (
     refused,
 )
 
+# Those on which `tolerance` has an effect.
+GIVING_UP_CELLS = (
+    cupy_rnnt.rnnt_loss_and_grad,
+    cupy_rnnt.joint_rnnt_loss,
+    cupy_rnnt.joint_rnnt_loss_and_grad,
+)
+
 # Blank
 
 
@@ -82,6 +89,18 @@ def test_numbers_out_of_range(function, name, values):
     for value in values:
         words = f"{name} is {value!r}", "must be finite"
         refused(function, ValueError, *words, **{name: value})
+
+
+@every_function
+def test_tolerance_ends_below_1(function):
+    refused(function, ValueError, "tolerance is 1.0", "at least 0", "below 1", tolerance=1.0)
+    function(**arguments(function, tolerance=math.nextafter(1.0, 0.0)))
+
+
+@pytest.mark.parametrize("function", GIVING_UP_CELLS)
+def test_documentation_says_what_tolerance_may_be(function):
+    parameter = function.__doc__.split("tolerance : float")[1].split(" : ")[0]
+    assert re.search(r"at least 0\b.*\bbelow 1\b", " ".join(parameter.split()), re.IGNORECASE)
 
 
 @every_function

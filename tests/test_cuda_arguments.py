@@ -27,7 +27,7 @@ from .argument_cases import (
     refused,
 )
 from .device_calls import to_device, to_host
-from .tolerances import DTYPES, unit_roundoff
+from .tolerances import DTYPES, assert_gradient_close
 
 OPTIONS = {"reduction": "none", "return_info": True}
 
@@ -74,8 +74,7 @@ def test_results_are_arrays_as_of_numpy(gpu, function, dtype, reduction):
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         assert one.shape == np.shape(other)
-        close = 50 * max(unit_roundoff(dtype), 2.0**-53)
-        np.testing.assert_allclose(one.astype(float), np.float64(other), rtol=close, atol=close)
+        assert_gradient_close(one, other, dtype, T + U)
 
 
 # Where arrays are

@@ -5,7 +5,7 @@ import pytest
 
 from cupy_rnnt.batch import Batch, Coordinates
 from cupy_rnnt.defaults import compute_dtype
-from cupy_rnnt.ops import cpu, cuda, is_on_cuda, on_host, operations_for
+from cupy_rnnt.ops import cpu, cuda, is_on_cuda, launch, on_host, operations_for
 from cupy_rnnt.schedule import Tiles
 
 from .tolerances import DTYPES, unit_roundoff
@@ -48,6 +48,28 @@ def test_magnitudes(gpu, monkeypatch, width, dtype, layout):
     np.testing.assert_array_equal(
         gpu.asnumpy(cuda.magnitudes(gpu.xp.array(array), counts)), expected
     )
+
+
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_largest_row_sum(gpu, width, dtype, order):
+    weight = np.random.default_rng(width).normal(size=(33, width)).astype(dtype)
+    found = cuda.largest_row_sum(gpu.xp.array(weight, order=order))
+    expected = np.abs(weight.astype(np.float64)).sum(axis=1).max()
+    np.testing.assert_allclose(float(found), expected, rtol=width * unit_roundoff(dtype))
+
+
+def test_every_fold_is_launched(gpu, launched):
+    """By what the library calls; weights come in the compute dtype."""
+    for dtype in DTYPES:
+        array = gpu.xp.array(rows(dtype, 5, "dense"))
+        out = gpu.xp.empty((1, 5), compute_dtype(dtype))
+        cuda.means(array, np.array([1]), np.array([3]), out)
+        cuda.magnitudes(array, np.array([7, 3, 1]))
+        cuda.largest_row_sum(out)
+    (folds,) = (kernel for kernel in launch.KERNELS if kernel.name == "fold_rows")
+    assert launched == {("fold_rows", variant) for variant in folds.variants}
 
 
 @every_dtype

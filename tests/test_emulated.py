@@ -259,6 +259,7 @@ def test_bytes_are_counted(xp):
     [
         ((np.int32(3), 2.0), "argument 2 .* has 4 bytes, the parameter has 8"),
         ((3, np.float32(2)), "argument 3 .* has 4 bytes, the parameter has 8"),
+        ((True, 2.0), "argument 2 .* has 1 bytes, the parameter has 8"),
         ((3, 2.0, 1), "takes 4 arguments"),
         ((True, "2"), "Unsupported type <class 'str'>"),
     ],
@@ -279,7 +280,7 @@ def test_accesses_are_checked(xp):
         SCALED[FLOAT](299, row[1:], row, 299, 1.0)
     ints = xp.ones(40, np.int32)
     with pytest.raises(ptxemu.KernelError, match="outside the 100 bytes of shared memory"):
-        REVERSED[()](1, ints, ints, 1, np.int32(40), np.bool_(0), shared_bytes=100)
+        REVERSED[()](1, ints, ints, 1, np.int32(40), False, shared_bytes=100)
 
 
 def test_blocks_run_in_any_order(xp, monkeypatch):

@@ -53,9 +53,18 @@ def test_a_warp_an_item(gpu, rows, width, name):
 def test_a_block_an_item(gpu, rows, width):
     x = random((rows, width), np.int32)
     out = gpu.xp.empty(x.shape, x.dtype)
-    arguments = gpu.asarray(x), out, rows, np.int32(width), np.bool_(False)
+    arguments = gpu.asarray(x), out, rows, np.int32(width), False
     REVERSED[()](rows, *arguments, shared_bytes=4 * width)
     np.testing.assert_array_equal(gpu.asnumpy(out), x[:, ::-1])
+
+
+@pytest.mark.parametrize("bool_type", [bool, np.bool_])
+def test_a_bool_is_one_byte(gpu, bool_type):
+    """Of Python, too. It is the last parameter: an emulator refuses more bytes."""
+    x, out = gpu.asarray(np.arange(5, dtype=np.int32)), gpu.xp.empty(5, np.int32)
+    for twice, expected in (False, [4, 3, 2, 1, 0]), (True, [0, 1, 2, 3, 4]):
+        REVERSED[()](1, x, out, 1, np.int32(5), bool_type(twice), shared_bytes=20)
+        assert gpu.asnumpy(out).tolist() == expected
 
 
 def test_no_item_no_launch(gpu):

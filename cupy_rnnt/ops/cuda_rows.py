@@ -198,8 +198,8 @@ def add_column_sum(d_logits: Any, out: Any, scratch: Any) -> None:
     chunk = math.isqrt(rows) + 1
     chunks, strips = -(-rows // chunk), -(-width // WARP)
     first, second = _COLUMN_SUM[d_logits.dtype], _COLUMN_SUM[out.dtype]
-    first(chunks * strips, d_logits, rows, width, chunk, np.bool_(False), scratch)
-    second(strips, scratch, chunks, width, max(1, chunks), np.bool_(True), out)
+    first(chunks * strips, d_logits, rows, width, chunk, False, scratch)
+    second(strips, scratch, chunks, width, max(1, chunks), True, out)
 
 
 def add_rows(tile: Any, rows: Any, out: Any, scratch: Any) -> None:

@@ -24,13 +24,14 @@ No item, no launch.
 
 *Arguments.* Arrays are passed as pointers to their first element, whatever their strides; None is a
 null pointer. As everywhere in CuPy, a Python int is a ``long long``, a float is a ``double``, and a
-bool is a ``long long``; wrap in ``np.int32(...)``, ``np.float32(...)`` or ``np.bool_(...)`` for
-other parameters.
+bool is a ``bool``, of one byte; wrap in ``np.int32(...)`` or ``np.float32(...)`` for other
+parameters.
 
 *Sources.* ``#include "x.cuh"`` of a file beside the source is replaced by its text, the first time
 it is met. CUDA's own headers (``cuda_fp16.h``, ``cuda_bf16.h``) are those that CuPy itself needs
 and finds. All kernels of a source with the same first template argument are compiled together, at
-first use, and kept on disk by CuPy. CuPy flushes denormal floats (not doubles) to 0.
+first use. CuPy keeps them on disk, from version 14.2 on; earlier ones compile modules with name
+expressions in every process. CuPy flushes denormal floats (not doubles) to 0.
 
 Every kernel declared is in `KERNELS`, from which the tests compile all of them for all devices.
 

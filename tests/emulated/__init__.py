@@ -9,7 +9,8 @@ an emulated device, its own launch code included. What is stricter than CuPy:
 - No function takes a keyword that CuPy does not know, or an array of NumPy.
 
 ``kernels.launches`` tells which kernels ran, ``kernels.options`` how; ``arrays.waits`` how often
-the host waited; ``get_default_memory_pool()`` which bytes are and were in use.
+the host waited; ``get_default_memory_pool()`` which bytes are and were in use. The module
+``in_place_of_cupy`` is for programs that are no tests.
 """
 
 from __future__ import annotations

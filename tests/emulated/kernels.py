@@ -131,7 +131,7 @@ def _argument(value: Any) -> Any:
         if owner != cuda.Device().id:
             raise ValueError(f"a kernel on device {cuda.Device().id} is given memory of {owner}")
         return value.host
-    if value is None or type(value) in _SCALARS:
+    if value is None or type(value) in {bool, *_SCALARS}:
         return value
     if isinstance(value, int):
         return np.int64(value)

@@ -3,10 +3,10 @@
 import ctypes
 import functools
 import glob
-import importlib.util
 import os
 import re
 import shutil
+import sys
 
 
 class CompileError(RuntimeError):
@@ -14,10 +14,9 @@ class CompileError(RuntimeError):
 
 
 def _wheel_dirs(sub):
-    """Folders <site-packages>/nvidia/*/<sub> of the pip wheels, if any."""
-    spec = importlib.util.find_spec("nvidia")
-    roots = list(spec.submodule_search_locations) if spec else []
-    return [d for r in roots for d in sorted(glob.glob(os.path.join(r, "*", sub)))]
+    """Folders <site-packages>/nvidia/*/<sub> of the pip wheels, if any; also where a wheel is in a
+    folder of its own on the path of Python."""
+    return [d for r in sys.path for d in sorted(glob.glob(os.path.join(r, "nvidia", "*", sub)))]
 
 
 def _toolkit_roots():
@@ -30,17 +29,24 @@ def _toolkit_roots():
 
 
 @functools.lru_cache(None)
-def find_nvrtc():
-    """-> (path of libnvrtc, [include folders that match it]).
-
-    PTXEMU_NVRTC names a library; else the pip wheel wins, then a toolkit's lib64.
-    """
+def libraries():
+    """Paths of every libnvrtc: PTXEMU_NVRTC alone if it names one, else those of pip wheels, that
+    of CUDA 12 before that of CUDA 13, then those of toolkits."""
     explicit = os.environ.get("PTXEMU_NVRTC")
-    pat = re.compile(r"libnvrtc\.so(\.\d+)*$")
-    libs = [explicit] if explicit else []
-    for d in _wheel_dirs("lib") + [os.path.join(r, "lib64") for r in _toolkit_roots()]:
-        libs += [p for p in sorted(glob.glob(d + "/libnvrtc.so*")) if pat.search(p)]
-    if not libs:
+    if explicit:
+        return [explicit]
+    name = re.compile(r"libnvrtc\.so(\.\d+)*$")
+    paths = []
+    for folders in _wheel_dirs("lib"), [os.path.join(r, "lib64") for r in _toolkit_roots()]:
+        group = [p for d in folders for p in glob.glob(d + "/libnvrtc.so*") if name.search(p)]
+        paths += sorted(group, key=os.path.basename)
+    return [p for i, p in enumerate(paths) if not any(os.path.samefile(p, q) for q in paths[:i])]
+
+
+@functools.lru_cache(None)
+def find_nvrtc():
+    """-> (path of the first of `libraries`, [include folders that match it])."""
+    if not libraries():
         raise CompileError(
             "no libnvrtc found: pip install nvidia-cuda-nvrtc-cu12, or name one in PTXEMU_NVRTC"
         )
@@ -50,7 +56,7 @@ def find_nvrtc():
     have = lambda d: os.path.exists(os.path.join(d, "cuda_fp16.h"))
     fp = [d for d in incs if have(d)]
     rest = [d for d in incs if not have(d)]
-    return libs[0], fp[:1] + rest
+    return libraries()[0], fp[:1] + rest
 
 
 def _check(lib, rc, what):
@@ -61,11 +67,16 @@ def _check(lib, rc, what):
 
 @functools.lru_cache(None)
 def _load(path):
+    """Its builtins first: NVRTC opens them by their name alone, and the wheels of CUDA 13 do not
+    say where that is. One failure would last: NVRTC tries once in a process."""
+    for builtins in glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so*")):
+        ctypes.CDLL(builtins)
     return ctypes.CDLL(path)
 
 
-def nvrtc_version():
-    lib = _load(find_nvrtc()[0])
+def nvrtc_version(path=None):
+    """Of a library, by default of the one that `find_nvrtc` chooses."""
+    lib = _load(path or find_nvrtc()[0])
     a, b = ctypes.c_int(), ctypes.c_int()
     _check(lib, lib.nvrtcVersion(ctypes.byref(a), ctypes.byref(b)), "nvrtcVersion")
     return a.value, b.value
@@ -81,6 +92,18 @@ def _norm_arch(arch):
 @functools.lru_cache(512)
 def _compile(source, arch, include_dirs, options, name_expressions, filename):
     path, sys_inc = find_nvrtc()
+    opts = [f"--gpu-architecture={arch}"]
+    opts += [f"-I{d}" for d in include_dirs] + list(options)
+    opts += [f"-I{d}" for d in sys_inc]
+    if not any("-std=" in o for o in opts):
+        opts.append("--std=c++17")
+    if not any("lineinfo" in o or "line-info" in o for o in opts):
+        opts.append("--generate-line-info")
+    return compile_with(path, source, opts, name_expressions, filename)
+
+
+def compile_with(path, source, options, name_expressions=(), filename="kernel.cu"):
+    """Run a library with these options -> (PTX, {name expression: lowered name}, log)."""
     lib = _load(path)
     prog = ctypes.c_void_p()
     _check(
@@ -93,22 +116,15 @@ def _compile(source, arch, include_dirs, options, name_expressions, filename):
     try:
         for n in name_expressions:
             _check(lib, lib.nvrtcAddNameExpression(prog, n.encode()), f"name expression {n}")
-        opts = [f"--gpu-architecture={arch}"]
-        opts += [f"-I{d}" for d in include_dirs] + list(options)
-        opts += [f"-I{d}" for d in sys_inc]
-        if not any("-std=" in o for o in opts):
-            opts.append("--std=c++17")
-        if not any("lineinfo" in o or "line-info" in o for o in opts):
-            opts.append("--generate-line-info")
-        arr = (ctypes.c_char_p * len(opts))(*[o.encode() for o in opts])
-        rc = lib.nvrtcCompileProgram(prog, len(opts), arr)
+        arr = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+        rc = lib.nvrtcCompileProgram(prog, len(options), arr)
         n = ctypes.c_size_t()
         lib.nvrtcGetProgramLogSize(prog, ctypes.byref(n))
         log = ctypes.create_string_buffer(n.value + 1)
         lib.nvrtcGetProgramLog(prog, log)
         log = log.value.decode(errors="replace")
         if rc:
-            raise CompileError(f"NVRTC failed ({rc}) with {opts}\n{log}")
+            raise CompileError(f"NVRTC failed ({rc}) with {options}\n{log}")
         _check(lib, lib.nvrtcGetPTXSize(prog, ctypes.byref(n)), "nvrtcGetPTXSize")
         buf = ctypes.create_string_buffer(n.value)
         _check(lib, lib.nvrtcGetPTX(prog, buf), "nvrtcGetPTX")

@@ -1,0 +1,227 @@
+"""Parts of a call alone: sweeps over lattices, products, kernels on rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import costs
+import ml_dtypes
+import numpy as np
+
+from cupy_rnnt.batch import Cells
+from cupy_rnnt.ops import cuda
+from cupy_rnnt.ops.launch import cupy
+
+from . import Report
+from .arrays import normal
+from .timing import event_seconds, kernel_seconds, rate
+
+_LATTICES = (375, 80, 16), (375, 80, 64), (1000, 200, 16), (1000, 200, 64)  # T, U, B
+_TOY_LATTICE = 36, 35, 2  # more columns than a warp has threads
+_HIDDEN = 640
+_WIDTHS = 1024, 1025, 1032, 4096
+_TILES = 1024, 4096, 8192, 16384, 65536  # from the smallest of a small budget to the largest
+_TYPES = np.float64, np.float32, np.float16, ml_dtypes.bfloat16
+_ENOUGH_SECONDS = 0.01  # of products that are timed together
+
+
+def sweeps(report: Report) -> None:
+    """Every kernel of a lattice: nanoseconds a diagonal, of which a sample has T + U."""
+    for frames, labels, size in [_TOY_LATTICE] if report.small else _LATTICES:
+        label = f"T {frames}, U {labels}, B {size}"
+        if not report.has_time(label):
+            continue
+        times: dict[str, float] = {}
+        for run in (_solving, _forward_only, _certifying):
+            prefix = "cost only: " if run is _forward_only else ""
+            called = kernel_seconds(run(frames, labels + 1, size), report.small)
+            times |= {prefix + name: seconds for name, seconds in called.items()}
+        diagonals = {name: 1e9 * value / (frames + labels) for name, value in times.items()}
+        shown = ", ".join(f"{name} {value:.0f}" for name, value in diagonals.items())
+        report(
+            f"{label}: ns a diagonal: {shown}",
+            lattice=[frames, labels, size],
+            seconds=times,
+            ns_a_diagonal=diagonals,
+        )
+        cupy().get_default_memory_pool().free_all_blocks()
+
+
+def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any]:
+    """All cells of a batch of equal samples, and log-probs of a half for each."""
+    xp = cupy()
+    packed = xp.arange(frames * columns * size)
+    sample = packed // (frames * columns)
+    within = packed - sample * (frames * columns)
+    frame = within // columns
+    position = within - frame * columns
+    cells = Cells(sample, frame, position, xp.zeros(len(packed), np.int64), position < columns - 1)
+    return cells, xp.full(len(packed), np.log(0.5))
+
+
+def _solving(frames: int, columns: int, size: int, gradient: bool = True) -> Callable[[], Any]:
+    lengths = np.full(size, frames), np.full(size, columns)
+    cells, halves = _all_cells(frames, columns, size)
+
+    def run() -> None:
+        lattice = cuda.lattice(*lengths, gradient)
+        lattice.write(cells, halves, halves)
+        lattice.solve()
+
+    return run
+
+
+def _forward_only(frames: int, columns: int, size: int) -> Callable[[], Any]:
+    return _solving(frames, columns, size, gradient=False)
+
+
+def _certifying(frames: int, columns: int, size: int) -> Callable[[], Any]:
+    """Bounds of selection, where every other cell is computed."""
+    xp = cupy()
+    lengths = np.full(size, frames), np.full(size, columns)
+    cells, halves = _all_cells(frames, columns, size)
+    bounds = xp.full((2, len(halves)), np.log(0.6))
+    some = Cells(*(array[::2].copy() for array in cells))
+    of_some, thresholds = halves[::2].copy(), xp.full(size, -np.inf)
+
+    def run() -> None:
+        lattice = cuda.bounded_lattice(*lengths, True)
+        lattice.bound(bounds)
+        lattice.write(some, of_some, of_some)
+        lattice.certify()
+        lattice.likely(thresholds)
+
+    return run
+
+
+def products(report: Report) -> None:
+    """cuBLAS on tiles of every size, in every type: of logits, d weight and d hidden."""
+    for dtype in map(np.dtype, _TYPES):
+        for width in [9] if report.small else _WIDTHS:
+            label = f"{dtype.name}, V {width}"
+            if report.has_time(label):
+                _products_of(report, label, dtype, width)
+
+
+def _products_of(report: Report, label: str, dtype: np.dtype, width: int) -> None:
+    tera: dict[str, dict[int, float]] = {}
+    hidden_size = 6 if report.small else _HIDDEN
+    for rows in [8] if report.small else _TILES:
+        for name, (run, multiplied) in _three_products(dtype, rows, width, hidden_size).items():
+            seconds = _seconds_of_one(run, 1 if report.small else 200)
+            tera.setdefault(name, {})[rows] = rate(2e-12 * multiplied, seconds)
+    shown = (f"{name} " + "/".join(f"{x:.0f}" for x in of.values()) for name, of in tera.items())
+    report(f"{label}: TFLOP/s by rows: {', '.join(shown)}", products=label, tflops=tera)
+
+
+def _seconds_of_one(run: Callable[[], Any], most: int) -> float:
+    """Of many in a row, so that the GPU does not wait for the host."""
+    run()
+    repeats = min(most, 1 + int(_ENOUGH_SECONDS / max(event_seconds(run), 1e-5)))
+
+    def several() -> None:
+        for _ in range(repeats):
+            run()
+
+    return event_seconds(several) / repeats
+
+
+def _three_products(
+    dtype: np.dtype, rows: int, width: int, hidden_size: int
+) -> dict[str, tuple[Callable[[], Any], int]]:
+    """As a joint makes them: what runs each, and its multiply-adds. A hidden vector of half types
+    is two, and products of half types are float32."""
+    halves = cuda.factor_dtype(dtype) is not None
+    out_dtype = np.dtype(np.float32) if halves else dtype
+    depth = hidden_size * (2 if halves else 1)
+    factors, weight = normal(dtype, rows, depth), normal(dtype, width, depth)
+    d_logits = normal(dtype, rows, width)
+    logits, d_weight, d_hidden = (
+        cupy().zeros(shape, out_dtype)
+        for shape in ((rows, width), (width, hidden_size), (rows, hidden_size))
+    )
+    hidden, first = factors[:, :hidden_size], weight[:, :hidden_size]
+    count = rows * width * hidden_size
+    return {
+        "logits": (lambda: cuda.matmul(factors, weight.T, logits), rows * width * depth),
+        "d_weight": (lambda: cuda.add_weight_grad(d_logits, hidden, d_weight, None), count),
+        "d_hidden": (lambda: cuda.matmul(d_logits, first, d_hidden), count),
+    }
+
+
+def rows(report: Report) -> None:
+    """Kernels on the rows of a tile: gigabytes a second, of those that memory has to move."""
+    for count in [40] if report.small else (4096, 16384):
+        for dtype in map(np.dtype, (np.float32, ml_dtypes.bfloat16)):
+            label = f"{count} rows, {dtype.name}"
+            if not report.has_time(label):
+                continue
+            width, hidden_size = (130, 64) if report.small else (1024, _HIDDEN)
+            run = _row_kernels(count, width, hidden_size, dtype)
+            times = kernel_seconds(run, report.small)
+            rates = _rates(times, count, width, hidden_size, dtype)
+            shown = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+            report(
+                f"{label}: GB/s: {shown}",
+                rows=count,
+                dtype=dtype.name,
+                seconds=times,
+                gigabytes_a_second=rates,
+            )
+
+
+def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Callable[[], Any]:
+    """All of the operations on a tile of a joint, once."""
+    xp, float32 = cupy(), np.dtype(np.float32)
+    samples = 2
+    frames = -(-rows // (4 * samples))
+    encoder = normal(dtype, samples * frames, hidden_size).reshape(samples, frames, hidden_size)
+    predictor = normal(dtype, samples * 4, hidden_size).reshape(samples, 4, hidden_size)
+    packed = xp.arange(rows)
+    sample, frame, position = packed // (4 * frames), packed // 4 % frames, packed % 4
+    labels = xp.full(rows, 1)
+    cells = Cells(sample, frame, position, labels, position < 3)
+    factor = cuda.factor_dtype(dtype)
+    pre = xp.empty((rows, hidden_size), float32)
+    factors = pre if factor is None else xp.empty((rows, 2 * hidden_size), factor)
+    hidden = xp.empty_like(pre)
+    logits, bias = normal(float32, rows, width), xp.zeros(width, float32)
+    d_logits = logits.copy() if factor is None else xp.empty((rows, width), factor)
+    d_bias, d_hidden = xp.zeros(width, float32), normal(float32, rows, hidden_size)
+    column_scratch = xp.empty((cuda.scratch_rows(rows, width), width), float32)
+    row_scratch, sums = xp.empty_like(d_hidden), xp.zeros((rows, hidden_size), float32)
+    half = xp.full(rows, 0.5)
+    lse = xp.full(rows, np.log(width))
+    gathered = xp.empty((rows, width), float32)
+
+    def run() -> None:
+        cuda.hidden(encoder, predictor, cells, "tanh", pre, factors)
+        cuda.activate("tanh", pre, hidden)
+        cuda.row_log_probs(logits, bias, 0, labels, None)
+        out = None if factor is None else d_logits
+        tile = d_logits if factor is None else logits
+        cuda.logits_grad(tile, bias, lse, half, half, 0, labels, -1.0, None, None, out)
+        cuda.add_column_sum(d_logits, d_bias, column_scratch)
+        cuda.hidden_grad(d_hidden, hidden, pre, "tanh")
+        cuda.add_rows(d_hidden, sample * frames + frame, sums, row_scratch)
+        cuda.gather(logits, (packed,), gathered)
+        cuda.scatter(gathered, (packed,), logits)
+        cuda.row_dots(pre, hidden)
+        cuda.label_softmax(gathered, bias, 0, None)
+
+    return run
+
+
+def _rates(
+    times: dict[str, float], rows: int, width: int, hidden_size: int, dtype: np.dtype
+) -> dict[str, float]:
+    """Gigabytes a second of the kernels that take an item a row, by the bytes of costs.py."""
+    rates = {}
+    for name, seconds in times.items():
+        if name == "add_long_runs":  # on pieces of rows
+            continue
+        call = costs.Engine(costs.Batch(0, 0, rows), width, hidden_size, dtype.itemsize)
+        call.launch("alone", rows, name)
+        rates[name] = rate(1e-9 * call.operations[-1].work.bytes, seconds)
+    return rates
