@@ -94,14 +94,15 @@ class BoundedSweeps(Sweeps):
         The probabilities of the arcs that leave a cell add up to no more than 1 (or a small number,
         see :attr:`cupy_rnnt.transducer.Transducer.most_mass`), but for what a delay penalty adds.
         """
-        grid, n = self.grid, len(out)
-        out.fill(-np.inf)
-        for arc in self._topology.arcs:
-            shift = grid.shift(arc.frames, arc.labels)
-            below = beta[row + arc.frames + arc.labels, shift : n + shift]
-            if arc.labels and self._delay_penalty:
-                below = np.add(below, self._delays(row)[:n], out=work)
-            np.maximum(out, below, out=out)
+        for i, step in enumerate(self._steps):
+            start = self.grid.start(row + step.ahead) + step.shift
+            below = beta[start : start + len(out)]
+            if step.arc.labels and self._delay_penalty:
+                below = np.add(below, self._delays(row)[: len(out)], out=work)
+            if i == 0:
+                np.copyto(out, below)
+            else:
+                np.maximum(out, below, out=out)
         if self._most_mass > 1:
             out += np.log(self._most_mass)
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from ..transducer import Arc
+
 
 class Grid:
     """The geometry of samples of one orientation.
@@ -45,7 +47,7 @@ class Grid:
     def __init__(
         self, frames: np.ndarray, positions: np.ndarray, flipped: bool, spare: int
     ) -> None:
-        self.frames, self.positions, self.flipped = frames, positions, flipped
+        self.frames, self.positions, self.flipped, self._spare = frames, positions, flipped, spare
         self.diagonals = frames + positions - 1
         self.order = np.argsort(-self.diagonals, kind="stable")
         self._widths = (np.minimum(frames, positions) + spare)[self.order]
@@ -65,9 +67,21 @@ class Grid:
         """How far ``(t + frames, u + labels)`` is behind ``(t, u)`` in a flat array."""
         return frames * self.frame_stride + labels * self.position_stride
 
-    def shift(self, frames: int, labels: int) -> int:
-        """How many columns."""
-        return frames if self.flipped else labels
+    def shift(self, arc: Arc) -> int:
+        """How many columns an arc leads to the right."""
+        return arc.frames if self.flipped else arc.labels
+
+    def full(self, rows: int, arrays: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """So many rows of -inf, or several arrays of them: flat, with `spare` entries in front of
+        the first row and a row behind the last one, and the rows alone."""
+        extents = () if arrays is None else (arrays,)
+        memory = np.full((*extents, self._spare + (rows + 1) * self.width), -np.inf)
+        of_rows = memory[..., self._spare : self._spare + rows * self.width]
+        return memory, of_rows.reshape(*extents, rows, self.width)
+
+    def start(self, row: int) -> int:
+        """Where a row begins in flat memory."""
+        return self._spare + row * self.width
 
     def with_diagonals(self, count: int) -> np.ndarray:
         """The samples that have so many."""

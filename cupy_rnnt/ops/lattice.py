@@ -7,7 +7,7 @@ Samples with more labels than frames lie the other way round in memory, in a gri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,24 @@ def lattice_nbytes(
     masks = 2 * bounded
     vectors = 32 + 2 * arcs + (reach + 1) * (arrays + 2)
     return (width + reach) * ((8 * arrays + masks) * diagonals + 8 * vectors)
+
+
+class _Step(NamedTuple):
+    """An arc in memory: it leads `ahead` rows down and `shift` columns to the right."""
+
+    arc: Arc
+    ahead: int
+    shift: int
+    first: np.ndarray  # its first score, flat
+    added: list[tuple[np.ndarray, int]]  # its others, and how far behind the cell they are read
+
+    def weights(self, start: int, count: int, out: np.ndarray) -> np.ndarray:
+        """The log-probs of the arc from some places; they may go to `out`."""
+        weights = self.first[start : start + count]
+        for scores, behind in self.added:
+            others = scores[start + behind : start + behind + count]
+            weights = np.add(weights, others, out=out)
+        return weights
 
 
 class Sweeps:
@@ -62,7 +80,8 @@ class Sweeps:
         self._row_of = {score: k for k, score in enumerate(topology.scores)}
         self._poisoned = np.zeros(len(frames), bool)
         rows = grid.rows + 2 * topology.looks_aside  # the last cells may be looked aside from, too
-        self._scores = np.full((len(self._row_of), rows, grid.width), -np.inf)
+        self._memory, self._scores = grid.full(rows, len(self._row_of))
+        self._steps = [self._step(arc) for arc in topology.arcs]
         # By rows, the arcs that lead to (T, U), of which sample and from which column.
         self._endings: dict[int, list[tuple[Arc, int, int]]] = {}
         for arc in topology.arcs:
@@ -112,17 +131,13 @@ class Sweeps:
         """Log beta."""
         return self._backward()
 
-    def _weights(self, arc: Arc, row: int, columns: slice, out: np.ndarray) -> np.ndarray:
-        """The log-probs of an arc in some columns of a row; they may go to `out`."""
-        first, *others = (self._scores[self._row_of[score]] for score in arc.scores)
-        weights: np.ndarray = first[row, columns]
-        for scores in others:
-            weights = np.add(weights, scores[row, columns], out=out)
+    def _step(self, arc: Arc) -> _Step:
+        """How an arc leads on in memory."""
+        grid, (first, *others) = self.grid, (self._memory[self._row_of[s]] for s in arc.scores)
+        added = [(scores, 0) for scores in others]
         if arc.then is not None:
-            aside = self._scores[self._row_of[arc.then]].reshape(-1)
-            start = row * self.grid.width + columns.start + self.grid.offset(0, arc.labels)
-            weights = np.add(weights, aside[start : start + len(weights)], out=out)
-        return weights
+            added.append((self._memory[self._row_of[arc.then]], grid.offset(0, arc.labels)))
+        return _Step(arc, arc.frames + arc.labels, grid.shift(arc), first, added)
 
     def _forward(
         self, keep: bool, passing: np.ndarray | None = None
@@ -132,37 +147,36 @@ class Sweeps:
 
         Cells that are not `passing`, (rows, width), pass nothing on.
         """
-        grid, topology = self.grid, self._topology
-        passed_on = alpha = np.full(
-            (grid.rows if keep else topology.reach + 1, grid.width), -np.inf
-        )
+        grid, steps = self.grid, self._steps
+        turns = grid.rows if keep else self._topology.reach + 1
+        passed_on, alpha = grid.full(turns)
         if passing is not None:
-            passed_on = np.full((topology.reach + 1, grid.width), -np.inf)
+            turns = self._topology.reach + 1
+            passed_on, masked = grid.full(turns)
         log_prob = np.full(len(grid.first), -np.inf)
-        spare = np.empty((len(topology.arcs) + 1, grid.width))
+        spare, work = np.empty((len(steps), grid.width)), np.empty(grid.width)
         alpha[0, grid.first] = 0.0
         for d in range(grid.rows):
             n = grid.ends[d]
             here = alpha[d % len(alpha), :n]
             terms = []
-            for arc, term in zip(topology.arcs, spare[:-1, :n], strict=True):
-                before, shift = d - arc.frames - arc.labels, grid.shift(arc.frames, arc.labels)
+            for step, out in zip(steps, spare, strict=True):
+                before = d - step.ahead
                 if before >= 0:
-                    columns = slice(0, n - shift)
-                    weights = self._weights(arc, before, columns, term[shift:])
-                    of_cells = passed_on[before % len(passed_on), columns]
-                    np.add(of_cells, weights, out=term[shift:])
-                    term[:shift] = -np.inf
-                    terms.append(term)
+                    term = out[:n]
+                    weights = step.weights(grid.start(before) - step.shift, n, term)
+                    start = grid.start(before % turns) - step.shift
+                    terms.append(np.add(passed_on[start : start + n], weights, out=term))
             if terms:
-                logsumexp(terms, here, spare[-1, :n])
+                logsumexp(terms, here, work[:n])
             if passing is not None:
-                passed_on[d % len(passed_on), :n] = np.where(passing[d, :n], here, -np.inf)
+                here = masked[d % turns]
+                here[:n] = np.where(passing[d, :n], alpha[d, :n], -np.inf)
             for arc, sample, column in self._endings.get(d, ()):
                 if arc.ends:
-                    last = passed_on[d % len(passed_on), column]
-                    last = last + self._weights(arc, d, slice(column, column + 1), spare[-1])[0]
-                    log_prob[sample] = np.logaddexp(log_prob[sample], last)
+                    (step,) = (step for step in steps if step.arc == arc)
+                    weight = step.weights(grid.start(d) + column, 1, work[:1])[0]
+                    log_prob[sample] = np.logaddexp(log_prob[sample], here[column] + weight)
         return log_prob, alpha
 
     def _backward(
@@ -173,28 +187,28 @@ class Sweeps:
         """Sweep log beta back: (rows, width), and some more rows that no cell is in.
 
         Cells that are not `passing` have none. ``cap(row, beta, out, work)`` writes the most that
-        it may be in a row, given the rows below.
+        it may be in a row, given those below, in memory.
         """
-        grid, topology = self.grid, self._topology
-        beta = np.full((grid.rows + topology.reach, grid.width), -np.inf)
+        grid, steps = self.grid, self._steps
+        memory, beta = grid.full(grid.rows + self._topology.reach)
         beta.reshape(-1)[grid.exit] = 0.0
-        spare = np.empty((len(topology.arcs) + 1, grid.width))
+        spare, work = np.empty((max(len(steps), 2), grid.width)), np.empty(grid.width)
         for d in range(grid.rows - 1, -1, -1):
-            n = grid.ends[d]
-            terms = list(spare[:-1, :n])
-            for arc, term in zip(topology.arcs, terms, strict=True):
-                shift = grid.shift(arc.frames, arc.labels)
-                weights = self._weights(arc, d, slice(0, n), term)
-                below = beta[d + arc.frames + arc.labels, shift : n + shift]
-                np.add(weights, below, out=term)
+            n, start = grid.ends[d], grid.start(d)
+            terms = []
+            for step, out in zip(steps, spare, strict=False):
+                term = out[:n]
+                weights = step.weights(start, n, term)
+                below = grid.start(d + step.ahead) + step.shift
+                terms.append(np.add(weights, memory[below : below + n], out=term))
             for arc, _, column in self._endings.get(d, ()):
                 if not arc.ends:
-                    terms[topology.arcs.index(arc)][column] = -np.inf
+                    terms[self._topology.arcs.index(arc)][column] = -np.inf
             here = beta[d, :n]
-            logsumexp(terms, here, spare[-1, :n])
+            logsumexp(terms, here, work[:n])
             if cap is not None:
-                most, work = spare[:2, :n]
-                cap(d, beta, most, work)
+                most = spare[0, :n]
+                cap(d, memory, most, spare[1, :n])
                 np.minimum(here, most, out=here)
             if passing is not None:
                 np.copyto(here, -np.inf, where=~passing[d, :n])
