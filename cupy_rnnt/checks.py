@@ -226,9 +226,11 @@ def boolean(name: str, value: Any) -> bool:
 
 def integer(name: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        if not isinstance(value, np.bool_):  # an index in older NumPy, which warns
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}, but an integer is needed") from None
+        pass
+    raise TypeError(f"{name} is {value!r}, but an integer is needed")
 
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:

@@ -11,11 +11,8 @@ from . import device_calls, devices
 for family in "argument", "dlpack", "jax", "reference", "selection", "torch":
     pytest.register_assert_rewrite(f"tests.{family}_cases")
 pytest.register_assert_rewrite("tests.selection_lattices")
-
-
-def pytest_configure(config):
-    text = "thinned(n): an emulated device, which is slow, runs every nth case of the test only"
-    config.addinivalue_line("markers", text)
+# Processes share a GPU here, of whose memory the first one would take three quarters.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -77,6 +74,14 @@ def launched(monkeypatch):
 
     monkeypatch.setattr(launch, "_function", record)
     return found
+
+
+@pytest.fixture
+def jax_on_cpu():
+    """Tests of what JAX does on the host: it would take a GPU if it can use one."""
+    jax = pytest.importorskip("jax")
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
 
 
 @pytest.hookimpl(trylast=True)

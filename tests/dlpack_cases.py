@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -100,10 +100,11 @@ every_dtype = pytest.mark.parametrize(("library", "dtype"), PAIRS, indirect=["li
 
 @contextmanager
 def library_of(name: str) -> Iterator[Library]:
-    context: AbstractContextManager[Any] = pytest.MonkeyPatch.context()
-    if name == "jax":
-        context = needed("jax").enable_x64(True)
-    with context:
+    with ExitStack() as stack:
+        if name == "jax":
+            jax = needed("jax")
+            stack.enter_context(jax.enable_x64(True))
+            stack.enter_context(jax.default_device(jax.devices("cpu")[0]))  # whatever GPU it has
         yield LIBRARIES[name]()
 
 

@@ -57,7 +57,7 @@ def gradient(loss, inputs, **options):
 
 
 def numpy_of(kind):
-    """Loss and gradient of NumPy arrays, which has tests of its own."""
+    """Loss and gradient of arrays of NumPy, or of any kind: it has tests of its own."""
     return cupy_rnnt.joint_rnnt_loss_and_grad if kind == "joint" else cupy_rnnt.rnnt_loss_and_grad
 
 

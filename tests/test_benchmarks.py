@@ -85,18 +85,21 @@ def assert_beside_computed(rows, printed):
         assert times["measured"] > times["computed"] > 0
 
 
+@pytest.mark.slow
 def test_joint_on_a_gpu(script, run_on_gpu):
     rows, printed = run_on_gpu("joint", QUICK=tiny(script("workloads")))
     assert_beside_computed(rows, printed)
     assert "pytorch" not in rows[0]
 
 
+@pytest.mark.slow
 def test_logits_on_a_gpu(run_on_gpu):
     rows, printed = run_on_gpu("logits", QUICK={"tiny": ((2, 6, 3), 40)}, SHAPES={})
     assert_beside_computed(rows, printed)
     assert "pytorch" not in rows[0]
 
 
+@pytest.mark.slow
 def test_selection_on_a_gpu(script, run_on_gpu):
     rows, printed = run_on_gpu("selection", QUICK=tiny(script("workloads")))
     assert_beside_computed(rows["times"], printed)
@@ -104,6 +107,7 @@ def test_selection_on_a_gpu(script, run_on_gpu):
     assert rows["times"][0]["stages"]["pass 2"] > 0
 
 
+@pytest.mark.slow
 def test_scaling_on_a_gpu(script, run_on_gpu):
     fresh = script("workloads").fresh
     rows, printed = run_on_gpu(
@@ -114,6 +118,7 @@ def test_scaling_on_a_gpu(script, run_on_gpu):
     assert_beside_computed(rows["cells"], printed)
 
 
+@pytest.mark.slow
 def test_workspace_on_a_gpu(script, run_on_gpu):
     workspace = script("workspace")
     rows, _ = run_on_gpu("workspace", QUICK=[workspace.Case((2, 9, 3, 40, 12), 2, True)])
@@ -122,6 +127,7 @@ def test_workspace_on_a_gpu(script, run_on_gpu):
 
 
 @pytest.mark.usefixtures("emulated")
+@pytest.mark.slow
 def test_errors_on_a_gpu(script):
     accuracy, fresh = script("accuracy"), script("workloads").fresh
     rows = accuracy.joint_errors("tiny", fresh([9], [4], 10, 8)) + accuracy.logit_errors(6, 3, 9)
@@ -130,6 +136,7 @@ def test_errors_on_a_gpu(script):
 
 
 @pytest.mark.usefixtures("emulated")
+@pytest.mark.slow
 def test_figures_on_a_gpu(script):
     figures, fresh = script("selection_figures"), script("workloads").fresh
     found = figures.selection(fresh([6], [3], 20, 12))

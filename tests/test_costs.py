@@ -53,6 +53,7 @@ def launched(gpu, tolerance):
 
 
 @pytest.mark.parametrize("tolerance", [None, 0.0])
+@pytest.mark.slow
 def test_the_engine_launches_what_is_computed(monkeypatch, tolerance):
     with kernel_sectors.counting() as gpu:
         monkeypatch.setattr(gpu.xp.kernels.options, "races", False)  # others look for these

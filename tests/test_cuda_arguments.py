@@ -156,6 +156,7 @@ LAYOUTS = {
 
 @every_function
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.slow
 def test_any_layout_gives_the_same(gpu, function, layout):
     given = moved(function)
     expected = function(**given, **OPTIONS)

@@ -65,6 +65,7 @@ def test_integers_on_the_host_ask_for_no_wait(emulator):
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("astray", [False, True])
 @pytest.mark.thinned(2)
+@pytest.mark.slow
 def test_waits_of_certified_selection(emulator, astray, gradient):
     """Once for lengths and targets, and for the sizes of the inputs. In each group for how many
     cells are selected; behind each round for whether that is enough, and for how many more if not;

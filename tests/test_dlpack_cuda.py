@@ -115,6 +115,7 @@ def assert_same(actual, desired, kind):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind", [Foreign, Legacy, Ancient])
 @pytest.mark.thinned(3)
+@pytest.mark.slow
 def test_results_are_of_the_kind(gpu, function, dtype, kind):
     floats = {name: arguments(function)[name].astype(dtype) for name in float_names(function)}
     expected = function(**moved(function, **floats))
@@ -276,6 +277,7 @@ def test_memory_that_several_elements_share_is_not_overwritten(gpu):
 
 
 @every_function
+@pytest.mark.slow
 def test_memory_is_released(gpu, function):
     pool = gpu.xp.get_default_memory_pool()
     values = moved(function, Foreign)

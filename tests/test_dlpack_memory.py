@@ -112,6 +112,7 @@ def test_memory_is_kept_as_long_as_it_is_read(function):
 
 @every_function
 @of("torch", "jax", "strict")
+@pytest.mark.slow
 def test_nothing_holds_arguments_after_the_call(library, function):
     given = library.given(arguments(function))
     function(**given)
@@ -123,6 +124,7 @@ def test_nothing_holds_arguments_after_the_call(library, function):
 
 @of("torch", "jax", "strict", "foreign")
 @functions_with_grad
+@pytest.mark.slow
 def test_results_hold_their_memory(library, function, monkeypatch):
     made = []
 

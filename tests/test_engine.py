@@ -188,6 +188,7 @@ def test_padding_never_matters_to_joint(device):
 
 
 @pytest.mark.parametrize(("frames", "labels"), [(400, 80), (3, 1500), (1500, 2), (1, 700)])
+@pytest.mark.slow
 def test_long_lattices(device, frames, labels):
     if device.name != "numpy" and min(frames, labels) > 20:
         frames, labels = frames // 3, labels // 2

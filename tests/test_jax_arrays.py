@@ -28,6 +28,7 @@ from .jax_cases import (
     wide,
 )
 
+pytestmark = pytest.mark.usefixtures("jax_on_cpu")
 RUN_TIME = jax.errors.JaxRuntimeError, ValueError  # the latter if the call itself waits for it
 
 

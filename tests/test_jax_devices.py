@@ -71,22 +71,26 @@ def assert_matches(results, name, dtype, cost_weights):
 
 @every_dtype
 @pytest.mark.parametrize("name", ["outside", "unchecked", "inside", "automatic"])
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_whole_batch(found, name, dtype):
     assert_matches(found, name, dtype, np.full(SIZE, 1 / SIZE))
 
 
 @every_dtype
+@pytest.mark.slow
 def test_cotangents_of_each_cost(found, dtype):
     assert_matches(found, "weighted", dtype, WEIGHTS)
 
 
 @every_dtype
+@pytest.mark.slow
 def test_a_device_that_skips_its_part(found, dtype):
     empty = np.arange(SIZE) >= SIZE - SIZE // found["devices"]
     assert_matches(found, "skipped", dtype, np.where(empty, 0, WEIGHTS))
 
 
 @every_dtype
+@pytest.mark.slow
 def test_costs_of_each_device(found, dtype):
     case = case_of(dtype)
     wanted, _ = reference_of("joint")(*case, reduction="none")
@@ -94,6 +98,7 @@ def test_costs_of_each_device(found, dtype):
 
 
 @every_dtype
+@pytest.mark.slow
 def test_an_error_of_one_device(found, dtype):
     text = f"targets[{SIZE // found['devices'] - 1}, 0] is 9, but the vocabulary has 9 entries"
     assert text in str(found[f"{np.dtype(dtype).name} error"])

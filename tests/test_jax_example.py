@@ -6,9 +6,12 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from .jax_cases import adapter, jax, jnp
 from .tolerances import assert_costs_close, assert_gradient_close
+
+pytestmark = pytest.mark.slow
 
 RECIPE = Path(__file__).parents[1] / "examples" / "train_jax.py"
 

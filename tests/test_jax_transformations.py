@@ -21,6 +21,7 @@ from .jax_cases import (
 )
 from .tolerances import assert_costs_close, assert_gradient_close
 
+pytestmark = pytest.mark.usefixtures("jax_on_cpu")
 PASSES = {"mean": ["forward_backward"], "none": ["forward", "forward_backward"]}
 
 

@@ -26,6 +26,15 @@ from .jax_cases import (
 )
 from .tolerances import assert_costs_close
 
+PLATFORMS = dict.fromkeys(["cpu", jax.default_backend()])
+
+
+@pytest.fixture(autouse=True, params=PLATFORMS)
+def platform(request):
+    """The CPU, and what JAX would take itself: a GPU, if it can use one."""
+    with jax.default_device(jax.devices(request.param)[0]):
+        yield request.param
+
 
 @every_kind
 @every_dtype
@@ -53,10 +62,12 @@ def test_loss_and_gradient(kind, dtype, reduction):
 
 @every_kind
 @every_reduction
-def test_the_numbers_are_those_of_the_numpy_functions(kind, reduction):
-    """With and without jit: what comes from above is 1, so that nothing is rounded again."""
+def test_the_numbers_are_those_of_the_array_functions(kind, reduction):
+    """To the bit, given arrays on the same device: NumPy's on the CPU. With and without jit: what
+    comes from above is 1, so that nothing is rounded again."""
     batch = made(kind)
-    loss, wanted = numpy_of(kind)(*batch.case, reduction=reduction)
+    arrays = *batch.inputs, *batch.integers, batch.case.blank
+    loss, wanted = numpy_of(kind)(*arrays, reduction=reduction)
     wanted = wanted if kind == "joint" else (wanted,)
 
     def both(*inputs):
@@ -68,9 +79,9 @@ def test_the_numbers_are_those_of_the_numpy_functions(kind, reduction):
 
     for function in found, jax.jit(found):
         gradients, value = function(*batch.inputs)
-        assert_equal_bits([value], [np.asarray(loss)])
+        assert_equal_bits([value], [loss])
         assert_equal_bits(gradients, wanted)
-    assert_equal_bits([batch.loss(*batch.inputs, reduction=reduction)], [np.asarray(loss)])
+    assert_equal_bits([batch.loss(*batch.inputs, reduction=reduction)], [loss])
 
 
 @every_kind

@@ -80,6 +80,7 @@ def assert_twins(gpu, inputs):
 
 @every_dtype
 @pytest.mark.parametrize("size", HIDDEN_SIZES)
+@pytest.mark.slow
 def test_hidden_sizes(gpu, size, dtype):
     found = assert_twins(gpu, random_inputs(np.random.default_rng(size), size, dtype))
     assert np.nanmin(found[0]) < np.nanmax(found[0]) <= 0
@@ -87,6 +88,7 @@ def test_hidden_sizes(gpu, size, dtype):
 
 @every_dtype
 @every_form
+@pytest.mark.slow
 def test_forms(gpu, form, dtype):
     lengths = (20, 9), (5, 2)
     assert_twins(gpu, random_inputs(np.random.default_rng(0), 36, dtype, form, lengths))
@@ -126,6 +128,7 @@ def test_a_newton_step_is_as_good_as_a_division(off):
 @every_dtype
 @every_form
 @pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.slow
 def test_they_are_bounds(gpu, form, dtype, scale):
     """Above the exact log-probs, by the slack that is proven, and not far above all of them."""
     from cupy_rnnt.ops import cuda
@@ -174,6 +177,7 @@ def test_they_are_bounds(gpu, form, dtype, scale):
 
 @every_dtype
 @pytest.mark.parametrize("form", [None, "identity"])
+@pytest.mark.slow
 def test_the_same_bits_for_any_schedule(gpu, monkeypatch, form, dtype):
     inputs = random_inputs(np.random.default_rng(4), 34, dtype, form, [(70, 20), (3, 17)])
     results = []

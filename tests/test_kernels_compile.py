@@ -44,6 +44,7 @@ every_arch = pytest.mark.parametrize("arch", MULTIPROCESSORS, ids="sm_{}".format
 @every_arch
 @every_source
 @every_library
+@pytest.mark.slow
 def test_it_compiles_and_spills_nothing(library, source, arch):
     """Where ptxas spills to fit one more block, __launch_bounds__ can say how many are enough."""
     functions, warnings = compiled(library, source, arch)

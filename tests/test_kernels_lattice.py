@@ -45,6 +45,7 @@ def test_groups(gpu, shapes, holes, seed, gradient):
 
 @with_and_without_gradient
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40), (130, 140), (1, 300), (300, 2)], ids=str)
+@pytest.mark.slow
 def test_samples_of_many_sizes(gpu, shape, gradient):
     case = random_case(np.random.default_rng(0), [shape, *RAGGED])
     costs, occupancies = assert_twins(case, gpu, gradient)
@@ -56,12 +57,14 @@ def test_samples_of_many_sizes(gpu, shape, gradient):
 
 
 @pytest.mark.parametrize("shape", [(2, 3001), (2000, 1)], ids=str)
+@pytest.mark.slow
 def test_long_samples(gpu, shape):
     costs, _ = assert_twins(random_case(np.random.default_rng(1), [shape]), gpu, False)
     assert np.isfinite(costs).all()
 
 
 @with_and_without_gradient
+@pytest.mark.slow
 def test_a_thread_walks_over_several_columns(gpu, monkeypatch, gradient):
     monkeypatch.setattr(cuda_lattice, "_BLOCKS", (128,))
     case = random_case(np.random.default_rng(2), [(135, 131), *RAGGED])
@@ -69,6 +72,7 @@ def test_a_thread_walks_over_several_columns(gpu, monkeypatch, gradient):
 
 
 @with_and_without_gradient
+@pytest.mark.slow
 def test_diagonals_that_do_not_fit_into_shared_memory(gpu, monkeypatch, gradient):
     monkeypatch.setattr(cuda_lattice, "_ROOM", 4)
     case = random_case(np.random.default_rng(3), [(20, 30), *RAGGED])
@@ -148,18 +152,21 @@ def certify_and_solve(case, gpu, share, gradient, seed=0):
     seed=seeds,
     gradient=st.booleans(),
 )
+@pytest.mark.slow
 def test_selections(gpu, shapes, holes, share, seed, gradient):
     case = random_case(np.random.default_rng(seed), shapes, holes)
     certify_and_solve(case, gpu, share, gradient, seed)
 
 
 @pytest.mark.parametrize("shape", [(60, 40), (140, 150)], ids=str)
+@pytest.mark.slow
 def test_selections_of_larger_samples(gpu, shape):
     case = random_case(np.random.default_rng(6), [shape, *RAGGED])
     certify_and_solve(case, gpu, 0.97, True)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
+@pytest.mark.slow
 def test_a_certificate_holds(gpu, share):
     case = random_case(np.random.default_rng(7), [(9, 5), (14, 6), (5, 14), (30, 3)])
     (inside, leaving), _ = certify_and_solve(case, gpu, share, False)
@@ -175,6 +182,7 @@ def test_samples_without_bounds_and_bad_ones(gpu):
 
 
 @pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.slow
 def test_the_same_bits_for_any_schedule(gpu, monkeypatch, bounded):
     case = random_case(np.random.default_rng(9), [(50, 40), *RAGGED])
     chosen = np.flatnonzero(np.random.default_rng(9).random(len(case.blank)) < 0.9)
@@ -196,6 +204,7 @@ def test_the_same_bits_for_any_schedule(gpu, monkeypatch, bounded):
 @with_and_without_gradient
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("room", [3056, 3])
+@pytest.mark.slow
 def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room):
     monkeypatch.setattr(cuda_lattice, "_ROOM", room)
     case = random_case(np.random.default_rng(10), [(40, 30), (20, 60), (70, 1)])

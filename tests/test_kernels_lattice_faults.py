@@ -161,6 +161,7 @@ def run(name, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_a_fault_is_found(kernels, monkeypatch, fault):
     name, source, sound, broken, finding = FAULTS[fault]
     text = (kernels / source).read_text()

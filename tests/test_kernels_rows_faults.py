@@ -15,6 +15,8 @@ from .kernel_resources import ROOT
 from .ptxemu import KernelError
 from .row_cases import OPERATIONS, Device
 
+pytestmark = pytest.mark.slow
+
 BARRIER = "__syncthreads();"
 
 # Operation, width, file, what is replaced by what, what is found

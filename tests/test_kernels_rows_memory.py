@@ -18,6 +18,7 @@ WIDTH = 200
 
 
 @every_operation
+@pytest.mark.slow
 def test_the_same_bits_for_any_schedule(gpu, name, dtype, monkeypatch):
     operation, results = OPERATIONS[name], []
     for seed, blocks in enumerate((2**16, 1, 3)):

@@ -45,6 +45,7 @@ def assert_in_table(name, found):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_rows(counting, name):
     found = kernel_sectors.of_case(counting, name)
     assert_ideal(found)

@@ -193,6 +193,7 @@ def trained_cases(count, **options):
 
 @pytest.mark.parametrize("choice", ["by bounds", "3 nats", "holes"])
 @pytest.mark.thinned(3)
+@pytest.mark.slow
 def test_the_checks_have_something_to_see(device, choice):
     """True errors are far above rounding and not far below their certificates, and rounds of repair
     run, so that a certificate too small would be noticed."""

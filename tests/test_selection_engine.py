@@ -254,6 +254,7 @@ def test_padding_never_matters(device, astray):
 @pytest.mark.parametrize("spare", [0, 10**5, 10**6])
 @pytest.mark.parametrize("astray", [False, True])
 @pytest.mark.thinned(5)
+@pytest.mark.slow
 def test_groups_and_parts(device, astray, spare):
     """Many groups, each cut into parts whose logits fit, are no other batch."""
     case = trained(size=30, frames=24, labels=8, hidden=130, dtype=np.float32, sharpness=4.0)
@@ -318,6 +319,7 @@ def trained_of_shape(size, frames, labels, vocabulary, hidden):
 @pytest.mark.parametrize("function", [loss, loss_and_grad])
 @every_shape
 @pytest.mark.thinned(4)
+@pytest.mark.slow
 def test_workspace_is_a_promise(device, shape, function, astray, threads):
     """At the least budget that has room for selection, and with more."""
     case = trained_of_shape(*shape_for(device, shape))

@@ -40,6 +40,7 @@ def arguments(kind, batch, reduction, *, leaves=None):
 @every_kind
 @every_reduction
 @every_dtype
+@pytest.mark.slow
 def test_operators_keep_what_they_promise(kind, reduction, dtype):
     """Their schemas, fakes and derivatives agree with what they do; traced, they do the same."""
     batch = made(kind, dtype=dtype, frames=4, labels=3)
@@ -85,7 +86,7 @@ def test_compiled_models_do_the_same(kind, reduction):
 
 
 @every_kind
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own
+@pytest.mark.slow
 def test_compiled_to_machine_code(kind):
     batch = made(kind)
     model = Model(kind, batch)
@@ -211,7 +212,6 @@ def test_there_is_no_map(kind):
 
 
 @every_kind
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own
 def test_there_is_no_forward_mode(kind):
     batch = made(kind)
     name = "encoder_out" if kind == "joint" else "logits"

@@ -136,6 +136,7 @@ def test_views_are_the_memory_of_tensors(host, kind, dtype):
 
 @every_kind
 @every_reduction
+@pytest.mark.slow
 def test_memory_and_stream_are_those_of_pytorch(host, kind, reduction):
     batch = made(kind, **SIZES)
     pool = host.xp.get_default_memory_pool()
@@ -158,6 +159,7 @@ def test_memory_and_stream_are_those_of_pytorch(host, kind, reduction):
 @every_kind
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("during", ["first", "second"])
+@pytest.mark.slow
 def test_interrupts_leave_nothing_behind(host, kind, error, during, monkeypatch):
     """In the forward and in the backward pass, while memory is in use."""
     batch = made(kind, **SIZES)

@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from .torch_cases import adapter, torch
+
+pytestmark = pytest.mark.slow
 
 SOURCE = (Path(__file__).parents[1] / "examples" / "train_torch.py").read_text()
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from .torch_cases import F, adapter, torch
+
+pytestmark = pytest.mark.slow
 
 
 class Transducer(torch.nn.Module):

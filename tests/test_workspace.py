@@ -61,6 +61,7 @@ def shape_for(device, name):
 @pytest.mark.parametrize("spare", [0, MiB, 100 * MiB])
 @every_shape
 @pytest.mark.thinned(2)
+@pytest.mark.slow
 def test_joint_stays_within_its_budget(device, shape, spare, threads):
     shape = shape_for(device, shape)
     case = random_joint_case(np.random.default_rng(0), *shape, dtype=np.float32)

@@ -12,15 +12,13 @@ from .launch import BLOCK, FLOATS, WARP, Kernel, cupy
 
 __all__ = ["largest_row_sum", "magnitudes", "means"]
 
-_FOLD_ROWS = Kernel(
-    "fold_rows",
-    "fold_rows.cu",
-    threads=BLOCK,
-    variants=(
-        *((*t, fold) for t, fold in product(FLOATS, ("Mean", "Largest"))),
-        *((compute, "AbsoluteSum") for compute in ("float", "double")),
-    ),
+_COMPUTE = ("float",), ("double",)  # the weights, whose magnitudes are summed up, come in them
+_FOLDS = tuple(
+    (*t, fold)
+    for t, fold in product(FLOATS, ("Mean", "Largest", "AbsoluteSum"))
+    if fold != "AbsoluteSum" or t in _COMPUTE
 )
+_FOLD_ROWS = Kernel("fold_rows", "fold_rows.cu", threads=BLOCK, variants=_FOLDS)
 _CHUNK_ELEMENTS = 2**16
 
 

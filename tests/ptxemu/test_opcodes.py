@@ -9,6 +9,7 @@ import pytest
 from . import Module
 
 BF = pytest.importorskip("ml_dtypes").bfloat16
+pytestmark = pytest.mark.slow
 NP = {
     "u8": "u1",
     "s8": "i1",

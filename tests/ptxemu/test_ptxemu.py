@@ -13,6 +13,7 @@ from tests import ptxemu
 from . import KernelError, Module, empty
 
 BF = pytest.importorskip("ml_dtypes").bfloat16
+pytestmark = pytest.mark.slow
 ARCHS = ["compute_75", "compute_80", "compute_90"]
 rng = np.random.default_rng(3)
 

@@ -84,7 +84,7 @@ mv "$work/runtime.so" "$extension"
 
 step "checks"
 cd "$here/../.."
-"$python" -m pytest -q -p no:cacheprovider tests/standin/check_counts.py
-"$python" -m pytest -q -p no:cacheprovider -p tests.standin.pytest_device --devices cuda \
+"$python" -m pytest -q -n 0 -p no:cacheprovider tests/standin/check_counts.py
+"$python" -m pytest -q -n 0 -p no:cacheprovider -p tests.standin.pytest_device --devices cuda \
     tests/standin/check_values.py
 step "done: $python"
