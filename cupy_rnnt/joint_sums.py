@@ -104,6 +104,7 @@ class JointSums:
         source.write_d_hidden(d_logits, d_hidden)
         sums = self._d_weight[worker], self._d_bias[worker]
         if self._exponents is not None:
+            # Only now: what belongs to one sample is computed on the scale of that sample.
             self._exponents.align(worker, cells.sample, d_logits, sums)
         ops.add_weight_grad(d_logits, hidden, sums[0], slab)
         ops.add_column_sum(d_logits, sums[1], block)
