@@ -55,14 +55,13 @@ def checked(
     checks.shape("predictor_out", predictor_out, (size, columns, hidden_size))
     weight = checks.floats("weight", weight, ("V", "H"), dtype)
     checks.output_layer(weight, hidden_size)
-    vocabulary = len(weight)
     if bias is not None:
         bias = checks.floats("bias", bias, ("V",), dtype)
-        checks.shape("bias", bias, (vocabulary,))
+        checks.shape("bias", bias, (len(weight),))
     inputs = JointInputs(encoder_out, predictor_out, weight, bias)
     checks.same_device(**inputs._asdict())
-    lattice = size, frames, columns
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, vocabulary, values.blank)
+    lattice, tokens = (size, frames, columns), values.tokens(len(weight))
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
     return JointCall(batch, values, inputs)
 
 

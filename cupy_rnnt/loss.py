@@ -40,7 +40,8 @@ def checked(
     targets = checks.integer_array("targets", targets)
     checks.batch_first("logits", logits, targets, positions=2)
     *lattice, width = logits.shape
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, width, values.blank)
+    tokens = values.tokens(width)
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
     return LogitsCall(batch, values, logits)
 
 

@@ -86,6 +86,12 @@ class Options:
             values["max_workspace_bytes"] = defaults.MAX_WORKSPACE_BYTES
         return Options(**values)
 
+    def tokens(self, width: int) -> tuple[int, int, int]:
+        """Of rows of so many logits: how many are tokens, which is the blank, how many blanks."""
+        transducer = self.transducer
+        vocabulary = checks.vocabulary(width, transducer.durations)
+        return vocabulary, self.blank, transducer.blanks
+
     def values(self) -> dict[str, Any]:
         """By the names of the keywords."""
         return {one.name: getattr(self, one.name) for one in fields(self)}

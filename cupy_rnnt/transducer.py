@@ -84,15 +84,25 @@ class Topology:
                     f"arcs[{i}] leads {arc.frames} frames and {arc.labels} labels ahead, but an "
                     "arc must lead at least one frame or one label ahead, and at most one label"
                 )
-            kinds = [score.kind for score in arc.scores]
-            if kinds.count("label") != arc.labels or len(set(arc.scores)) < len(arc.scores):
-                raise ValueError(
-                    f"arcs[{i}] emits {arc.labels} labels, but its scores are {arc.scores}: they "
-                    "must be different, with the score of the label once for each label"
-                )
             wrong = [one for one in self.read_by(arc) if one.kind not in KINDS or one.number < 0]
             if wrong:
                 raise ValueError(f"arcs[{i}] has the score {wrong[0]}, but kinds are {KINDS}")
+            if any(one.kind == "label" and one != LABEL for one in self.read_by(arc)):
+                raise ValueError(
+                    f"arcs[{i}] has a second score of the label, but there is one column for it"
+                )
+            if arc.scores.count(LABEL) != arc.labels or arc.then == LABEL:
+                raise ValueError(
+                    f"arcs[{i}] emits {arc.labels} labels, but its scores are {arc.scores} and "
+                    f"then {arc.then}: the label's must be among the scores once for each label"
+                )
+            if not arc.scores or len(set(arc.scores)) < len(arc.scores):
+                raise ValueError(
+                    f"arcs[{i}] has the scores {arc.scores}, but it must have at least one, and "
+                    "none twice"
+                )
+            if arc in self.arcs[:i]:
+                raise ValueError(f"arcs[{i}] is the same as arcs[{self.arcs.index(arc)}]")
         if not any(arc.ends and arc.frames for arc in self.arcs):
             raise ValueError("no arc leads to the end of a path: one with frames must end paths")
 
@@ -195,8 +205,20 @@ class Transducer:
             raise ValueError(
                 f"heads name {sorted(twice)}, but each of {', '.join(KINDS)} may be in one head"
             )
+        absent = set() if self.durations else {"duration"}
+        for g, head in enumerate(self.heads):
+            if not head.zero and not set(head.kinds) - absent:
+                raise ValueError(f"heads[{g}] is over the columns of {head.kinds}, but none exists")
+            unknown = set(head.charged) - set(KINDS)
+            if unknown:
+                raise ValueError(f"heads[{g}] charges {sorted(unknown)}, but kinds are {KINDS}")
         if not 0 <= self.sigma < np.inf:
             raise ValueError(f"sigma is {self.sigma}, but it must be finite and at least 0")
+
+    @property
+    def blanks(self) -> int:
+        """How many tokens are blanks: one at least, whether an arc has its score or not."""
+        return max(1, self._count("blank"))
 
     @property
     def durations(self) -> int:
@@ -251,7 +273,7 @@ class Transducer:
     def row(self, width: int, blank: int, normalised: bool = False) -> Row:
         """Its scores in a row of so many logits, whose blank is column `blank`; without heads where
         logits are `normalised`, log-probabilities already."""
-        tokens, blanks = width - self.durations, self._count("blank")
+        tokens, blanks = width - self.durations, self.blanks
         of_kind = {
             "blank": [(blank - blanks + 1, blank + 1)],
             "label": [(0, blank - blanks + 1), (blank + 1, tokens)],

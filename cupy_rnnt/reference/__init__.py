@@ -71,7 +71,7 @@ class _Cells:
         sums = np.empty((len(self.row.heads), len(logits)))
         for of_head, head in zip(sums, self.row.heads, strict=True):
             parts = [logits[:, start:stop] for start, stop in head.ranges]
-            parts += [np.zeros((len(logits), 1))] * head.zero
+            parts.append(np.full((len(logits), 1), 0.0 if head.zero else -np.inf))
             of_head[:] = logsumexp(np.concatenate(parts, axis=1), axis=1)
         return sums
 
@@ -107,7 +107,7 @@ class _Cells:
         grad, sums = np.zeros_like(logits), self.log_sum_exps(logits)
         for g, head in enumerate(self.row.heads):
             of_scores = [o for o, c in zip(found, self.row.charged, strict=True) if g in c]
-            mass = np.sum(of_scores, axis=0)
+            mass = sum(of_scores, np.zeros(len(grad)))
             # A cell no path visits has no gradient, not even where its softmax is undefined.
             visited = np.flatnonzero(mass > 0)
             for start, stop in head.ranges:
