@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from .device_calls import to_device, to_host
+from .transducer_cases import PLAIN, Columns
 
 
 class LogitsCase(NamedTuple):
@@ -49,9 +50,9 @@ def random_lengths(rng, size, frames, labels):
     return logit_lengths[:size], target_lengths[:size]
 
 
-def random_targets(rng, size, labels, vocabulary, blank):
-    """Labels that are not the blank; there is none to choose from if V = 1."""
-    symbols = np.delete(np.arange(vocabulary), blank)
+def random_targets(rng, size, labels, vocabulary, blank, transducer=PLAIN):
+    """Labels that are no blank and no duration; there is none to choose from if V = 1."""
+    symbols = Columns.in_a_row(transducer, vocabulary, blank).of["label"]
     return rng.choice(symbols, (size, labels)) if len(symbols) else np.zeros((size, labels), int)
 
 

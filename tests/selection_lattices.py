@@ -13,13 +13,11 @@ import numpy as np
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
 from cupy_rnnt.ops import BoundedLattice
-from cupy_rnnt.transducer import LABEL, NAMED, Topology, Transducer
+from cupy_rnnt.transducer import LABEL, Topology, Transducer
 
 from .device_calls import operations, to_device, to_host
 from .helpers import occupancies
-from .transducer_cases import random_sample
-
-PLAIN = NAMED["regular"]
+from .transducer_cases import PLAIN, random_sample
 
 
 class BoundedSample(NamedTuple):
@@ -129,6 +127,20 @@ def arc_weights(scores: np.ndarray, topology: Topology):
         yield arc, weight
 
 
+def log_prob_of_paths(scores: np.ndarray, topology: Topology, inside: np.ndarray) -> float:
+    """Of those that leave cells inside only, cell after cell."""
+    T, S = inside.shape
+    beta = np.full((T + topology.reach, S + 1), -np.inf)
+    beta[T, S - 1] = 0.0
+    arcs = list(arc_weights(scores, topology))
+    for t, u in reversed(list(zip(*np.nonzero(inside), strict=True))):
+        for arc, weight in arcs:
+            to = t + arc.frames, u + arc.labels
+            if to != (T, S - 1) or arc.ends:
+                beta[t, u] = np.logaddexp(beta[t, u], weight[t, u] + beta[to])
+    return float(beta[0, 0])
+
+
 def plain(sample: BoundedSample) -> Plain:
     """By the definitions, cell after cell. From a cell, no more can come than from the best of
     those behind it, as all arcs together have at most probability 1 but for what a delay penalty
@@ -144,8 +156,8 @@ def plain(sample: BoundedSample) -> Plain:
             before = t - arc.frames, u - arc.labels
             if min(before) >= 0:
                 alpha[t, u] = np.logaddexp(alpha[t, u], alpha[before] + weight[before])
-    beta, stay, leave = np.full((3, T + topology.reach, S + 1), -np.inf)
-    beta[T, S - 1] = stay[T, S - 1] = 0.0
+    beta, leave = np.full((2, T + topology.reach, S + 1), -np.inf)
+    beta[T, S - 1] = 0.0
     for t, u in reversed(list(np.ndindex(T, S))):
         cap = -np.inf
         for arc, weight in arcs:
@@ -154,12 +166,13 @@ def plain(sample: BoundedSample) -> Plain:
             cap = max(cap, beta[to] + delay)  # even of an arc that may not end there: a bound
             if to == (T, S - 1) and not arc.ends:
                 continue
-            for values in (beta, *((stay, leave) if inside[t, u] else ())):
+            for values in (beta, leave) if inside[t, u] else (beta,):
                 values[t, u] = np.logaddexp(values[t, u], weight[t, u] + values[to])
         beta[t, u] = min(beta[t, u], cap + most)
         if not inside[t, u]:
             leave[t, u] = beta[t, u]
-    return Plain(alpha, beta[:T, :S], float(stay[0, 0]), float(leave[0, 0]))
+    of_inside = log_prob_of_paths(scores, topology, inside)
+    return Plain(alpha, beta[:T, :S], of_inside, float(leave[0, 0]))
 
 
 def check_lattice(samples: list[BoundedSample], gradient=True) -> list[float]:

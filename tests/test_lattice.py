@@ -6,13 +6,11 @@ from hypothesis import strategies as st
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
-from cupy_rnnt.transducer import LABEL, NAMED
+from cupy_rnnt.transducer import LABEL
 
 from .device_calls import examples, operations, to_device, to_host
 from .helpers import occupancies
-from .transducer_cases import TRANSDUCERS, random_sample, transducers
-
-PLAIN = NAMED["regular"]
+from .transducer_cases import PLAIN, TRANSDUCERS, random_sample, transducers
 
 
 def solved(frames, positions, scores, gradient=True, transducer=PLAIN, delay_penalty=0.0):

@@ -7,7 +7,6 @@ alone: which arcs and which heads there are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from scipy.special import logsumexp, softmax
 
 from cupy_rnnt.transducer import BLANK, KINDS, LABEL, NAMED, Arc, Head, Score, Topology, Transducer
 
+PLAIN = NAMED["regular"]
 WAIT, EMIT = Arc(1, 0, (BLANK,)), Arc(0, 1, (LABEL,))
 
 
@@ -105,13 +105,24 @@ class Sample(NamedTuple):
         return value - (score.kind != "duration") * self.transducer.sigma, slope
 
     def scores(self) -> np.ndarray:
-        """(K, T, S); where there is no label, -inf."""
-        T, S, _ = self.logits.shape
+        """Of all cells, (K, T, S); where there is no label, -inf."""
+        (T, S, _), columns = self.logits.shape, self.columns
         kinds = self.transducer.topology.scores
         found = np.full((len(kinds), T, S), -np.inf)
-        for (k, score), t, u in product(enumerate(kinds), range(T), range(S)):
-            if score != LABEL or u < S - 1:
-                found[k, t, u] = self.score(score, t, u)[0]
+        for score, values in zip(kinds, found, strict=True):
+            if score == LABEL:
+                positions = np.arange(S - 1)
+                values[:, :-1] = self.logits[:, positions, self.labels[: S - 1]]
+            else:
+                values[...] = self.logits[..., columns.one(score, None)]
+            values -= (score.kind != "duration") * self.transducer.sigma
+        for head in self.transducer.heads if self.fused else ():
+            under = [v for kind in head.kinds for v in columns.of[kind]]
+            zeros = np.full((T, S, 1), 0.0 if head.zero else -np.inf)
+            sums = logsumexp(np.concatenate((self.logits[..., under], zeros), axis=-1), axis=-1)
+            for score, values in zip(kinds, found, strict=True):
+                if score.kind in (head.kinds if head.charges is None else head.charges):
+                    values -= sums
         return found
 
 
@@ -165,14 +176,18 @@ def enumerated(sample: Sample, fastemit: float = 0.0) -> tuple[float, np.ndarray
 
 # Drawing
 
-SCORES = st.sampled_from([Score("blank"), Score("blank", 1), Score("duration"), Score("duration", 1)])
+SCORES = st.sampled_from(
+    [Score("blank"), Score("blank", 1), Score("duration"), Score("duration", 1)]
+)
 
 
 @st.composite
 def topologies(draw) -> Topology:
     """Arcs of 0 to 3 frames and 0 or 1 labels, with and without `then` and `ends`; at least one
     waits and may end a path."""
-    arcs = [Arc(draw(st.integers(1, 3)), 0, draw(st.sampled_from([(BLANK,), (Score("duration"),)])))]
+    arcs = [
+        Arc(draw(st.integers(1, 3)), 0, draw(st.sampled_from([(BLANK,), (Score("duration"),)])))
+    ]
     for _ in range(draw(st.integers(1, 4))):
         labels = draw(st.integers(0, 1))
         others = draw(st.lists(SCORES, min_size=1 - labels, max_size=2, unique=True))
