@@ -97,8 +97,8 @@ class Options:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
-DEFAULTS = {one.name: one.default for one in fields(Options)}
-"""Of every keyword; None stands for a value that depends on the dtype, or for no value."""
+DEFAULTS = {one.name: one.default for one in fields(Options)} | {"transducer": "regular"}
+"""Of every keyword, as it is written; None stands for a value that depends on the dtype, or for no value."""
 
 
 def spells_out(keywords: type) -> Callable[[Function], Function]:

@@ -18,10 +18,11 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logsumexp
+from scipy.special import logsumexp
 
 from ..results import JointGradients
 from ..transducer import LABEL, LABEL_COLUMN, Row, Topology, Transducer, transducer_of
+from .activations import ACTIVATIONS, Pair
 from .lattice import FloatArray, alphas, betas, occupancies, quiet
 
 __all__ = [
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 IntArray = NDArray[np.int64]
-Pair = tuple[FloatArray, FloatArray]
 Kind = str | Transducer
 
 
@@ -265,25 +265,6 @@ def rnnt_loss_and_grad(
         for t, grad in enumerate(gradients):
             grad_logits[b, t, : len(grad)] = weights[b] * grad
     return _reduce(costs, reduction, zero_infinity), grad_logits
-
-
-def _gelu(x: FloatArray) -> Pair:
-    scale = np.sqrt(2 / np.pi)
-    inner = np.clip(x, -10, 10)  # where tanh is 1 in float64 already, and no power overflows
-    tanh = np.tanh(scale * (inner + 0.044715 * inner**3))
-    slope = scale * (1 + 3 * 0.044715 * inner**2) * (1 - tanh**2)
-    return x * ((1 + tanh) / 2), (1 + tanh + inner * slope) / 2
-
-
-#: Value and derivative of each activation; "gelu" is the tanh approximation.
-ACTIVATIONS: dict[str, Callable[[FloatArray], Pair]] = {
-    "tanh": lambda x: (np.tanh(x), 1 - np.tanh(x) ** 2),
-    "relu": lambda x: (np.maximum(x, 0.0), np.where(x > 0, 1.0, 0.0)),
-    "sigmoid": lambda x: (expit(x), expit(x) * expit(-x)),
-    "gelu": _gelu,
-    "silu": lambda x: (x * expit(x), expit(x) * (1 + x * expit(-x))),
-    "identity": lambda x: (x, np.ones_like(x)),
-}
 
 
 class _Joint:
