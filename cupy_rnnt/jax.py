@@ -72,8 +72,8 @@ def rnnt_loss(
         float16, bfloat16, float32 or float64.
     targets : array_like, shape (B, U), any integer dtype
     logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
-    blank, clamp, reduction, fused_log_softmax, fastemit_lambda, zero_infinity, tolerance, \
-max_workspace_bytes
+    blank, clamp, reduction, fused_log_softmax, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.rnnt_loss_and_grad`; Python values, which are static under
         ``jax.jit``. `clamp` bounds the gradient before that from above is applied.
 
@@ -141,8 +141,8 @@ def joint_rnnt_loss(
     bias : jax.Array, shape (V,), or None
     targets : array_like, shape (B, U), any integer dtype
     logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
-    blank, clamp, reduction, activation, fastemit_lambda, zero_infinity, tolerance, \
-max_workspace_bytes
+    blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`; Python values, which are static under
         ``jax.jit``. `tolerance` concerns the cost as well, so it is of effect without a gradient,
         too.

@@ -55,14 +55,13 @@ def checked(
     checks.shape("predictor_out", predictor_out, (size, columns, hidden_size))
     weight = checks.floats("weight", weight, ("V", "H"), dtype)
     checks.output_layer(weight, hidden_size)
-    vocabulary = len(weight)
     if bias is not None:
         bias = checks.floats("bias", bias, ("V",), dtype)
-        checks.shape("bias", bias, (vocabulary,))
+        checks.shape("bias", bias, (len(weight),))
     inputs = JointInputs(encoder_out, predictor_out, weight, bias)
     checks.same_device(**inputs._asdict())
-    lattice = size, frames, columns
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, vocabulary, values.blank)
+    lattice, tokens = (size, frames, columns), values.tokens(len(weight))
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
     return JointCall(batch, values, inputs)
 
 
@@ -114,6 +113,13 @@ def joint_rnnt_loss(
         Costs of the samples, their mean over the batch, or their sum.
     activation : {"tanh", "relu", "sigmoid", "gelu", "silu", "identity"}
         `gelu` is the tanh form.
+    transducer : str or Transducer
+        What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
+        ``"constrained"`` (those of k2, where a label takes a frame as well), or a
+        :class:`Transducer` of one's own.
+    delay_penalty : float
+        That of k2: ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
+        label emitted at frame t, in a sample of T frames. The cost includes it.
     fastemit_lambda : float
         Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
     zero_infinity : bool

@@ -40,7 +40,8 @@ def checked(
     targets = checks.integer_array("targets", targets)
     checks.batch_first("logits", logits, targets, positions=2)
     *lattice, width = logits.shape
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, width, values.blank)
+    tokens = values.tokens(width)
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
     return LogitsCall(batch, values, logits)
 
 
@@ -101,6 +102,13 @@ def rnnt_loss(
         Costs of the samples, their mean over the batch, or their sum.
     fused_log_softmax : bool
         Whether to take the log-softmax of `logits`; if not, they are log-probabilities already.
+    transducer : str or Transducer
+        What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
+        ``"constrained"`` (those of k2, where a label takes a frame as well), or a
+        :class:`Transducer` of one's own.
+    delay_penalty : float
+        That of k2: ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
+        label emitted at frame t, in a sample of T frames. The cost includes it.
     fastemit_lambda : float
         Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
     zero_infinity : bool

@@ -86,13 +86,19 @@ class Options:
             values["max_workspace_bytes"] = defaults.MAX_WORKSPACE_BYTES
         return Options(**values)
 
+    def tokens(self, width: int) -> tuple[int, int, int]:
+        """Of rows of so many logits: how many are tokens, which is the blank, how many blanks."""
+        transducer = self.transducer
+        vocabulary = checks.vocabulary(width, transducer.durations)
+        return vocabulary, self.blank, transducer.blanks
+
     def values(self) -> dict[str, Any]:
         """By the names of the keywords."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
-DEFAULTS = {one.name: one.default for one in fields(Options)}
-"""Of every keyword; None stands for a value that depends on the dtype, or for no value."""
+DEFAULTS = {one.name: one.default for one in fields(Options)} | {"transducer": "regular"}
+"""Of every keyword, as it is written; None stands for a value that depends on the dtype, or for no value."""
 
 
 def spells_out(keywords: type) -> Callable[[Function], Function]:

@@ -116,8 +116,8 @@ def rnnt_loss(
         alone.
     targets : torch.Tensor, shape (B, U), any integer dtype
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
-    blank, clamp, reduction, fused_log_softmax, fastemit_lambda, zero_infinity, tolerance, \
-max_workspace_bytes
+    blank, clamp, reduction, fused_log_softmax, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.rnnt_loss_and_grad`. `clamp` bounds the gradient before that from
         above is applied, so it means the same under loss scaling.
     return_info : bool
@@ -196,8 +196,8 @@ def joint_rnnt_loss(
     bias : torch.Tensor, shape (V,), or None
     targets : torch.Tensor, shape (B, U), any integer dtype
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
-    blank, clamp, reduction, activation, fastemit_lambda, zero_infinity, tolerance, \
-max_workspace_bytes
+    blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`. `tolerance` concerns the cost as well, so
         it is of effect without a gradient, too.
     return_info : bool

@@ -21,7 +21,10 @@ LABEL_COLUMN = -1
 
 
 class Score(NamedTuple):
-    """A log-probability of a cell: its kind, and which one of that kind."""
+    """A log-probability of a cell: its kind, and which one of that kind.
+
+    Kinds are ``"blank"``, ``"label"``, of which there is one, and ``"duration"``.
+    """
 
     kind: str
     number: int = 0
@@ -34,8 +37,14 @@ class Arc(NamedTuple):
     """A transition from ``(t, u)`` to ``(t + frames, u + labels)``.
 
     Its log-probability is the sum of `scores` at ``(t, u)`` and, if there is one, of the score
-    `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc that
-    does not `end` paths may not lead there.
+    `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc
+    without `ends` may not lead there.
+
+    Examples
+    --------
+    >>> from cupy_rnnt import Arc, Score
+    >>> Arc(2, 0, (Score("blank", 1),)).ends
+    True
     """
 
     frames: int
@@ -49,6 +58,14 @@ class Head(NamedTuple):
     """A softmax over the columns of some kinds of scores, and a logit of 0 if there is a `zero`.
 
     The scores of the kinds in `charges` (all in `kinds`, by default) are less its log-sum-exp.
+
+    Examples
+    --------
+    The blank by its logistic sigmoid, of which the labels have what is left:
+
+    >>> from cupy_rnnt import Head
+    >>> Head(("blank",), zero=True, charges=("blank", "label")).charged
+    ('blank', 'label')
     """
 
     kinds: tuple[str, ...]
@@ -73,28 +90,44 @@ class Topology:
     ValueError
         If an arc goes nowhere, or back, if its scores do not fit the labels that it emits, or if no
         path comes to an end.
+
+    Examples
+    --------
+    >>> from cupy_rnnt import Arc, Score, Topology
+    >>> wait, emit = Arc(1, 0, (Score("blank"),)), Arc(1, 1, (Score("label"),))
+    >>> topology = Topology((wait, emit))
+    >>> topology.reach
+    2
     """
 
     arcs: tuple[Arc, ...]
 
     def __post_init__(self) -> None:
         for i, arc in enumerate(self.arcs):
-            if arc.frames < 0 or arc.labels not in (0, 1) or arc.frames + arc.labels == 0:
-                raise ValueError(
-                    f"arcs[{i}] leads {arc.frames} frames and {arc.labels} labels ahead, but an "
-                    "arc must lead at least one frame or one label ahead, and at most one label"
-                )
-            kinds = [score.kind for score in arc.scores]
-            if kinds.count("label") != arc.labels or len(set(arc.scores)) < len(arc.scores):
-                raise ValueError(
-                    f"arcs[{i}] emits {arc.labels} labels, but its scores are {arc.scores}: they "
-                    "must be different, with the score of the label once for each label"
-                )
-            wrong = [one for one in self.read_by(arc) if one.kind not in KINDS or one.number < 0]
-            if wrong:
-                raise ValueError(f"arcs[{i}] has the score {wrong[0]}, but kinds are {KINDS}")
+            fault = self._fault_of(arc)
+            if arc in self.arcs[:i]:
+                fault = f"is the same as arcs[{self.arcs.index(arc)}]"
+            if fault:
+                raise ValueError(f"arcs[{i}] {fault}")
         if not any(arc.ends and arc.frames for arc in self.arcs):
             raise ValueError("no arc leads to the end of a path: one with frames must end paths")
+
+    def _fault_of(self, arc: Arc) -> str:
+        read = self.read_by(arc)
+        unknown = [one for one in read if one.kind not in KINDS or one.number < 0]
+        if arc.frames < 0 or arc.labels not in (0, 1) or arc.frames + arc.labels == 0:
+            ahead = f"leads {arc.frames} frames and {arc.labels} labels ahead"
+            return f"{ahead}, but must lead at least one of them ahead, and at most one label"
+        if unknown:
+            return f"has the score {unknown[0]}, but kinds are {KINDS}"
+        if any(one.kind == "label" and one != LABEL for one in read):
+            return "has a second score of the label, but there is one column for it"
+        if not arc.scores or len(set(arc.scores)) < len(arc.scores):
+            return f"has the scores {arc.scores}, but must have at least one, and none twice"
+        if arc.scores.count(LABEL) != arc.labels or arc.then == LABEL:
+            scores = f"emits {arc.labels} labels, but its scores are {arc.scores} then {arc.then}"
+            return f"{scores}: that of the label must be among the first once for each label"
+        return ""
 
     @staticmethod
     def read_by(arc: Arc) -> tuple[Score, ...]:
@@ -181,7 +214,29 @@ class Transducer:
     are less.
 
     Tokens come first in a row of logits: the labels, the blank and, in front of the blank, the
-    second, third and further blank. Durations follow.
+    second, third and further blank. Durations follow. What is called V, and counts for an index
+    below 0 of the blank, are the tokens.
+
+    Raises
+    ------
+    ValueError
+        If a kind of score is in two heads, or is unknown, if a head is over no column, or if
+        `sigma` is not finite or below 0.
+
+    Examples
+    --------
+    A transducer with a second blank, of two frames, which is the column in front of the blank:
+
+    >>> import numpy as np, cupy_rnnt
+    >>> from cupy_rnnt import Arc, Score, Topology, Transducer
+    >>> blank, label, of_two = Score("blank"), Score("label"), Score("blank", 1)
+    >>> arcs = Arc(1, 0, (blank,)), Arc(2, 0, (of_two,)), Arc(0, 1, (label,))
+    >>> transducer = Transducer(Topology(arcs))
+    >>> logits = np.zeros((1, 2, 1, 4))  # two frames and no label: one blank, or two
+    >>> loss = cupy_rnnt.rnnt_loss(
+    ...     logits, np.zeros((1, 0), int), [2], [0], blank=3, transducer=transducer)
+    >>> bool(np.isclose(loss, -np.log(1 / 4 + 1 / 4**2)))
+    True
     """
 
     topology: Topology
@@ -195,8 +250,20 @@ class Transducer:
             raise ValueError(
                 f"heads name {sorted(twice)}, but each of {', '.join(KINDS)} may be in one head"
             )
+        absent = set() if self.durations else {"duration"}
+        for g, head in enumerate(self.heads):
+            if not head.zero and not set(head.kinds) - absent:
+                raise ValueError(f"heads[{g}] is over the columns of {head.kinds}, but none exists")
+            unknown = set(head.charged) - set(KINDS)
+            if unknown:
+                raise ValueError(f"heads[{g}] charges {sorted(unknown)}, but kinds are {KINDS}")
         if not 0 <= self.sigma < np.inf:
             raise ValueError(f"sigma is {self.sigma}, but it must be finite and at least 0")
+
+    @property
+    def blanks(self) -> int:
+        """How many tokens are blanks: one at least, whether an arc has its score or not."""
+        return max(1, self._count("blank"))
 
     @property
     def durations(self) -> int:
@@ -251,7 +318,7 @@ class Transducer:
     def row(self, width: int, blank: int, normalised: bool = False) -> Row:
         """Its scores in a row of so many logits, whose blank is column `blank`; without heads where
         logits are `normalised`, log-probabilities already."""
-        tokens, blanks = width - self.durations, self._count("blank")
+        tokens, blanks = width - self.durations, self.blanks
         of_kind = {
             "blank": [(blank - blanks + 1, blank + 1)],
             "label": [(0, blank - blanks + 1), (blank + 1, tokens)],

@@ -308,13 +308,13 @@ def test_an_interrupt_leaves_nothing_behind(kind, monkeypatch):
     original = jax_callbacks.run
 
     def interrupted(source, *args):
-        log_probs = source.log_probs
+        scores = source.scores
 
         def then(*args):
             _thread.interrupt_main()
-            return log_probs(*args)
+            return scores(*args)
 
-        source.log_probs = then
+        source.scores = then
         return original(source, *args)
 
     monkeypatch.setattr(jax_callbacks, "run", interrupted)

@@ -12,7 +12,14 @@ import pytest
 import cupy_rnnt
 from cupy_rnnt.options import DEFAULTS, JointKeywords, Options, ReportingKeywords
 
-COMMON = ["fastemit_lambda", "zero_infinity", "tolerance", "max_workspace_bytes"]
+COMMON = [
+    "transducer",
+    "delay_penalty",
+    "fastemit_lambda",
+    "zero_infinity",
+    "tolerance",
+    "max_workspace_bytes",
+]
 REPORTING = ["progress", "return_info"]
 ONLY_BY_KEYWORD = {
     "rnnt_loss": [*COMMON, *REPORTING],

@@ -18,10 +18,11 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logsumexp
+from scipy.special import logsumexp
 
 from ..results import JointGradients
 from ..transducer import LABEL, LABEL_COLUMN, Row, Topology, Transducer, transducer_of
+from .activations import ACTIVATIONS, Pair
 from .lattice import FloatArray, alphas, betas, occupancies, quiet
 
 __all__ = [
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 IntArray = NDArray[np.int64]
-Pair = tuple[FloatArray, FloatArray]
 Kind = str | Transducer
 
 
@@ -71,7 +71,7 @@ class _Cells:
         sums = np.empty((len(self.row.heads), len(logits)))
         for of_head, head in zip(sums, self.row.heads, strict=True):
             parts = [logits[:, start:stop] for start, stop in head.ranges]
-            parts += [np.zeros((len(logits), 1))] * head.zero
+            parts.append(np.full((len(logits), 1), 0.0 if head.zero else -np.inf))
             of_head[:] = logsumexp(np.concatenate(parts, axis=1), axis=1)
         return sums
 
@@ -107,7 +107,7 @@ class _Cells:
         grad, sums = np.zeros_like(logits), self.log_sum_exps(logits)
         for g, head in enumerate(self.row.heads):
             of_scores = [o for o, c in zip(found, self.row.charged, strict=True) if g in c]
-            mass = np.sum(of_scores, axis=0)
+            mass = sum(of_scores, np.zeros(len(grad)))
             # A cell no path visits has no gradient, not even where its softmax is undefined.
             visited = np.flatnonzero(mass > 0)
             for start, stop in head.ranges:
@@ -265,25 +265,6 @@ def rnnt_loss_and_grad(
         for t, grad in enumerate(gradients):
             grad_logits[b, t, : len(grad)] = weights[b] * grad
     return _reduce(costs, reduction, zero_infinity), grad_logits
-
-
-def _gelu(x: FloatArray) -> Pair:
-    scale = np.sqrt(2 / np.pi)
-    inner = np.clip(x, -10, 10)  # where tanh is 1 in float64 already, and no power overflows
-    tanh = np.tanh(scale * (inner + 0.044715 * inner**3))
-    slope = scale * (1 + 3 * 0.044715 * inner**2) * (1 - tanh**2)
-    return x * ((1 + tanh) / 2), (1 + tanh + inner * slope) / 2
-
-
-#: Value and derivative of each activation; "gelu" is the tanh approximation.
-ACTIVATIONS: dict[str, Callable[[FloatArray], Pair]] = {
-    "tanh": lambda x: (np.tanh(x), 1 - np.tanh(x) ** 2),
-    "relu": lambda x: (np.maximum(x, 0.0), np.where(x > 0, 1.0, 0.0)),
-    "sigmoid": lambda x: (expit(x), expit(x) * expit(-x)),
-    "gelu": _gelu,
-    "silu": lambda x: (x * expit(x), expit(x) * (1 + x * expit(-x))),
-    "identity": lambda x: (x, np.ones_like(x)),
-}
 
 
 class _Joint:
