@@ -27,11 +27,15 @@ known when it runs: then the usual message is a part of that of the error that J
 ``jax.errors.JaxRuntimeError`` or, where nothing is left to wait for, a ``ValueError``. It is logged
 as well: if devices wait for each other, as in a sum over all, those without an error wait for the
 one that has it, until XLA gives up and aborts the process.
+
+*At the end.* Python waits for the steps whose results are held by a variable.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import atexit
+from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -247,9 +251,22 @@ def _call(
     weights: jax.Array | None = None,
 ) -> Any:
     """Loss and gradients in the types that `results` names; None are not computed."""
+    _wait_at_exit()
     found = buffer_callback(loss, results, vmap_method="expand_dims")(inputs, integers, weights)
     axes = tuple(_axes(inputs, integers, weights))
     return jax.lax.pcast(found, axes, to="varying")  # the callback forgets about them
+
+
+@cache
+def _wait_at_exit() -> None:
+    """Let Python end only when all results that somebody holds are there: a step that called into
+    Python behind its end would abort the process."""
+
+    @atexit.register
+    def wait() -> None:  # before JAX takes down its backends, as that is registered earlier
+        for array in jax.live_arrays():  # type: ignore[no-untyped-call]
+            with suppress(Exception):  # of a step that failed: nobody asked for its result
+                array.block_until_ready()
 
 
 def _type(shape: tuple[int, ...], dtype: np.dtype) -> jax.ShapeDtypeStruct:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
-
-from cupy_rnnt.ops import workers
 
 from .jax_cases import reference_of
 from .jax_shards import SIZE, WEIGHTS, case_of
@@ -102,29 +98,3 @@ def test_costs_of_each_device(found, dtype):
 def test_an_error_of_one_device(found, dtype):
     text = f"targets[{SIZE // found['devices'] - 1}, 0] is 9, but the vocabulary has 9 entries"
     assert text in str(found[f"{np.dtype(dtype).name} error"])
-
-
-def test_threads_are_counted_while_no_other_call_limits_them(monkeypatch):
-    """Calls of several devices begin at once: the number of workers, and with it the order of sums,
-    must not depend on which is first."""
-    others = []
-
-    class Library:
-        allowed = 4
-
-        @property
-        def num_threads(self):
-            others.append(threading.Thread(target=limited))
-            others[-1].start()
-            others[-1].join(0.3)
-            return self.allowed
-
-    def limited():
-        with workers._single_threaded_blas.lock:  # as a call does that begins
-            library.allowed = 1
-
-    library = Library()
-    monkeypatch.setattr(workers, "_blas", lambda: SimpleNamespace(lib_controllers=[library]))
-    assert workers.threads() == 4
-    others[0].join()
-    assert library.allowed == 1

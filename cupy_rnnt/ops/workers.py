@@ -142,6 +142,8 @@ class ThreadWorkers:
         finished: SimpleQueue[Tile | None] = SimpleQueue()  # None: a worker is done
         stop = threading.Event()
         errors: list[BaseException] = []
+        running: list[threading.Thread] = []
+        registry = threading.Lock()
 
         def work(worker: int) -> None:
             own = (tiles[i] for i in range(worker, len(tiles), self._count))
@@ -160,16 +162,19 @@ class ThreadWorkers:
             finally:
                 finished.put(None)
 
+        def work_in_thread(worker: int) -> None:
+            with registry:
+                if stop.is_set():  # the caller was interrupted, and waits for no more threads
+                    return
+                running.append(threading.current_thread())
+            work(worker)
+
         active = range(min(self._count, len(tiles)))
-        started: list[threading.Thread] = []
         try:
             for worker in active:
-                thread = threading.Thread(
-                    target=work, args=(worker,), name=f"cupy_rnnt_{worker}", daemon=True
-                )
-                started.append(thread)
+                name = f"cupy_rnnt_{worker}"
                 try:
-                    thread.start()
+                    threading.Thread(None, work_in_thread, name, (worker,), daemon=True).start()
                 except RuntimeError:
                     work(worker)
             for _ in active:
@@ -177,10 +182,10 @@ class ThreadWorkers:
                     if report is not None:
                         report(tile)
         finally:
-            stop.set()  # also for a thread whose start was interrupted
-            for thread in started:
-                if thread.is_alive():
-                    thread.join()
+            with registry:
+                stop.set()
+            for thread in running:
+                thread.join()
         try:
             if errors:
                 raise errors[0]
