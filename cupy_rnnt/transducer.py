@@ -39,12 +39,6 @@ class Arc(NamedTuple):
     Its log-probability is the sum of `scores` at ``(t, u)`` and, if there is one, of the score
     `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc
     without `ends` may not lead there.
-
-    Examples
-    --------
-    >>> from cupy_rnnt import Arc, Score
-    >>> Arc(2, 0, (Score("blank", 1),)).ends
-    True
     """
 
     frames: int
