@@ -223,7 +223,8 @@ def heads(draw, kinds) -> tuple[Head, ...]:
 
 @st.composite
 def transducers(draw, normalising=False) -> Transducer:
-    """With `normalising`, every score is charged the head that its column is under."""
+    """With `normalising`, every score is charged the head that its column is under, and others only
+    if they have a zero."""
     topology, sigma = draw(topologies()), draw(st.sampled_from([0.0, 0.0, 0.1]))
     kinds = kinds_in(topology)
     chosen = list(draw(heads(kinds)))
@@ -231,7 +232,8 @@ def transducers(draw, normalising=False) -> Transducer:
         rest = set(kinds).difference(*(head.kinds for head in chosen))
         chosen += [Head(tuple(sorted(rest)))] * bool(rest)
         for g, head in enumerate(chosen):
-            charges = dict.fromkeys((*head.kinds, *(head.charges or ())))
+            others = (head.charges or ()) if head.zero else ()
+            charges = dict.fromkeys((*head.kinds, *others))
             chosen[g] = head._replace(charges=tuple(charges))
     return Transducer(topology, tuple(chosen), sigma)
 
