@@ -258,8 +258,33 @@ def random_sample(
         blank = int(rng.choice(blanks_of(transducer, labels)))
     logits = scale * rng.normal(size=(T, U + 1, width))
     if not fused:
-        logits -= 2.0  # no kind has a probability that is above 1 but for rare ones
+        logits -= logsumexp(logits, axis=-1, keepdims=True)
     of_labels = Columns.in_a_row(transducer, width, blank).of["label"]
     return Sample(
         logits, rng.choice(of_labels, U).tolist(), transducer, blank, fused, delay_penalty
     )
+
+
+# Batches
+
+
+def batch_of(samples: list[Sample]) -> tuple[np.ndarray, ...]:
+    """Samples of one kind as the first arguments of a loss, with NaN for padding; the blank is the
+    last."""
+    shapes = [sample.logits.shape for sample in samples]
+    T, S, width = map(max, zip(*shapes, strict=True))
+    logits = np.full((len(samples), T + 1, S, width), np.nan)
+    targets = np.full((len(samples), S - 1), -9)
+    for padded, labels, sample in zip(logits, targets, samples, strict=True):
+        t, s, _ = sample.logits.shape
+        padded[:t, :s], labels[: s - 1] = sample.logits, sample.labels
+    lengths = np.array([(t, s - 1) for t, s, _ in shapes]).T
+    return logits, targets, *lengths, samples[0].blank
+
+
+def padded_grads(samples: list[Sample], grads: list[np.ndarray], like: np.ndarray) -> np.ndarray:
+    """Gradients of samples as that of a batch."""
+    padded = np.zeros_like(like)
+    for one, grad in zip(padded, grads, strict=True):
+        one[: grad.shape[0], : grad.shape[1]] = grad
+    return padded
