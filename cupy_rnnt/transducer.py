@@ -140,7 +140,7 @@ class Topology:
     @property
     def looks_aside(self) -> bool:
         """Whether an arc reads a second cell's score."""
-        return any(arc.then is not None for arc in self.arcs)
+        return any(arc.then is not None and arc.labels > 0 for arc in self.arcs)
 
     @property
     def cpp(self) -> str:

@@ -115,7 +115,6 @@ class Sample(NamedTuple):
                 values[:, :-1] = self.logits[:, positions, self.labels[: S - 1]]
             else:
                 values[...] = self.logits[..., columns.one(score, None)]
-            values -= (score.kind != "duration") * self.transducer.sigma
         for head in self.transducer.heads if self.fused else ():
             under = [v for kind in head.kinds for v in columns.of[kind]]
             zeros = np.full((T, S, 1), 0.0 if head.zero else -np.inf)
@@ -123,6 +122,8 @@ class Sample(NamedTuple):
             for score, values in zip(kinds, found, strict=True):
                 if score.kind in (head.kinds if head.charges is None else head.charges):
                     values -= sums
+        for score, values in zip(kinds, found, strict=True):
+            values -= (score.kind != "duration") * self.transducer.sigma
         return found
 
 

@@ -161,7 +161,7 @@ class Sweeps:
             for arc, sample, column in self._endings.get(d, ()):
                 if arc.ends:
                     last = passed_on[d % len(passed_on), column]
-                    last = last + self._weights(arc, d, slice(column, column + 1), spare[-1])[0]
+                    last = last + self._weights(arc, d, slice(column, column + 1), spare[-1, :1])[0]
                     log_prob[sample] = np.logaddexp(log_prob[sample], last)
         return log_prob, alpha
 
