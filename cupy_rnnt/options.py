@@ -98,8 +98,7 @@ class Options:
 
 
 DEFAULTS = {one.name: one.default for one in fields(Options)} | {"transducer": "regular"}
-"""Of every keyword, as it is written; None stands for a value that depends on the dtype, or for no
-value."""
+"""Of every keyword, as one would write it; None is no value, or one that depends on the dtype."""
 
 
 def spells_out(keywords: type) -> Callable[[Function], Function]:

@@ -39,12 +39,6 @@ class Arc(NamedTuple):
     Its log-probability is the sum of `scores` at ``(t, u)`` and, if there is one, of the score
     `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc
     without `ends` may not lead there.
-
-    Examples
-    --------
-    >>> from cupy_rnnt import Arc, Score
-    >>> Arc(2, 0, (Score("blank", 1),)).ends
-    True
     """
 
     frames: int
@@ -113,14 +107,13 @@ class Topology:
             raise ValueError("no arc leads to the end of a path: one with frames must end paths")
 
     def _fault_of(self, arc: Arc) -> str:
-        read = self.read_by(arc)
-        unknown = [one for one in read if one.kind not in KINDS or one.number < 0]
+        unknown = [one for one in self.read_by(arc) if one.kind not in KINDS or one.number < 0]
         if arc.frames < 0 or arc.labels not in (0, 1) or arc.frames + arc.labels == 0:
             ahead = f"leads {arc.frames} frames and {arc.labels} labels ahead"
             return f"{ahead}, but must lead at least one of them ahead, and at most one label"
         if unknown:
             return f"has the score {unknown[0]}, but kinds are {KINDS}"
-        if any(one.kind == "label" and one != LABEL for one in read):
+        if any(one.kind == "label" and one != LABEL for one in self.read_by(arc)):
             return "has a second score of the label, but there is one column for it"
         if not arc.scores or len(set(arc.scores)) < len(arc.scores):
             return f"has the scores {arc.scores}, but must have at least one, and none twice"
@@ -146,8 +139,8 @@ class Topology:
 
     @property
     def looks_aside(self) -> bool:
-        """Whether some arc reads the score of a second cell."""
-        return any(arc.then is not None for arc in self.arcs)
+        """Whether an arc reads a second cell's score."""
+        return any(arc.then is not None and arc.labels > 0 for arc in self.arcs)
 
     @property
     def cpp(self) -> str:
@@ -276,10 +269,12 @@ class Transducer:
 
     @property
     def normalises(self) -> bool:
-        """Whether every score is less the log-sum-exp of the head that its column is under, which
-        keeps it below 0."""
-        charged = {kind for head in self.heads for kind in head.kinds if kind in head.charged}
-        return all(score.kind in charged for score in self.topology.scores)
+        """Whether no score is above 0: each is less the log-sum-exp of the head that its column is
+        under, and of others only if they have a zero, so that they are above 0."""
+        charges = [(head, kind) for head in self.heads for kind in head.charged]
+        own = {kind for head, kind in charges if kind in head.kinds}
+        above = {kind for head, kind in charges if kind not in head.kinds and not head.zero}
+        return {score.kind for score in self.topology.scores} <= own - above
 
     @property
     def most_mass(self) -> int:
@@ -347,8 +342,8 @@ class Transducer:
         )
 
     def __str__(self) -> str:
-        names = [name for name, one in NAMED.items() if one == self]
-        return names[0] if names else json.dumps(astuple(self))
+        names = (name for name, one in NAMED.items() if one == self)
+        return next(names, json.dumps(astuple(self)))
 
     @staticmethod
     def parse(text: str) -> Transducer:
@@ -402,5 +397,4 @@ def transducer_of(name: str, value: Any) -> Transducer:
     try:
         return Transducer.parse(value)
     except (TypeError, ValueError):
-        known = ", ".join(NAMED)
-        raise ValueError(f"{name} is {value!r}, but one of {known} is needed") from None
+        raise ValueError(f"{name} is {value!r}, but one of {', '.join(NAMED)} is needed") from None

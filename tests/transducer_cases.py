@@ -115,7 +115,6 @@ class Sample(NamedTuple):
                 values[:, :-1] = self.logits[:, positions, self.labels[: S - 1]]
             else:
                 values[...] = self.logits[..., columns.one(score, None)]
-            values -= (score.kind != "duration") * self.transducer.sigma
         for head in self.transducer.heads if self.fused else ():
             under = [v for kind in head.kinds for v in columns.of[kind]]
             zeros = np.full((T, S, 1), 0.0 if head.zero else -np.inf)
@@ -123,6 +122,8 @@ class Sample(NamedTuple):
             for score, values in zip(kinds, found, strict=True):
                 if score.kind in (head.kinds if head.charges is None else head.charges):
                     values -= sums
+        for score, values in zip(kinds, found, strict=True):
+            values -= (score.kind != "duration") * self.transducer.sigma
         return found
 
 
@@ -223,7 +224,8 @@ def heads(draw, kinds) -> tuple[Head, ...]:
 
 @st.composite
 def transducers(draw, normalising=False) -> Transducer:
-    """With `normalising`, every score is charged the head that its column is under."""
+    """With `normalising`, every score is charged the head that its column is under, and others only
+    if they have a zero."""
     topology, sigma = draw(topologies()), draw(st.sampled_from([0.0, 0.0, 0.1]))
     kinds = kinds_in(topology)
     chosen = list(draw(heads(kinds)))
@@ -231,7 +233,8 @@ def transducers(draw, normalising=False) -> Transducer:
         rest = set(kinds).difference(*(head.kinds for head in chosen))
         chosen += [Head(tuple(sorted(rest)))] * bool(rest)
         for g, head in enumerate(chosen):
-            charges = dict.fromkeys((*head.kinds, *(head.charges or ())))
+            others = (head.charges or ()) if head.zero else ()
+            charges = dict.fromkeys((*head.kinds, *others))
             chosen[g] = head._replace(charges=tuple(charges))
     return Transducer(topology, tuple(chosen), sigma)
 
@@ -256,8 +259,33 @@ def random_sample(
         blank = int(rng.choice(blanks_of(transducer, labels)))
     logits = scale * rng.normal(size=(T, U + 1, width))
     if not fused:
-        logits -= 2.0  # no kind has a probability that is above 1 but for rare ones
+        logits -= logsumexp(logits, axis=-1, keepdims=True)
     of_labels = Columns.in_a_row(transducer, width, blank).of["label"]
     return Sample(
         logits, rng.choice(of_labels, U).tolist(), transducer, blank, fused, delay_penalty
     )
+
+
+# Batches
+
+
+def batch_of(samples: list[Sample]) -> tuple[np.ndarray, ...]:
+    """Samples of one kind as the first arguments of a loss, with NaN for padding; the blank is the
+    last."""
+    shapes = [sample.logits.shape for sample in samples]
+    T, S, width = map(max, zip(*shapes, strict=True))
+    logits = np.full((len(samples), T + 1, S, width), np.nan)
+    targets = np.full((len(samples), S - 1), -9)
+    for padded, labels, sample in zip(logits, targets, samples, strict=True):
+        t, s, _ = sample.logits.shape
+        padded[:t, :s], labels[: s - 1] = sample.logits, sample.labels
+    lengths = np.array([(t, s - 1) for t, s, _ in shapes]).T
+    return logits, targets, *lengths, samples[0].blank
+
+
+def padded_grads(samples: list[Sample], grads: list[np.ndarray], like: np.ndarray) -> np.ndarray:
+    """Gradients of samples as that of a batch."""
+    padded = np.zeros_like(like)
+    for one, grad in zip(padded, grads, strict=True):
+        one[: grad.shape[0], : grad.shape[1]] = grad
+    return padded

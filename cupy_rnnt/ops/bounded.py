@@ -138,8 +138,8 @@ class BoundedSweeps(Sweeps):
         return super().solve()
 
     def _inside(self) -> tuple[np.ndarray, np.ndarray]:
-        assert self._found is not None  # by the last certify()
-        return self._found
+        # The last certify() has found it, but where nothing is exact on this side.
+        return self._found or self._forward(True, self._is_inside())
 
     def _outside(self) -> np.ndarray:
         inside = self._is_inside() if self._topology.looks_aside else None

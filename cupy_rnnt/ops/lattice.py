@@ -83,13 +83,13 @@ class Sweeps:
         self._memory, self._scores = grid.full(rows, len(self._row_of))
         self._steps = [self._step(arc) for arc in topology.arcs]
         # By rows, the arcs that lead to (T, U), of which sample and from which column.
-        self._endings: dict[int, list[tuple[Arc, int, int]]] = {}
-        for arc in topology.arcs:
+        self._endings: dict[int, list[tuple[int, int, int]]] = {}
+        for i, arc in enumerate(topology.arcs):
             places = grid.exit - grid.offset(arc.frames, arc.labels)
             exists = (frames >= arc.frames) & (positions > arc.labels) & (arc.frames > 0)
             for sample in np.flatnonzero(exists).tolist():
                 row, column = divmod(int(places[sample]), grid.width)
-                self._endings.setdefault(row, []).append((arc, sample, column))
+                self._endings.setdefault(row, []).append((i, sample, column))
 
     def write(
         self, sample: Any, frame: Any, position: Any, has_label: Any, scores: np.ndarray
@@ -172,9 +172,9 @@ class Sweeps:
             if passing is not None:
                 here = masked[d % turns]
                 here[:n] = np.where(passing[d, :n], alpha[d, :n], -np.inf)
-            for arc, sample, column in self._endings.get(d, ()):
-                if arc.ends:
-                    (step,) = (step for step in steps if step.arc == arc)
+            for i, sample, column in self._endings.get(d, ()):
+                step = steps[i]
+                if step.arc.ends:
                     weight = step.weights(grid.start(d) + column, 1, work[:1])[0]
                     log_prob[sample] = np.logaddexp(log_prob[sample], here[column] + weight)
         return log_prob, alpha
@@ -201,9 +201,9 @@ class Sweeps:
                 weights = step.weights(start, n, term)
                 below = grid.start(d + step.ahead) + step.shift
                 terms.append(np.add(weights, memory[below : below + n], out=term))
-            for arc, _, column in self._endings.get(d, ()):
-                if not arc.ends:
-                    terms[self._topology.arcs.index(arc)][column] = -np.inf
+            for i, _, column in self._endings.get(d, ()):
+                if not steps[i].arc.ends:
+                    terms[i][column] = -np.inf
             here = beta[d, :n]
             logsumexp(terms, here, work[:n])
             if cap is not None:
