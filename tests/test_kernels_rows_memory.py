@@ -11,6 +11,7 @@ from cupy_rnnt.ops import cpu, launch
 from cupy_rnnt.transducer import LABEL_COLUMN, Row, RowHead
 
 from . import ptxemu
+from .kernel_resources import CUPY_OPTIONS
 from .row_cases import OPERATIONS, Device, words_of
 from .test_kernels_rows import every_operation
 
@@ -40,7 +41,8 @@ def run_far(source: str, expression: str, first_block: int, *arguments: Any) -> 
     text = launch.source_text(source)
     text = text.replace("blockIdx.x", f"({first_block}u + blockIdx.x)")
     text = text.replace("gridDim.x", "(1u << 30)")
-    module = ptxemu.Module(text, options=launch.OPTIONS, name_expressions=[expression])
+    options = *launch.OPTIONS, *CUPY_OPTIONS
+    module = ptxemu.Module(text, options=options, name_expressions=[expression])
     kernel = next(kernel for kernel in launch.KERNELS if expression.split("<")[0] == kernel.name)
     module.get_function(expression)(1, kernel.block, arguments)
 
