@@ -40,7 +40,8 @@ def launched(gpu, tolerance):
     call = joint.checked(*inputs, *case[4:7], blank=case.blank, tolerance=tolerance)
     source = call.source(gradient=True)
     result = engine.forward(source, call.batch, call.options, keep=True)
-    kept = Kept(*map(gpu.xp.concatenate, zip(*result.kept, strict=True)))
+    fields = zip(*result.kept, strict=True)
+    kept = Kept(*(gpu.xp.concatenate(values, axis=-1) for values in fields))
     engine.backward(source, call.batch, call.options, kept, np.ones(2))
     info = result.info()
     assert info.rounds == 1
