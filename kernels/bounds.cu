@@ -184,10 +184,10 @@ template <typename Form, typename C>
 __global__ void __launch_bounds__(kThreads)
 bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder, const C* slopes,
        const double* constants, const C* predictor, const C* vectors,
-       const double* vector_constants, int width, const int64* __restrict__ words, int label,
-       int64 cells, double* out) {
+       const double* vector_constants, int width, const int64* __restrict__ words, int heads,
+       int scores, int ranges, int label, int64 cells, double* out) {
     constexpr int kHeads = 3;  // at most: each of three kinds of scores is under one of them
-    const RowTable table{words};
+    const RowTable table{words, heads, scores, ranges};
     const Inputs<C> from{size,      encoder, slopes,           constants,
                          predictor, vectors, vector_constants, width};
     const int own = score_of(width - 3, label);
@@ -202,18 +202,18 @@ bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder
 #pragma unroll
         for (int g = 0; g < kHeads; ++g) {
             lower[g] = -infinity();
-            if (g >= table.heads()) continue;
-            for (int k = 0; k < table.scores(); ++k)
+            if (g >= table.heads) continue;
+            for (int k = 0; k < table.scores; ++k)
                 if (table.holds(g, k)) lower[g] = logaddexp(lower[g], logit(k));
             if (table.holds_labels(g)) lower[g] = logaddexp(lower[g], labels);
             if (table.zero(g)) lower[g] = logaddexp(lower[g], 0);
         }
-        for (int k = 0; k < table.scores(); ++k) {
+        for (int k = 0; k < table.scores; ++k) {
             double bound = logit(k);
             int charges = 0;
 #pragma unroll
             for (int g = 0; g < kHeads; ++g) {
-                if (g >= table.heads() || !table.charged(k, g)) continue;
+                if (g >= table.heads || !table.charged(k, g)) continue;
                 bound -= lower[g];
                 ++charges;
             }

@@ -34,18 +34,18 @@ template <typename C, typename T> struct LogitGradRow {
 // `out` may be `logits`.
 template <typename C, typename T>
 __global__ void __launch_bounds__(256, 4)
-logits_grad(const C* logits, const C* __restrict__ bias, const int64* words,
-            const double* __restrict__ lse, double least, const C* __restrict__ occupancies,
+logits_grad(const C* logits, const C* __restrict__ bias, const int64* words, int heads,
+            int scores, int ranges, const double* __restrict__ lse, double least, const C* __restrict__ occupancies,
             const int64* __restrict__ labels, double bound, const C* __restrict__ weights,
             int64 rows, int64 width, int64 warps, T* out) {
     constexpr int N = kPack<C>;
-    const RowTable table{words};
+    const RowTable table{words, heads, scores, ranges};
     for (int64 item = first_item(32); item < rows * warps; item += item_stride(32)) {
         Share share(item, warps);
         const int64 i = share.row;
         const RowGrad<C> grad{table, occupancies + i, rows, labels[i], C(bound),
                               weights ? weights[i] : C(1)};
-        for (int r = 0; r < table.ranges(); ++r) {
+        for (int r = 0; r < table.ranges; ++r) {
             const int64 start = table.start(r), count = table.stop(r) - start;
             const int g = table.head(r);
             // exp(x - lse) with lse split into what C holds and the rest: the difference is exact

@@ -77,10 +77,11 @@ def rows_of(width: int, rng: Any) -> list[Row]:
     return rows
 
 
-def words_of(row: Row) -> np.ndarray:
+def table_of(row: Row) -> tuple[Any, ...]:
     """What kernels read."""
     with devices.emulated() as gpu:
-        return gpu.asnumpy(cuda_rows.device_row(row).words)
+        words, *counts = cuda_rows.device_row(row).table
+        return gpu.asnumpy(words), *counts
 
 
 def gradient_inputs(on: Any, rng: Any, compute: np.dtype, row: Row) -> tuple[Any, Any]:

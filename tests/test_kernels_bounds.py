@@ -16,7 +16,7 @@ from cupy_rnnt.tangents import Magnitudes, Tangents
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED
 
 from .helpers import random_joint_case
-from .row_cases import words_of
+from .row_cases import table_of
 from .test_kernels_rows_memory import run_far, shifted
 from .tolerances import unit_roundoff
 from .transducer_cases import TRANSDUCERS, Sample, tdt, transducers, width_of
@@ -265,13 +265,13 @@ def test_far_rows_and_cells(transducer):
     of_tiles, width = (tile + 1, 1, run.view("i8"), 40), np.int32(vectors.shape[1])
     of_frames = [shifted(values, FAR) for values in (encoder, slopes, constants)]
     of_prefixes = [shifted(values, FAR) for values in (predictor, vectors, vector_constants)]
-    words, label = words_of(row), np.int32(row.columns.index(LABEL_COLUMN))
+    table, label = table_of(row), np.int32(row.columns.index(LABEL_COLUMN))
     to = label, out.shape[1], shifted(out.reshape(-1), FAR)
     if width > 3:
         group = np.int32(0), np.int32(width - 3)
         args = *of_tiles, of_frames[0], *of_prefixes, width, *group, *to
         run_far("bounds.cu", "exact_logits<Quotient, float>", tile, *args)
-    args = *of_tiles, *of_frames, *of_prefixes, width, words, *to
+    args = *of_tiles, *of_frames, *of_prefixes, width, *table, *to
     run_far("bounds.cu", "bounds<Quotient, float>", tile, *args)
     np.testing.assert_allclose(out, on_host(inputs), atol=1e-5)
 

@@ -62,11 +62,11 @@ FAULTS = {
         "race",
     ),
     "one head, however many there are": (
-        *("row_scores", 64, "row_scores.cu", "g < table.heads(); ++g) {", "g < 1; ++g) {"),
+        *("row_scores", 64, "row_scores.cu", "g < table.heads; ++g) {", "g < 1; ++g) {"),
         "out-of-bounds|uninitialised",
     ),
     "ranges one too many": (
-        *("logits_grad", 64, "logits_grad.cu", "r < table.ranges()", "r <= table.ranges()"),
+        *("logits_grad", 64, "logits_grad.cu", "r < table.ranges", "r <= table.ranges"),
         "out-of-bounds|misaligned|race",
     ),
     "a softmax of columns under no head": (

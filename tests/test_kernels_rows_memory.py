@@ -12,7 +12,7 @@ from cupy_rnnt.transducer import LABEL_COLUMN, Row, RowHead
 
 from . import ptxemu
 from .kernel_resources import CUPY_OPTIONS
-from .row_cases import OPERATIONS, Device, words_of
+from .row_cases import OPERATIONS, Device, table_of
 from .test_kernels_rows import every_operation
 
 FAR = 2**24  # rows, or chunks of rows: with 200 elements each, bytes beyond 2**33
@@ -111,7 +111,7 @@ def test_far_rows_of_logits(threads, row):
         "row_scores.cu",
         f"row_scores<float, {threads}>",
         FAR // rows,
-        *(shifted(logits, FAR), None, words_of(row), shifted(chosen, FAR), FAR + rows, WIDTH),
+        *(shifted(logits, FAR), None, *table_of(row), shifted(chosen, FAR), FAR + rows, WIDTH),
         *(shifted(values, FAR) for values in results),
     )
     expected = cpu.row_scores(logits, None, row, chosen, np.empty_like(logits))
@@ -125,7 +125,7 @@ def test_far_rows_of_gradients(row):
     expected, given = logits.copy(), (lse, occupancy[None], chosen)
     cpu.logits_grad(expected, None, row, *given, -1.0, None, np.empty_like(logits))
     far = [shifted(values, FAR) for values in (logits, lse[0], occupancy, chosen)]
-    args = far[0], None, words_of(row), far[1], -45.0, *far[2:], np.inf, None, *FAR_ROWS, far[0]
+    args = far[0], None, *table_of(row), far[1], -45.0, *far[2:], np.inf, None, *FAR_ROWS, far[0]
     run_far("logits_grad.cu", "logits_grad<float, float>", FAR // 8, *args)
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 

@@ -95,4 +95,4 @@ def bounds(
             count, *tiles_of_runs, encoder, *of_prefixes, *group, label, cells, out
         )
     of_frames = encoder, slopes, constants
-    _BOUNDS[variant](count, *tiles_of_runs, *of_frames, *of_prefixes, row.words, label, cells, out)
+    _BOUNDS[variant](count, *tiles_of_runs, *of_frames, *of_prefixes, *row.table, label, cells, out)
