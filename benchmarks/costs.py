@@ -115,22 +115,26 @@ def _moved_row(n: float, e: int, c: int) -> Work:
     return Work(n * (e + c) + 24)
 
 
+def _row_scores(n: float, e: int, c: int) -> Work:
+    """A warp reads four words of the table of the row, each a sector; one thread all that the
+    scores take."""
+    warps = 8 if n >= 2048 else 1
+    of_table = SECTOR * (4 * warps + 13)
+    return Work(n * e + 32, cached=n * c + of_table, float32=15 * n, special=1.5 * n, float64=33)
+
+
 KERNELS = {
     "hidden": Kernel(
         "cell of a pass",
         "H",
         lambda n, e, c: Work(2 * n * c + 24, cached=2 * n * e, float32=14 * n, special=2 * n),
     ),
-    "row_scores": Kernel(
-        "cell of pass 1",
-        "V",
-        lambda n, e, c: Work(n * e + 32, cached=n * c, float32=15 * n, special=1.5 * n, float64=33),
-    ),
+    "row_scores": Kernel("cell of pass 1", "V", _row_scores),
     "logits_grad": Kernel(
         "cell of pass 2",
         "V",
-        lambda n, e, c: Work(
-            n * (e + c) + 16 + 3 * c, cached=n * c, float32=14.5 * n, special=n, float64=32
+        lambda n, e, c: Work(  # two words of the table of the row for 32 packs of 16 bytes
+            n * (e + c) + 16 + 3 * c, cached=n * c * 9 / 8, float32=14.5 * n, special=n, float64=32
         ),
     ),
     "column_sum": Kernel("cell of pass 2", "V", lambda n, e, c: Work(n * e, float32=n)),

@@ -37,8 +37,9 @@ label_softmax(C* logits, const C* bias, const int64* others, int64 count, int64 
         const int64 first = threadIdx.x % THREADS;
         // The columns that are this thread's, and the logits of those of labels, between the others.
         const auto each = [&](int64 start, int64 stop, auto body) {
-#pragma unroll 2
-            for (int64 j = start + (first - start & THREADS - 1); j < stop; j += THREADS) body(j);
+#pragma unroll 4
+            for (int64 j = start / THREADS * THREADS + first; j < stop; j += THREADS)
+                if (j >= start) body(j);
         };
         const auto each_label = [&](auto body) {
             for (int64 r = 0; r <= count; ++r)

@@ -137,7 +137,7 @@ def gradient_under_no_head(gpu: Device, dtype: np.dtype, width: int) -> Work:
     row = plain_row(width, normalised=True)
     cuda_rows.logits_grad(grad, None, row, *given, -1.0, ones(gpu, ROWS), None)
     nbytes = width * compute.itemsize
-    unread = Work(bytes=-nbytes - 8, cached=-nbytes)
+    unread = Work(bytes=-nbytes - 8, cached=-nbytes)  # the logits, their sum, and the bias
     return work("logits_grad", dtype, width) + unread.times(ROWS)
 
 
