@@ -7,7 +7,7 @@
 // Stores the bounds of all scores, (K, cells), given in packed order.
 //
 // Grid: a thread a cell. Moves 8 K bytes a cell in, and 8 K out that lie apart.
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 bounded_wrap(int64 cells, int64 samples, const Lattice* lattices, const double* bounds, int kinds,
              int label, double delay_penalty, double* stored) {
     for (int64 i = first_item(1); i < cells; i += item_stride(1)) {

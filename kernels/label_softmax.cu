@@ -35,19 +35,28 @@ label_softmax(C* logits, const C* bias, const int64* others, int64 count, int64 
     for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
         C* const row = logits + i * width;
         const int64 first = threadIdx.x % THREADS;
-        const auto at = [&](int64 j) {
-            for (int64 r = 0; r < count; ++r)
-                if (others[2 * r] <= j && j < others[2 * r + 1]) return static_cast<C>(-infinity());
-            return bias ? row[j] + bias[j] : row[j];
+        // The columns that are this thread's, and the logits of those of labels, between the others.
+        const auto each = [&](int64 start, int64 stop, auto body) {
+#pragma unroll 4
+            for (int64 j = start / THREADS * THREADS + first; j < stop; j += THREADS)
+                if (j >= start) body(j);
+        };
+        const auto each_label = [&](auto body) {
+            for (int64 r = 0; r <= count; ++r)
+                each(r ? others[2 * r - 1] : 0, r < count ? others[2 * r] : width, [&](int64 j) {
+                    body(j, bias ? row[j] + bias[j] : row[j]);
+                });
         };
         Largest<C> largest{static_cast<C>(-infinity())};
-        for (int64 j = first; j < width; j += THREADS) largest.add({at(j)});
+        each_label([&](int64, C x) { largest.add({x}); });
         const C top = total_for_all<THREADS>(largest).value;
         Sum<double> sum{0};
-        for (int64 j = first; j < width; j += THREADS) sum.value += exp(at(j) - top);
+        each_label([&](int64, C x) { sum.value += exp(x - top); });
         const double whole = total_for_all<THREADS>(sum).value;
         const C scale = 1 / whole;
-        for (int64 j = first; j < width; j += THREADS) row[j] = exp(at(j) - top) * scale;
+        each_label([&](int64 j, C x) { row[j] = exp(x - top) * scale; });
+        for (int64 r = 0; r < count; ++r)
+            each(others[2 * r], others[2 * r + 1], [&](int64 j) { row[j] = 0; });
         if (first == 0) lse[i] = log(whole) + top;
     }
 }

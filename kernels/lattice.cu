@@ -89,7 +89,7 @@ lattice_keep(int64 cells, int64 samples, const Lattice* lattices, const double* 
 //
 // Grid: a thread a cell. Moves some 16 (1 + arcs) + 16 K bytes a cell in, and 8 K out.
 template <typename T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 lattice_occupancies(int64 count, const int64* packed, int64 samples, const Lattice* lattices,
                     const double* stored, int64 cells, const double* alpha, const double* beta,
                     const double* costs, int kinds, double of_labels, double* occupancies) {

@@ -52,7 +52,7 @@ struct Lattice {
     }
 };
 
-// The scores of a cell, K of them, and of the one beside it.
+// The scores of a cell, K of them, and of the one beside it: of arcs that lead to a cell or the end.
 struct Scores {
     const double* values;  // (K, cells)
     int64 cells;
@@ -62,8 +62,6 @@ struct Scores {
         const int64 place = lattice.place(d, c);
         const double weight = arc.sum([&](int k) { return values[k * cells + place]; });
         if (arc.then < 0) return weight;
-        const int position = d - lattice.frame_of(d, c) + arc.labels;
-        if (position >= lattice.positions) return -infinity();  // there is no label to emit
         const int64 aside = lattice.place(d + arc.labels, lattice.flipped() ? c : c + arc.labels);
         return weight + values[arc.then * cells + aside];
     }

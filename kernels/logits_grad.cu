@@ -12,10 +12,11 @@ template <typename C, typename T> struct LogitGradRow {
     C shift, factor, least;
     RowGrad<C> grad;
     T* out;
-    int64 first;  // column
+    int64 first;  // column of the range
     bool under_head;
 
-    template <int n> __device__ void operator()(int64 j, Count<n>) const {
+    template <int n> __device__ void operator()(int64 behind, Count<n>) const {
+        const int64 j = first + behind;
         Pack<C, n> x = {};
         if (under_head) {
             x = load<n>(logits + j);
@@ -25,7 +26,7 @@ template <typename C, typename T> struct LogitGradRow {
                 x[k] = x[k] <= least ? C(0) : exp(x[k]) * factor;
             }
         }
-        grad.finish(first + j, x);
+        grad.finish(j, x);
         store<n>(out + j, x);
     }
 };
@@ -33,18 +34,18 @@ template <typename C, typename T> struct LogitGradRow {
 // `out` may be `logits`.
 template <typename C, typename T>
 __global__ void __launch_bounds__(256, 4)
-logits_grad(const C* logits, const C* __restrict__ bias, const int64* words,
-            const double* __restrict__ lse, double least, const C* __restrict__ occupancies,
+logits_grad(const C* logits, const C* __restrict__ bias, const int64* words, int heads,
+            int scores, int ranges, const double* __restrict__ lse, double least, const C* __restrict__ occupancies,
             const int64* __restrict__ labels, double bound, const C* __restrict__ weights,
             int64 rows, int64 width, int64 warps, T* out) {
     constexpr int N = kPack<C>;
-    const RowTable table{words};
+    const RowTable table{words, heads, scores, ranges};
     for (int64 item = first_item(32); item < rows * warps; item += item_stride(32)) {
         Share share(item, warps);
         const int64 i = share.row;
         const RowGrad<C> grad{table, occupancies + i, rows, labels[i], C(bound),
                               weights ? weights[i] : C(1)};
-        for (int r = 0; r < table.ranges(); ++r) {
+        for (int r = 0; r < table.ranges; ++r) {
             const int64 start = table.start(r), count = table.stop(r) - start;
             const int g = table.head(r);
             // exp(x - lse) with lse split into what C holds and the rest: the difference is exact
@@ -55,11 +56,11 @@ logits_grad(const C* logits, const C* __restrict__ bias, const int64* words,
                 shift = sum;
                 factor = exp(C(shift - sum)) * grad.mass(g);
             }
-            const int64 from = i * width + start;
-            LogitGradRow<C, T> row = {logits + from, bias ? bias + start : nullptr, shift, factor,
-                                      C(least),      grad, out + from, start, g >= 0};
-            int64 first = head<N>(count, row.logits, row.bias, row.out);
-            sweep<N>(count, first, share.thread, share.threads, row);
+            const LogitGradRow<C, T> row = {logits + i * width, bias, shift, factor, C(least), grad,
+                                            out + i * width,    start, g >= 0};
+            const int64 aligned = head<N>(count, row.logits + start, bias ? bias + start : nullptr,
+                                          row.out + start);
+            sweep<N>(count, aligned, share.thread, share.threads, row);
         }
     }
 }

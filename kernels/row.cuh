@@ -5,19 +5,19 @@
 #include "common.cuh"
 
 struct RowTable {
-    const int64* words;  // heads, scores, ranges; those of each of them
-
-    __device__ int heads() const { return words[0]; }
-    __device__ int scores() const { return words[1]; }
-    __device__ int ranges() const { return words[2]; }
+    const int64* words;
+    int heads, scores, ranges;
 
     // A range of columns, and the head that it is under, or -1. Ranges are in the order of heads.
-    __device__ int64 start(int r) const { return words[3 + 3 * r]; }
-    __device__ int64 stop(int r) const { return words[4 + 3 * r]; }
-    __device__ int head(int r) const { return words[5 + 3 * r]; }
+    __device__ int64 start(int r) const { return words[3 * r]; }
+    __device__ int64 stop(int r) const { return words[3 * r + 1]; }
+    __device__ int head(int r) const { return words[3 * r + 2]; }
 
-    // Whether a head has a logit of 0 beside its columns.
-    __device__ bool zero(int g) const { return words[3 + 3 * ranges() + g]; }
+    // Whether a head has a logit of 0 beside its columns, whether the column of a score other than
+    // that of the label is among these, and whether the columns of all labels are.
+    __device__ bool zero(int g) const { return of_head(g)[0]; }
+    __device__ bool holds(int g, int k) const { return of_head(g)[1] >> k & 1; }
+    __device__ bool holds_labels(int g) const { return holds(g, scores); }
 
     // The column of a score, and the heads that it is charged, a bit each.
     __device__ int64 column(int k, int64 label) const {
@@ -27,9 +27,8 @@ struct RowTable {
     __device__ bool charged(int k, int g) const { return of_score(k)[1] >> g & 1; }
     __device__ double shift(int k) const { return __longlong_as_double(of_score(k)[2]); }
 
-    __device__ const int64* of_score(int k) const {
-        return words + 3 + 3 * ranges() + heads() + 3 * k;
-    }
+    __device__ const int64* of_head(int g) const { return words + 3 * ranges + 2 * g; }
+    __device__ const int64* of_score(int k) const { return of_head(heads) + 3 * k; }
 };
 
 // The end of the gradient of a row, whatever it began with.
@@ -41,14 +40,15 @@ template <typename C> struct RowGrad {
 
     __device__ C mass(int g) const {
         C sum = 0;
-        for (int k = 0; k < table.scores(); ++k)
+        for (int k = 0; k < table.scores; ++k)
             if (table.charged(k, g)) sum += occupancies[k * stride];
         return sum;
     }
 
     // Takes the occupancies off elements j to j + N - 1, bounds these and applies the weight.
     template <int N> __device__ void finish(int64 j, Pack<C, N>& x) const {
-        for (int k = 0; k < table.scores(); ++k) {
+#pragma unroll 1
+        for (int k = 0; k < table.scores; ++k) {
             const auto at = static_cast<unsigned long long>(table.column(k, label) - j);
             if (at < N) {
                 const C occupancy = occupancies[k * stride];

@@ -47,17 +47,17 @@ template <typename T> struct LogitRow {
 template <typename T, int THREADS>
 __global__ void __launch_bounds__(256, 4)
 row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
-           const int64* __restrict__ labels, int64 rows, int64 width, double* lse,
-           double* __restrict__ scores) {
+           int heads, int scores, int ranges, const int64* __restrict__ labels, int64 rows,
+           int64 width, double* lse, double* __restrict__ results) {
     constexpr int N = kPack<T>;
-    const RowTable table{words};
+    const RowTable table{words, heads, scores, ranges};
     const int thread = threadIdx.x % THREADS;
     for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
         int r = 0;
-        for (int g = 0; g < table.heads(); ++g) {
+        for (int g = 0; g < table.heads; ++g) {
             Exponentials<Compute<T>> part = {ComputeOf<T>::lowest, 0};
             if (table.zero(g) && thread == 0) part.include(Pack<Compute<T>, 1>{});
-            for (; r < table.ranges() && table.head(r) == g; ++r) {
+            for (; r < table.ranges && table.head(r) == g; ++r) {
                 const int64 start = table.start(r), count = table.stop(r) - start;
                 LogitRow<T> row = {logits + i * width + start, bias ? bias + start : nullptr, part};
                 sweep<N>(count, head<N>(count, row.logits, row.bias), thread, THREADS, row);
@@ -68,13 +68,13 @@ row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, co
                 lse[g * rows + i] = log(static_cast<double>(whole.sum)) + whole.top;
         }
         if (thread == 0) {
-            for (int k = 0; k < table.scores(); ++k) {
+            for (int k = 0; k < table.scores; ++k) {
                 const int64 column = table.column(k, labels[i]);
                 const LogitRow<T> row = {logits + i * width, bias, {}};
                 double score = row.template at<1>(column)[0];
-                for (int g = 0; g < table.heads(); ++g)
+                for (int g = 0; g < table.heads; ++g)
                     if (table.charged(k, g)) score -= lse[g * rows + i];
-                scores[k * rows + i] = score - table.shift(k);
+                results[k * rows + i] = score - table.shift(k);
             }
         }
     }

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..batch import Cells
 from ..defaults import compute_dtype
-from ..transducer import Row
+from ..transducer import LABEL_COLUMN, Row, RowHead
 from .activations import ACTIVATIONS
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy
 
@@ -129,23 +129,34 @@ class DeviceRow(NamedTuple):
 
     heads: int
     scores: int
-    words: Any  # see kernels/row.cuh
+    label: int  # which of the scores is that of the label; as many as there are if none is
+    table: tuple[Any, ...]  # a RowTable of kernels/row.cuh
     others: Any  # int64, (ranges, 2)
 
 
 def device_row(row: Row) -> DeviceRow:
     ranges = [(*one, g) for g, head in enumerate(row.heads) for one in head.ranges]
     ranges += [(*one, -1) for one in row.under_no_head]
+    label = (*row.columns, LABEL_COLUMN).index(LABEL_COLUMN)
     charges = [sum(1 << g for g in charged) for charged in row.charged]
     shifts = np.array(row.shifts, np.float64).view(np.int64).tolist()
     scores = zip(row.columns, charges, shifts, strict=True)
-    words = [len(row.heads), len(row.columns), len(ranges)]
-    for entry in (*ranges, tuple(head.zero for head in row.heads), *scores):
+    counts = len(row.heads), len(row.columns)
+    words: list[int] = []
+    of_heads = [(head.zero, _held(head, row.columns)) for head in row.heads]
+    for entry in (*ranges, *of_heads, *scores):
         words.extend(entry)
     others = [bound for one in row.others for bound in one]
     both = cupy().asarray(np.array(words + others, np.int64))
     in_pairs = both[len(words) :].reshape(-1, 2)
-    return DeviceRow(len(row.heads), len(row.columns), both, in_pairs)
+    table = both, *map(np.int32, (*counts, len(ranges)))
+    return DeviceRow(*counts, label, table, in_pairs)
+
+
+def _held(head: RowHead, columns: tuple[int, ...]) -> int:
+    """A bit for each score whose column is under a head, and behind them one for the labels."""
+    bits = [any(start <= column < stop for start, stop in head.ranges) for column in columns]
+    return sum(bit << k for k, bit in enumerate((*bits, head.labels)))
 
 
 def row_scores(
@@ -158,7 +169,7 @@ def row_scores(
     kernel, threads = _SHORT_ROW_SCORES, 32
     if width >= _LONG_ROW:
         kernel, threads = _LONG_ROW_SCORES, 256
-    inputs = logits, bias, row.words, _entries(labels), rows, width
+    inputs = logits, bias, *row.table, _entries(labels), rows, width
     kernel[logits.dtype, threads](rows, *inputs, lse, scores)
     return lse, scores
 
@@ -183,7 +194,7 @@ def logits_grad(
     bound = float(clamp) if clamp > 0 else math.inf
     weights = None if weights is None else _entries(weights, dtype)
     grads = _entries(occupancies, dtype), _entries(labels), bound, weights
-    inputs = logits, bias, row.words, *softmax, *grads
+    inputs = logits, bias, *row.table, *softmax, *grads
     _LOGITS_GRAD[dtype, out.dtype](items, *inputs, *shares, out)
 
 
