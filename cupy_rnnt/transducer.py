@@ -114,7 +114,7 @@ class Topology:
     @property
     def looks_aside(self) -> bool:
         """Whether some arc reads the score of a second cell."""
-        return any(arc.then is not None for arc in self.arcs)
+        return any(arc.then is not None and arc.labels > 0 for arc in self.arcs)
 
     @property
     def cpp(self) -> str:
