@@ -35,11 +35,14 @@ label_softmax(C* logits, const C* bias, const int64* others, int64 count, int64 
     for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
         C* const row = logits + i * width;
         const int64 first = threadIdx.x % THREADS;
-        // The columns that are this thread's, and the logits of those of labels, between the others.
+        // The columns that are this thread's, as many steps for each, so that threads stay together;
+        // and the logits of those of labels, which are between the others.
         const auto each = [&](int64 start, int64 stop, auto body) {
 #pragma unroll 4
-            for (int64 j = start / THREADS * THREADS + first; j < stop; j += THREADS)
-                if (j >= start) body(j);
+            for (int64 step = start / THREADS; step * THREADS < stop; ++step) {
+                const int64 j = step * THREADS + first;
+                if (start <= j && j < stop) body(j);
+            }
         };
         const auto each_label = [&](auto body) {
             for (int64 r = 0; r <= count; ++r)
