@@ -62,6 +62,12 @@ _RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
 _NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _text(transducer: Any) -> str:
+    """What an operator takes in its place; a compiler asks once and does not look inside."""
+    return str(transducer)
+
+
 class Arguments(NamedTuple):
     """What all operators of a loss take."""
 
@@ -78,7 +84,7 @@ class Arguments(NamedTuple):
         return Arguments(inputs, others[:3], dict(zip(OPTIONS, others[3:], strict=True)))
 
     def flat(self) -> list[Any]:
-        options = self.options | {"transducer": str(self.options["transducer"])}
+        options = self.options | {"transducer": _text(self.options["transducer"])}
         return [self.inputs, *self.lattice, *(options[name] for name in OPTIONS)]
 
 

@@ -139,7 +139,7 @@ class Topology:
 
     @property
     def looks_aside(self) -> bool:
-        """Whether an arc reads a second cell's score."""
+        """Whether some arc reads the score of a second cell."""
         return any(arc.then is not None and arc.labels > 0 for arc in self.arcs)
 
     @property
