@@ -47,6 +47,7 @@ def test_values_and_gradients(kind, options, reduction):
 @every_option
 def test_compiled_without_a_break(kind, options):
     """As it is without compilation, bit for bit."""
+    torch.compiler.reset()
     batch = batch_of(kind, options)
 
     def loss(leaves):
