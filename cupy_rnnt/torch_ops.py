@@ -1,6 +1,7 @@
 """The losses as operators of PyTorch, which it can trace, compile and differentiate.
 
-An operator takes tensors, changes none of them, and returns new ones. A loss has two or three:
+An operator takes tensors, those of labels and lengths on the host, changes none of them, and
+returns new ones. A loss has two or three:
 
 ``forward``
     The reduced loss and, if a gradient will be asked for, the kept cells. How many these are
@@ -10,8 +11,6 @@ An operator takes tensors, changes none of them, and returns new ones. A loss ha
 ``forward_backward``
     The loss and its gradients at once, which takes less time and keeps no cells. They wait, in the
     dtype of the arithmetic, for the gradient of the loss, which must be a single number.
-
-Labels and lengths are on the host.
 """
 
 from __future__ import annotations
@@ -62,6 +61,11 @@ _RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
 _NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _text(transducer: Any) -> str:  # a compiler asks once and does not look inside
+    return str(transducer)
+
+
 class Arguments(NamedTuple):
     """What all operators of a loss take."""
 
@@ -78,7 +82,7 @@ class Arguments(NamedTuple):
         return Arguments(inputs, others[:3], dict(zip(OPTIONS, others[3:], strict=True)))
 
     def flat(self) -> list[Any]:
-        options = self.options | {"transducer": str(self.options["transducer"])}
+        options = self.options | {"transducer": _text(self.options["transducer"])}
         return [self.inputs, *self.lattice, *(options[name] for name in OPTIONS)]
 
 
@@ -262,10 +266,9 @@ class _TwoPhases:
             return _results(result, first.device, kept)
 
     @staticmethod
-    def _row(arguments: Arguments) -> Row:
+    def _row(options: dict[str, Any]) -> Row:
         """How many heads and scores a cell has."""
-        transducer = Transducer.parse(arguments.options["transducer"])
-        return transducer.row(0, 0, not arguments.options["fused_log_softmax"])
+        return Transducer.parse(options["transducer"]).row(0, 0, not options["fused_log_softmax"])
 
     def _fake_forward(self, *flat: Any) -> Results:
         *shared, keep = flat
@@ -273,7 +276,7 @@ class _TwoPhases:
         kept = []
         if keep:
             count = torch.library.get_ctx().new_dynamic_size()
-            row = self._row(arguments)
+            row = self._row(arguments.options)
             shapes = (count,), (len(row.heads), count), (len(row.columns), count)
             dtypes = _kept_dtypes(arguments.inputs)
             kept = [

@@ -57,10 +57,19 @@ def random_targets(rng, size, labels, vocabulary, blank, transducer=PLAIN):
 
 
 def random_logits_case(
-    rng, size=4, frames=7, labels=5, vocabulary=9, *, dtype=np.float64, blank=-1, scale=2.0
+    rng,
+    size=4,
+    frames=7,
+    labels=5,
+    vocabulary=9,
+    *,
+    dtype=np.float64,
+    blank=-1,
+    scale=2.0,
+    transducer=PLAIN,
 ) -> LogitsCase:
     logits = rng.normal(scale=scale, size=(size, frames, labels + 1, vocabulary)).astype(dtype)
-    targets = random_targets(rng, size, labels, vocabulary, blank)
+    targets = random_targets(rng, size, labels, vocabulary, blank, transducer)
     return LogitsCase(logits, targets, *random_lengths(rng, size, frames, labels), blank)
 
 
@@ -76,6 +85,7 @@ def random_joint_case(
     blank=-1,
     bias=True,
     scale=2.0,
+    transducer=PLAIN,
 ) -> JointCase:
     shapes = (size, frames, hidden), (size, labels + 1, hidden), (vocabulary, hidden), (vocabulary,)
     inputs = [rng.normal(size=shape) for shape in shapes]
@@ -83,7 +93,7 @@ def random_joint_case(
     inputs = [array.astype(dtype) for array in inputs]
     if not bias:
         inputs[3] = None
-    targets = random_targets(rng, size, labels, vocabulary, blank)
+    targets = random_targets(rng, size, labels, vocabulary, blank, transducer)
     return JointCase(*inputs, targets, *random_lengths(rng, size, frames, labels), blank)
 
 

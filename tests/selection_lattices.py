@@ -62,8 +62,10 @@ def random_samples(rng, extents, transducer=PLAIN, delay_penalty=0.0) -> list[Bo
     themselves to far above them; and from few to most of the cells exact."""
     samples = []
     for t, s in extents:
-        scale = rng.choice([0.3, 2.0, 8.0])
-        exact = random_sample(rng, transducer, t, s - 1, labels=2, scale=scale).scores()
+        drawn = random_sample(rng, transducer, t, s - 1, labels=2)
+        # Of such logits, a softmax is a Dirichlet distribution.
+        gammas = rng.standard_gamma(rng.choice([0.05, 0.5, 5.0]), drawn.logits.shape)
+        exact = drawn._replace(logits=np.log(np.maximum(gammas, 1e-300))).scores()
         exact[rng.random(exact.shape) < rng.choice([0.0, 0.0, 0.1])] = -np.inf
         above = rng.choice([0.0, 0.3, 5.0]) * rng.random(exact.shape)
         mask = rng.random((t, s)) < rng.choice([0.2, 0.8, 0.97])

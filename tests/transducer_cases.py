@@ -13,7 +13,18 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 
-from cupy_rnnt.transducer import BLANK, KINDS, LABEL, NAMED, Arc, Head, Score, Topology, Transducer
+from cupy_rnnt.transducer import (
+    BLANK,
+    KINDS,
+    LABEL,
+    NAMED,
+    Arc,
+    Head,
+    Score,
+    Topology,
+    Transducer,
+    transducer_of,
+)
 
 PLAIN = NAMED["regular"]
 WAIT, EMIT = Arc(1, 0, (BLANK,)), Arc(0, 1, (LABEL,))
@@ -289,3 +300,17 @@ def padded_grads(samples: list[Sample], grads: list[np.ndarray], like: np.ndarra
     for one, grad in zip(padded, grads, strict=True):
         one[: grad.shape[0], : grad.shape[1]] = grad
     return padded
+
+
+OPTIONS = {
+    "modified": {"transducer": "modified", "delay_penalty": 0.2},
+    "constrained": {"transducer": "constrained"},
+    "a penalty": {"delay_penalty": 0.3},
+    "a text": {"transducer": str(HAT), "delay_penalty": -0.1},
+    "a value": {"transducer": TRANSDUCERS["tdt"]},
+}
+"""For the tests of adapters."""
+
+
+def value_of(options) -> Transducer:
+    return transducer_of("transducer", options.get("transducer", "regular"))
