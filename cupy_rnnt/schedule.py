@@ -21,7 +21,7 @@ ROW_BYTES = 512
 _CELL_BYTES = 2 * 8 + 2 * 8 + 2 * 8  # list; choosing kept cells; number and row of a kept cell
 _MASKS_BYTES = 8  # of a cell, where cells are selected
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
-_BOOKKEEPING_BYTES = 2**20  # thread pool, closures, chunks of occupancies
+_BOOKKEEPING_BYTES = 2**20  # threads, closures, chunks of occupancies
 
 
 class Needs(Protocol):

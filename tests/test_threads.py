@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,34 @@ def test_the_first_failure_stops_the_other_workers():
     with pytest.raises(LookupError, match="of worker 1"):
         cpu.workers(2).run(tile, tiles, fixed=True)
     assert len(done) < len(tiles) // 2
+
+
+def test_a_failure_before_the_other_workers_have_started(monkeypatch):
+    failed, start = threading.Event(), threading.Thread.start
+
+    def late(thread):
+        if thread.name == "cupy_rnnt_1":
+            assert failed.wait(60)
+            time.sleep(0.1)
+        start(thread)
+
+    def tile(worker, part):
+        failed.set()
+        raise LookupError("of worker 0")
+
+    monkeypatch.setattr(threading.Thread, "start", late)
+    caller = threading.Thread(target=lambda: errors.append(failure(tile)), daemon=True)
+    errors = []
+    start(caller)
+    caller.join(60)
+    assert errors == ["of worker 0"]
+
+
+def failure(tile):
+    try:
+        cpu.workers(2).run(tile, Tiles(1000, 1, 2))
+    except LookupError as error:
+        return str(error)
 
 
 def test_progress_is_reported_in_the_calling_thread():

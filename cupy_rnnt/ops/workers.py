@@ -164,7 +164,8 @@ class ThreadWorkers:
 
         def work_in_thread(worker: int) -> None:
             with registry:
-                if stop.is_set():  # the caller was interrupted, and waits for no more threads
+                if stop.is_set():  # nobody joins a thread that begins now
+                    finished.put(None)
                     return
                 running.append(threading.current_thread())
             work(worker)
