@@ -180,10 +180,8 @@ exact_logits(int64 tiles, int64 samples, const Run* runs, int64 size, const C* e
 }
 
 // `out` has a row of `cells` for each score.
-// Four blocks of floats, which take 128 registers, fit a multiprocessor. Not told so, NVRTC 13.5 gives
-// them no more on sm_100 and spills. Doubles need more: 0 leaves their blocks to the compiler.
 template <typename Form, typename C>
-__global__ void __launch_bounds__(kThreads, sizeof(C) == 4 ? 4 : 0)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 2 : 3)
 bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder, const C* slopes,
        const double* constants, const C* predictor, const C* vectors,
        const double* vector_constants, int width, const int64* __restrict__ words, int heads,
