@@ -35,7 +35,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "references": [(Tangents, "refer")],
     "bounds": [(Tangents, "bound")],
     "sweeps": [(passes, "next_cells"), (cpu.lattice, "solve"), (cuda.lattice, "solve")],
-    "pass 1": [(Passes, "_log_probs")],
+    "pass 1": [(Passes, "_compute")],
     "pass 2": [(Passes, "second")],
 }
 FLOAT32_TOLERANCE = 2.0**-24  # the library's default

@@ -56,15 +56,15 @@ def selection(joint: Joint) -> Selection:
     blank_occupancy = np.zeros(shape)
 
     class Watched(Passes):
-        def _log_probs(self, group, cells, *rest):
+        def _compute(self, group, cells, *rest):
             computed.flat[common.to_host(cells)] = True
-            super()._log_probs(group, cells, *rest)
+            super()._compute(group, cells, *rest)
 
         def _keep(self, *arguments):
             found = super()._keep(*arguments)
             on_host = common.to_host(found)
             kept.flat[on_host.packed] = True
-            blank_occupancy.flat[on_host.packed] = on_host.blank_occupancy
+            blank_occupancy.flat[on_host.packed] = on_host.occupancies[0]
             return found
 
     with mock.patch.object(engine, "Passes", Watched):
