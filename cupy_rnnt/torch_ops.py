@@ -36,15 +36,8 @@ Tensors = list[Tensor]
 Results = tuple[Tensor, Tensors, Tensor, Tensor]
 """The loss, kept cells or gradients, the certificate, and the numbers of an :class:`Info`."""
 
-_SCHEMA_TYPES: dict[Any, str] = {
-    bool: "bool",
-    int: "int",
-    float: "float",
-    str: "str",
-    int | None: "int?",
-    float | None: "float?",
-    str | Transducer: "str",
-}
+_SCHEMA_TYPES: dict[Any, str] = {kind: kind.__name__ for kind in (bool, int, float, str)}
+_SCHEMA_TYPES |= {int | None: "int?", float | None: "float?", str | Transducer: "str"}
 _HINTS = get_type_hints(Options) | get_type_hints(JointKeywords)
 OPTIONS = tuple(name for name in _HINTS if name not in ("progress", "return_info"))
 """Keywords that operators take, in the order of their schemas."""
