@@ -86,8 +86,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--import",
         dest="plugin",
-        metavar="MODULE",
-        help="a module that every step imports first, such as a stand-in for a GPU",
+        metavar="MODULE[:FUNCTION]",
+        help="a module that every step imports first, such as a stand-in for a GPU, and a function "
+        "of it that is called then",
     )
     for_steps = parser.add_argument_group("of the process of a step")
     for_steps.add_argument("--run", nargs="+", choices=STEPS, metavar="STEP")
@@ -113,7 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> None:
     sys.path.insert(0, str(HERE.parent))  # the package and its tests, installed or not
     if given.plugin:
-        importlib.import_module(given.plugin)
+        name, _, function = given.plugin.partition(":")
+        module = importlib.import_module(name)
+        if function:
+            getattr(module, function)()
     if given.no_pool:
         import cupy
 

@@ -53,7 +53,7 @@ def _lines(command: list[str], seconds: float) -> Iterator[str]:
 def pytest(report: Report) -> None:
     """The device tests. Outcomes are counted as they come, so that none is lost to the clock."""
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short"]
-    command += ["-p", report.plugin] if report.plugin else []
+    command += ["-p", report.plugin.partition(":")[0]] if report.plugin else []
     workers = _WORKERS if find_spec("xdist") and not report.small else 0
     command += ["-n", str(workers)] if find_spec("xdist") else []
     command += ["--devices", "cuda", "-k", "cuda"]
