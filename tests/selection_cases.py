@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 
 import cupy_rnnt
-from cupy_rnnt import engine, joint, joint_source, passes, reference, selection
+from cupy_rnnt import engine, joint, joint_source, reference, selection
 from cupy_rnnt.joint_source import JointSource
 from cupy_rnnt.schedule import Tiles
 from cupy_rnnt.transducer import LABEL, Transducer
@@ -101,16 +101,17 @@ def first_choice(choose: Callable[..., np.ndarray]) -> Iterator[None]:
     `bounds` are those of log P of each sample; the result is a mask of all cells in packed order.
     """
 
-    def next_cells(lattice, frames, columns, most_arcs, chosen, rounds, tolerance):
-        if rounds:
-            lengths = frames, columns, most_arcs
-            return selection.next_cells(lattice, *lengths, chosen, rounds, tolerance)
-        _, bounds = lattice.certify()
-        new = choose(lattice, bounds, frames, columns)
-        assert new.shape == chosen.shape
-        return new, to_device(np.full(len(frames), np.inf))
+    original = selection.next_cells
 
-    with mock.patch.object(passes, "next_cells", next_cells):
+    def next_cells(lattice, lengths, chosen, rounds, tolerance):
+        if rounds:
+            return original(lattice, lengths, chosen, rounds, tolerance)
+        _, bounds = lattice.certify()
+        new = choose(lattice, bounds, lengths.frames, lengths.positions)
+        assert new.shape == chosen.shape
+        return new, to_device(np.full(len(lengths.frames), np.inf))
+
+    with mock.patch.object(selection, "next_cells", next_cells):
         yield
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import costs
 from cupy_rnnt import engine, joint
-from cupy_rnnt.passes import Kept
+from cupy_rnnt.sources import Kept
 
 from . import kernel_sectors
 from .selection_joints import aligned_case
@@ -41,8 +41,9 @@ def launched(gpu, tolerance):
     inputs = [gpu.asarray(array) for array in case[:4]]
     call = joint.checked(*inputs, *case[4:7], blank=case.blank, tolerance=tolerance)
     source = call.source(gradient=True)
-    result = engine.forward(source, call.batch, call.options, keep=True)
-    fields = zip(*result.kept, strict=True)
+    cells = engine.KeptCells()
+    result = engine.scan(source, call.batch, call.options, cells)
+    fields = zip(*cells.parts, strict=True)
     kept = Kept(*(gpu.xp.concatenate(values, axis=-1) for values in fields))
     engine.backward(source, call.batch, call.options, kept, np.ones(2))
     info = result.info()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cupy_rnnt
-from cupy_rnnt import passes
+from cupy_rnnt import selection
 from cupy_rnnt.ops import cpu
 from cupy_rnnt.ops.bounded import BoundedSweeps
 from cupy_rnnt.tangents import Tangents
@@ -126,17 +126,16 @@ def betas_too_low():
 
 def any_certificate_will_do():
     """What is too large is let through."""
-    original = passes.next_cells
+    original = selection.next_cells
 
-    def next_cells(lattice, frames, columns, most_arcs, chosen, rounds, tolerance):
+    def next_cells(lattice, lengths, chosen, rounds, tolerance):
         if rounds == 0:
             return lattice.likely(lattice.certify()[1] - 1.0), None
-        lengths = frames, columns, most_arcs
-        _, certificate = original(lattice, *lengths, chosen, rounds, tolerance)
+        _, certificate = original(lattice, lengths, chosen, rounds, tolerance)
         lattice.certify()
         return np.zeros_like(chosen), certificate
 
-    return mock.patch.object(passes, "next_cells", next_cells)
+    return mock.patch.object(selection, "next_cells", next_cells)
 
 
 MUTATIONS = [

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from cupy_rnnt import passes, reference
+from cupy_rnnt import reference, selection
 from cupy_rnnt.ops.bounded import BoundedSweeps
 from cupy_rnnt.transducer import NAMED, Transducer
 
@@ -117,13 +117,13 @@ def test_no_cell_is_inside_without_what_it_reads_aside(monkeypatch):
 def test_thresholds_go_by_the_most_arcs_of_a_path(device, name, most):
     """And not by the fewest, which for long blanks are far fewer."""
     case, found = trained(0, TRANSDUCERS[name]), []
-    original = passes.next_cells
+    original = selection.next_cells
 
-    def next_cells(lattice, frames, columns, most_arcs, *others):
-        found.append(most_arcs.max())
-        return original(lattice, frames, columns, most_arcs, *others)
+    def next_cells(lattice, lengths, *others):
+        found.append(lengths.most_arcs.max())
+        return original(lattice, lengths, *others)
 
-    with selecting(), mock.patch.object(passes, "next_cells", next_cells):
+    with selecting(), mock.patch.object(selection, "next_cells", next_cells):
         joint_rnnt_loss(*case, transducer=TRANSDUCERS[name])
     assert {*found} == {most}
 

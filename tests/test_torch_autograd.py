@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from cupy_rnnt.passes import Kept
+from cupy_rnnt.sources import Kept
 
 from .tolerances import assert_gradient_close
 from .torch_cases import (
