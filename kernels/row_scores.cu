@@ -48,7 +48,7 @@ template <typename T> struct LogitRow {
 };
 
 template <typename T, int THREADS>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, 3)
 row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
            int heads, int scores, int ranges, const int64* __restrict__ labels, int64 rows,
            int64 width, double* lse, double* __restrict__ results) {
