@@ -198,26 +198,25 @@ bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder
         const auto logit = [&](int k) {
             return k == own ? of_own : k == label ? of_label : out[k * cells + cell];
         };
-        double lower[kHeads];  // bounds of log-sum-exps
+        double lower[kHeads] = {};  // bounds of log-sum-exps
+#pragma unroll 1
+        for (int g = 0; g < table.heads; ++g) {
+            double sum = -infinity();
+#pragma unroll 1
+            for (int k = 0; k < table.scores + 2; ++k)
+                if (table.holds(g, k))
+                    sum = logaddexp(sum, k < table.scores ? logit(k) : k == table.scores ? labels : 0);
 #pragma unroll
-        for (int g = 0; g < kHeads; ++g) {
-            lower[g] = -infinity();
-            if (g >= table.heads) continue;
-            for (int k = 0; k < table.scores; ++k)
-                if (table.holds(g, k)) lower[g] = logaddexp(lower[g], logit(k));
-            if (table.holds_labels(g)) lower[g] = logaddexp(lower[g], labels);
-            if (table.zero(g)) lower[g] = logaddexp(lower[g], 0);
+            for (int other = 0; other < kHeads; ++other)  // no index varies: they stay in registers
+                if (other == g) lower[other] = sum;
         }
+#pragma unroll 1
         for (int k = 0; k < table.scores; ++k) {
             double bound = logit(k);
-            int charges = 0;
 #pragma unroll
-            for (int g = 0; g < kHeads; ++g) {
-                if (g >= table.heads || !table.charged(k, g)) continue;
-                bound -= lower[g];
-                ++charges;
-            }
-            bound += max(charges, 1) * run.slack;
+            for (int g = 0; g < kHeads; ++g)
+                if (table.charged(k, g)) bound -= lower[g];
+            bound += max(table.charges(k), 1) * run.slack;
             out[k * cells + cell] = (bound < 0 ? bound : 0) - table.shift(k);  // NaN gives 0
         }
     });

@@ -33,7 +33,7 @@ template <typename C, typename T> struct LogitGradRow {
 
 // `out` may be `logits`.
 template <typename C, typename T>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, 3)
 logits_grad(const C* logits, const C* __restrict__ bias, const int64* words, int heads,
             int scores, int ranges, const double* __restrict__ lse, double least, const C* __restrict__ occupancies,
             const int64* __restrict__ labels, double bound, const C* __restrict__ weights,

@@ -13,11 +13,10 @@ struct RowTable {
     __device__ int64 stop(int r) const { return words[3 * r + 1]; }
     __device__ int head(int r) const { return words[3 * r + 2]; }
 
-    // Whether a head has a logit of 0 beside its columns, whether the column of a score other than
-    // that of the label is among these, and whether the columns of all labels are.
-    __device__ bool zero(int g) const { return of_head(g)[0]; }
-    __device__ bool holds(int g, int k) const { return of_head(g)[1] >> k & 1; }
-    __device__ bool holds_labels(int g) const { return holds(g, scores); }
+    // What is in the sum of a head: the column of score k, unless that is the label's; at `scores`,
+    // those of all labels; behind that, a logit of 0 beside its columns.
+    __device__ bool holds(int g, int k) const { return words[3 * ranges + g] >> k & 1; }
+    __device__ bool zero(int g) const { return holds(g, scores + 1); }
 
     // The column of a score, and the heads that it is charged, a bit each.
     __device__ int64 column(int k, int64 label) const {
@@ -25,10 +24,10 @@ struct RowTable {
         return column < 0 ? label : column;
     }
     __device__ bool charged(int k, int g) const { return of_score(k)[1] >> g & 1; }
+    __device__ int charges(int k) const { return __popcll(of_score(k)[1]); }
     __device__ double shift(int k) const { return __longlong_as_double(of_score(k)[2]); }
 
-    __device__ const int64* of_head(int g) const { return words + 3 * ranges + 2 * g; }
-    __device__ const int64* of_score(int k) const { return of_head(heads) + 3 * k; }
+    __device__ const int64* of_score(int k) const { return words + 3 * ranges + heads + 3 * k; }
 };
 
 // The end of the gradient of a row, whatever it began with.

@@ -34,6 +34,7 @@ template <typename C> struct Exponentials {
 template <typename T> struct LogitRow {
     const T* logits;
     const Compute<T>* bias;
+    int64 first;  // column of a range
     Exponentials<Compute<T>> part;
 
     template <int n> __device__ Pack<Compute<T>, n> at(int64 j) const {
@@ -41,11 +42,13 @@ template <typename T> struct LogitRow {
         if (bias) x += load<n>(bias + j);
         return x;
     }
-    template <int n> __device__ void operator()(int64 j, Count<n>) { part.include(at<n>(j)); }
+    template <int n> __device__ void operator()(int64 j, Count<n>) {
+        part.include(at<n>(first + j));
+    }
 };
 
 template <typename T, int THREADS>
-__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 3 : 4)
+__global__ void __launch_bounds__(256, 3)
 row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
            int heads, int scores, int ranges, const int64* __restrict__ labels, int64 rows,
            int64 width, double* lse, double* __restrict__ results) {
@@ -59,8 +62,10 @@ row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, co
             if (table.zero(g) && thread == 0) part.include(Pack<Compute<T>, 1>{});
             for (; r < table.ranges && table.head(r) == g; ++r) {
                 const int64 start = table.start(r), count = table.stop(r) - start;
-                LogitRow<T> row = {logits + i * width + start, bias ? bias + start : nullptr, part};
-                sweep<N>(count, head<N>(count, row.logits, row.bias), thread, THREADS, row);
+                LogitRow<T> row = {logits + i * width, bias, start, part};
+                const int64 aligned =
+                    head<N>(count, row.logits + start, bias ? bias + start : nullptr);
+                sweep<N>(count, aligned, thread, THREADS, row);
                 part = row.part;
             }
             const auto whole = total<THREADS>(part);
@@ -70,7 +75,7 @@ row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, co
         if (thread == 0) {
             for (int k = 0; k < table.scores; ++k) {
                 const int64 column = table.column(k, labels[i]);
-                const LogitRow<T> row = {logits + i * width, bias, {}};
+                const LogitRow<T> row = {logits + i * width, bias, 0, {}};
                 double score = row.template at<1>(column)[0];
                 for (int g = 0; g < table.heads; ++g)
                     if (table.charged(k, g)) score -= lse[g * rows + i];

@@ -49,7 +49,7 @@ FAULTS = {
     ),
     "an end from before the first frame": (
         *("long arcs", "lattice.cuh", "if (lattice.frames < arc.frames || ", "if ("),
-        "out-of-bounds|uninitialised",
+        "out-of-bounds|uninitialised|invalid-address",
     ),
     "a diagonal too few in shared memory": (
         *("exact", "lattice.cuh", "d % (T::reach + 1)", "d % T::reach"),

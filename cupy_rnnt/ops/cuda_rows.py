@@ -143,8 +143,8 @@ def device_row(row: Row) -> DeviceRow:
     scores = zip(row.columns, charges, shifts, strict=True)
     counts = len(row.heads), len(row.columns)
     words: list[int] = []
-    of_heads = [(head.zero, _held(head, row.columns)) for head in row.heads]
-    for entry in (*ranges, *of_heads, *scores):
+    of_heads = tuple(_held(head, row.columns) for head in row.heads)
+    for entry in (*ranges, of_heads, *scores):
         words.extend(entry)
     others = [bound for one in row.others for bound in one]
     both = cupy().asarray(np.array(words + others, np.int64))
@@ -154,9 +154,9 @@ def device_row(row: Row) -> DeviceRow:
 
 
 def _held(head: RowHead, columns: tuple[int, ...]) -> int:
-    """A bit for each score whose column is under a head, and behind them one for the labels."""
+    """What is in the sum of a head, a bit each: the columns of the scores, labels, a zero."""
     bits = [any(start <= column < stop for start, stop in head.ranges) for column in columns]
-    return sum(bit << k for k, bit in enumerate((*bits, head.labels)))
+    return sum(bit << k for k, bit in enumerate((*bits, head.labels, head.zero)))
 
 
 def row_scores(
