@@ -47,12 +47,17 @@ def emulated(tmp_path):
 
     def run(*steps: str) -> dict[str, dict]:
         command = [sys.executable, "benchmarks/first_light.py", "--small", "--out", str(tmp_path)]
-        command += ["--import", "tests.emulated.in_place_of_cupy", "--steps", *steps]
+        command += [
+            "--import",
+            "tests.emulated.in_place_of_cupy:pytest_configure",
+            "--steps",
+            *steps,
+        ]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         content = json.loads((tmp_path / "first_light.json").read_text())
         assert done.returncode == 0, done.stdout + done.stderr
-        assert content["stand_in"] == "tests.emulated.in_place_of_cupy"
+        assert content["stand_in"] == "tests.emulated.in_place_of_cupy:pytest_configure"
         assert content["machine"]["gpu"] == content["present"]["GPU"] == "emulated device"
         return content["steps"]
 
