@@ -181,7 +181,7 @@ exact_logits(int64 tiles, int64 samples, const Run* runs, int64 size, const C* e
 
 // `out` has a row of `cells` for each score.
 template <typename Form, typename C>
-__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads)
 bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder, const C* slopes,
        const double* constants, const C* predictor, const C* vectors,
        const double* vector_constants, int width, const int64* __restrict__ words, int heads,
