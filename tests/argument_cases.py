@@ -14,6 +14,13 @@ OF_JOINT = cupy_rnnt.joint_rnnt_loss, cupy_rnnt.joint_rnnt_loss_and_grad
 WITH_GRAD = cupy_rnnt.rnnt_loss_and_grad, cupy_rnnt.joint_rnnt_loss_and_grad
 LENGTHS = "logit_lengths", "target_lengths"
 B, T, U, V, H = 4, 7, 5, 9, 11
+AXES = {
+    "logits": ("B", "T", "U + 1", "V"),
+    "encoder_out": ("B", "T", "H"),
+    "predictor_out": ("B", "U + 1", "H"),
+    "weight": ("V", "H"),
+    "bias": ("V",),
+}
 
 
 def named(functions):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from .argument_cases import (
+    AXES,
     LENGTHS,
     B,
     H,
@@ -96,16 +97,9 @@ def test_a_transposed_weight(function):
 
 @every_function
 def test_empty_axes(function):
-    axes = {
-        "logits": ("B", "T", "U + 1", "V"),
-        "encoder_out": ("B", "T", "H"),
-        "predictor_out": ("B", "U + 1", "H"),
-        "weight": ("V", "H"),
-        "bias": ("V",),
-    }
     for name in float_names(function):
         value = arguments(function)[name]
-        for axis, letter in enumerate(axes[name]):
+        for axis, letter in enumerate(AXES[name]):
             empty = np.take(value, [], axis=axis)
             words = f"{name} has shape {empty.shape}", f"axis {letter} is empty"
             refused(function, ValueError, *words, **{name: empty})

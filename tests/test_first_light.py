@@ -24,7 +24,7 @@ from .kernel_resources import ROOT
 from .tolerances import assert_costs_close, assert_gradients_close
 
 FOLDER = ROOT / "benchmarks"
-FAULTS = "tests.first_light_faults"
+FAULTS = "tests.first_light_faults:install"
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from cupy_rnnt import joint_source, logits_source, passes
 from cupy_rnnt.ops import cpu
 from cupy_rnnt.results import JointGradients
 
+from .argument_cases import AXES
 from .tolerances import assert_costs_close, assert_gradient_close
 from .torch_cases import (
     F,
@@ -176,15 +177,8 @@ def test_tensors_of_the_wrong_sort_are_named(kind, change, error, word):
 def test_an_empty_axis_is_named(kind, reduction):
     """Before there are gradients of that shape."""
     batch = made(kind)
-    axes = {
-        "logits": ("B", "T", "U + 1", "V"),
-        "encoder_out": ("B", "T", "H"),
-        "predictor_out": ("B", "U + 1", "H"),
-        "weight": ("V", "H"),
-        "bias": ("V",),
-    }
     for i, name in enumerate(names_of(kind)[:-3]):
-        for axis, letter in enumerate(axes[name]):
+        for axis, letter in enumerate(AXES[name]):
             leaves = [leaf.detach().requires_grad_() for leaf in batch.leaves]
             leaves[i] = leaves[i].detach().narrow(axis, 0, 0).requires_grad_()
             with pytest.raises(ValueError, match=re.escape(f"{name} has shape")) as caught:
