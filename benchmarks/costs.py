@@ -116,22 +116,26 @@ def _moved_row(n: float, e: int, c: int) -> Work:
     return Work(n * (e + c) + 24)
 
 
+def _row_scores(n: float, e: int, c: int) -> Work:
+    """A warp reads four words of the table of the row, each a sector; one thread all that the
+    scores take."""
+    warps = 8 if n >= 2048 else 1
+    of_table = SECTOR * (4 * warps + 13)
+    return Work(n * e + 32, cached=n * c + of_table, float32=15 * n, special=1.5 * n, float64=33)
+
+
 KERNELS = {
     "hidden": Kernel(
         "cell of a pass",
         "H",
         lambda n, e, c: Work(2 * n * c + 24, cached=2 * n * e, float32=14 * n, special=2 * n),
     ),
-    "row_log_probs": Kernel(
-        "cell of pass 1",
-        "V",
-        lambda n, e, c: Work(n * e + 32, cached=n * c, float32=15 * n, special=1.5 * n, float64=33),
-    ),
+    "row_scores": Kernel("cell of pass 1", "V", _row_scores),
     "logits_grad": Kernel(
         "cell of pass 2",
         "V",
-        lambda n, e, c: Work(
-            n * (e + c) + 16 + 3 * c, cached=n * c, float32=14.5 * n, special=n, float64=32
+        lambda n, e, c: Work(  # two words of the table of the row for 32 packs of 16 bytes
+            n * (e + c) + 16 + 3 * c, cached=n * c * 9 / 8, float32=14.5 * n, special=n, float64=32
         ),
     ),
     "column_sum": Kernel("cell of pass 2", "V", lambda n, e, c: Work(n * e, float32=n)),
@@ -142,9 +146,6 @@ KERNELS = {
     "add_long_runs": Kernel("piece of a run", "H", lambda n, e, c: Work(2 * n * c, float32=n)),
     "gather": Kernel("row", "V", _moved_row),
     "scatter": Kernel("row", "V", _moved_row),
-    "log_probs_grad": Kernel(
-        "cell of pass 2", "V", lambda n, e, c: Work(n * e + 8 + 3 * c, float32=3 * n)
-    ),
     "fold_rows": Kernel("row", "H", lambda n, e, c: Work(n * e, float32=n)),
     "activate": Kernel("row", "H", lambda n, e, c: Work(2 * n * c, float32=13 * n, special=2 * n)),
     "label_softmax": Kernel(
@@ -162,23 +163,37 @@ KERNELS = {
             16, cached=(2 / 16 + 4 / 64) * n * c + 20, float32=8 * n, special=n, float64=60
         ),
     ),
-    "bounded_wrap": Kernel("cell", "", lambda n, e, c: Work(32, spread=2 * (SECTOR - 8))),
-    "bounded_beta": Kernel("cell", "", lambda n, e, c: Work(24, float32=4, float64=43)),
+    "exact_logits": Kernel(
+        "cell, for three scores",
+        "H",
+        lambda n, e, c: Work(
+            24, cached=(1 / 16 + 4 / 64) * n * c + 12, float32=7 * n, special=n, float64=3
+        ),
+    ),
+    "bounded_wrap": Kernel(
+        "cell", "", lambda n, e, c: Work(32, spread=2 * (SECTOR - 8), float64=4)
+    ),
+    "bounded_beta": Kernel("cell", "", lambda n, e, c: Work(24, float32=4, float64=59)),
     "bounded_likely": Kernel(
-        "cell", "", lambda n, e, c: Work(26, spread=SECTOR - 1, float32=4, float64=45)
+        "cell", "", lambda n, e, c: Work(26, spread=SECTOR - 1, float32=4, float64=51)
     ),
-    "bounded_leaving": Kernel("cell", "", lambda n, e, c: Work(25, float32=3, float64=33)),
+    "bounded_leaving": Kernel("cell", "", lambda n, e, c: Work(25, float32=3, float64=40)),
     "lattice_write": Kernel(
-        "cell of pass 1", "", lambda n, e, c: Work(56, spread=2 * (SECTOR - 8), float64=2)
+        "cell of pass 1",
+        "",
+        lambda n, e, c: Work(56, cached=16, spread=2 * (SECTOR - 8), float64=4),
     ),
-    "lattice_sweep": Kernel("cell", "", lambda n, e, c: Work(48, float32=8, float64=84)),
+    "lattice_sweep": Kernel("cell", "", lambda n, e, c: Work(48, float32=8, float64=98)),
+    "lattice_keep": Kernel(
+        "cell", "", lambda n, e, c: Work(17, cached=4, spread=2 * (SECTOR - 8), float64=3)
+    ),
     "lattice_occupancies": Kernel(
-        "cell", "", lambda n, e, c: Work(48, cached=8, float32=4, float64=38)
+        "cell of pass 2",
+        "",
+        lambda n, e, c: Work(56, cached=48, spread=6 * (SECTOR - 8), float32=4, float64=41),
     ),
-    "lattice_unwrap": Kernel("cell", "", lambda n, e, c: Work(32, spread=2 * (SECTOR - 8))),
-    "keep": Kernel("cell", "", lambda n, e, c: Work(17, float64=2)),
 }
-"""By their names; `lattice_sweep` in both directions."""
+"""By their names, for the scores of a blank and a label; `lattice_sweep` in both directions."""
 
 _OF_THEIR_TYPE = {"column_sum", "fold_rows", "gather", "hidden", "logits_grad", "scatter"}
 """Those whose arrays are as the user's, or the factors of products, are."""
@@ -216,7 +231,7 @@ class Engine:
     # hand. Bytes on lists of cells and on masks: of a cell of a lattice, of one where cells are
     # selected and where they are certified, of a cell computed and of one kept. Rows of hidden
     # values: of a frame and of a prefix as references, and of either with a gradient.
-    _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 300, 620
+    _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 300, 600
     _FRAME, _PREFIX, _TARGET = 13, 23, 2
 
     def __init__(
@@ -276,19 +291,19 @@ class Engine:
         self.launch("sweeps", cells, *sweeps)
 
     def first_pass(self, computed: float) -> None:
-        self.launch("pass 1", computed, "hidden", "row_log_probs", "lattice_write")
+        self.launch("pass 1", computed, "hidden", "row_scores", "lattice_write")
         self.products("pass 1", computed, "logits")
         self.lists("pass 1", computed, self._COMPUTED)
 
     def lattice(self) -> None:
-        names = "lattice_sweep", "lattice_occupancies", "lattice_unwrap", "keep"
-        self.launch("sweeps", self._batch.cells, *names)
+        self.launch("sweeps", self._batch.cells, "lattice_sweep", "lattice_keep")
         self.lists("sweeps", self._batch.cells, self._LATTICE)
 
     def second_pass(self, kept: float) -> None:
         v, h = self._widths["V"], self._widths["H"]
         targets = self._batch.frames + self._batch.prefixes
-        self.launch("pass 2", kept, "hidden", "logits_grad", "column_sum", "hidden_grad")
+        names = "lattice_occupancies", "hidden", "logits_grad", "column_sum", "hidden_grad"
+        self.launch("pass 2", kept, *names)
         self.launch("pass 2", 2 * kept, "add_rows")
         for count in self._batch.frames, self._batch.prefixes:
             chunks = kept / count / CHUNK  # of rows with one target
@@ -326,10 +341,11 @@ def engine(
 def given_logits(batch: Batch, vocabulary: int, kept: float) -> list[Operation]:
     """Loss and gradient of logits, where the gradient takes their place."""
     call = Engine(batch, vocabulary)
-    call.launch("pass 1", batch.cells, "gather", "row_log_probs", "lattice_write")
+    call.launch("pass 1", batch.cells, "gather", "row_scores", "lattice_write")
     call.lists("pass 1", batch.cells, call._COMPUTED)
     call.lattice()
-    call.launch("pass 2", kept * batch.cells, "gather", "logits_grad", "scatter")
+    names = "lattice_occupancies", "gather", "logits_grad", "scatter"
+    call.launch("pass 2", kept * batch.cells, *names)
     call.lists("pass 2", (1 - kept) * batch.cells, 4 * vocabulary)  # zeros
     return call.operations
 

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from workloads import SELECTION_WORKLOADS, Joint, fresh, speech
 
 import cupy_rnnt
-from cupy_rnnt import joint_source, passes
+from cupy_rnnt import joint_source
+from cupy_rnnt import selection as cells
 from cupy_rnnt.ops import cpu, cuda
 from cupy_rnnt.passes import Passes
 from cupy_rnnt.tangents import Tangents
@@ -34,8 +35,8 @@ QUICK = {
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "references": [(Tangents, "refer")],
     "bounds": [(Tangents, "bound")],
-    "sweeps": [(passes, "next_cells"), (cpu.lattice, "solve"), (cuda.lattice, "solve")],
-    "pass 1": [(Passes, "_log_probs")],
+    "sweeps": [(cells, "next_cells"), (cpu.lattice, "solve"), (cuda.lattice, "solve")],
+    "pass 1": [(Passes, "_compute")],
     "pass 2": [(Passes, "second")],
 }
 FLOAT32_TOLERANCE = 2.0**-24  # the library's default

@@ -20,7 +20,7 @@ from workloads import Joint, speech
 
 import cupy_rnnt
 from cupy_rnnt import engine
-from cupy_rnnt.passes import Passes
+from cupy_rnnt.passes import Passes, Solved
 
 STAGES = {"untrained": "untrained", "half trained": "half_trained", "trained": "trained"}
 UTTERANCES = ["0", "1", "2", "3", "4"]
@@ -56,18 +56,22 @@ def selection(joint: Joint) -> Selection:
     blank_occupancy = np.zeros(shape)
 
     class Watched(Passes):
-        def _log_probs(self, group, cells, *rest):
+        def _compute(self, group, cells, *rest):
             computed.flat[common.to_host(cells)] = True
-            super()._log_probs(group, cells, *rest)
+            super()._compute(group, cells, *rest)
 
-        def _keep(self, *arguments):
-            found = super()._keep(*arguments)
-            on_host = common.to_host(found)
-            kept.flat[on_host.packed] = True
-            blank_occupancy.flat[on_host.packed] = on_host.blank_occupancy
-            return found
+    def watched_kept(solved):
+        found = original(solved)
+        on_host = common.to_host(found)
+        kept.flat[on_host.packed] = True
+        blank_occupancy.flat[on_host.packed] = on_host.occupancies[0]
+        return found
 
-    with mock.patch.object(engine, "Passes", Watched):
+    original = Solved.kept
+    with (
+        mock.patch.object(engine, "Passes", Watched),
+        mock.patch.object(Solved, "kept", watched_kept),
+    ):
         cupy_rnnt.joint_rnnt_loss_and_grad(*common.to_device(joint), max_workspace_bytes=BUDGET)
     return Selection(computed, kept, blank_occupancy)
 

@@ -7,10 +7,16 @@ from . import reference
 from .joint import joint_rnnt_loss, joint_rnnt_loss_and_grad
 from .loss import rnnt_loss, rnnt_loss_and_grad
 from .results import Info, JointGradients
+from .transducer import Arc, Head, Score, Topology, Transducer
 
 __all__ = [
+    "Arc",
+    "Head",
     "Info",
     "JointGradients",
+    "Score",
+    "Topology",
+    "Transducer",
     "joint_rnnt_loss",
     "joint_rnnt_loss_and_grad",
     "reference",

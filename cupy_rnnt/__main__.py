@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import __version__, defaults, engine, joint, machine, reference
-from .engine import Progress
 from .ops import Operations, cpu, cuda
+from .options import Progress
 from .results import Info, JointGradients
 from .terminal import (
     Parser,
@@ -255,15 +255,7 @@ def _estimate(args: argparse.Namespace) -> int:
         np.full(size, labels),
     )
     call = joint.checked(
-        *inputs,
-        "mean",
-        "tanh",
-        clamp=-1.0,
-        fastemit_lambda=0.0,
-        zero_infinity=False,
-        tolerance=None,
-        max_workspace_bytes=args.max_workspace_bytes,
-        progress=None,
+        *inputs[:-1], blank=inputs.blank, max_workspace_bytes=args.max_workspace_bytes
     )
     source = call.source(gradient=True)
     plan = engine.make_plan(source, call.batch, call.options, gradient=True, store=True)

@@ -22,6 +22,19 @@ class Cells(NamedTuple):
     has_label: Any
 
 
+INTEGERS = "targets", "logit_lengths", "target_lengths"
+"""The arguments of integers of every loss, in their order."""
+
+
+class JointInputs(NamedTuple):
+    """What goes into a joint network and its output layer; `bias` may be None."""
+
+    encoder_out: Any
+    predictor_out: Any
+    weight: Any
+    bias: Any
+
+
 class Batch:
     """Lengths, labels and cell offsets of a batch, valid by construction, on the host.
 
@@ -35,9 +48,11 @@ class Batch:
     shape : (B, T, U + 1)
         Extents of the padded lattice; no length may exceed them.
     vocabulary : int
-        Number of entries V, the blank included.
+        Number of entries V, the blanks included.
     blank : int
         Index in ``[-V, V)``.
+    blanks : int
+        How many there are: the blank and those in front of it.
 
     Attributes
     ----------
@@ -58,9 +73,10 @@ class Batch:
         shape: tuple[int, int, int],
         vocabulary: int,
         blank: int,
+        blanks: int = 1,
     ) -> None:
         size, frames, columns = shape
-        self.blank = checks.blank(blank, vocabulary)
+        self.blank = checks.blank(blank, vocabulary, blanks)
         targets, logit_lengths, target_lengths = checks.integers(
             ("targets", targets, (size, columns - 1)),
             ("logit_lengths", logit_lengths, (size,)),
@@ -74,7 +90,7 @@ class Batch:
         longest = int(label_counts.max())
         targets = targets[:, :longest]
         valid = np.arange(longest) < label_counts[:, None]
-        checks.labels(targets, valid, vocabulary, self.blank)
+        checks.labels(targets, valid, vocabulary, self.blank, blanks)
         self.labels = np.zeros((size, longest + 1), np.intp)
         np.copyto(self.labels[:, :-1], targets, where=valid, casting="unsafe")
 

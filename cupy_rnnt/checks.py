@@ -185,19 +185,22 @@ def lengths(name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def labels(targets: np.ndarray, valid: np.ndarray, vocabulary: int, blank: int) -> None:
-    """Valid labels lie in ``[0, V)`` and are not the blank."""
+def labels(
+    targets: np.ndarray, valid: np.ndarray, vocabulary: int, blank: int, blanks: int
+) -> None:
+    """Valid labels lie in ``[0, V)`` and are no blank: neither `blank` nor one in front of it."""
     outside = valid & ((targets < 0) | (targets >= vocabulary))
     if outside.any():
         b, u = np.unravel_index(np.argmax(outside), targets.shape)
         raise ValueError(
             f"targets[{b}, {u}] is {targets[b, u]}, but the vocabulary has {vocabulary} entries"
         )
-    is_blank = valid & (targets == blank)
+    is_blank = valid & (blank - blanks < targets) & (targets <= blank)
     if is_blank.any():
         b, u = np.unravel_index(np.argmax(is_blank), targets.shape)
+        which = "the blank" if targets[b, u] == blank else "a further blank"
         raise ValueError(
-            f"targets[{b}, {u}] is {targets[b, u]}, which is the blank; a label must differ from it"
+            f"targets[{b}, {u}] is {targets[b, u]}, which is {which}; a label must differ from it"
         )
 
 
@@ -208,11 +211,26 @@ def cell_count(frames: np.ndarray, columns: np.ndarray) -> None:
         raise ValueError(f"the batch has {count} cells, but at most 2**62 can be numbered")
 
 
-def blank(value: Any, vocabulary: int) -> int:
+def vocabulary(width: int, durations: int) -> int:
+    """How many logits of a row are those of tokens."""
+    if width <= durations:
+        raise ValueError(
+            f"a row has {width} logits, but {durations} of them are durations of the transducer, "
+            "and at least one token must be in front of them"
+        )
+    return width - durations
+
+
+def blank(value: Any, vocabulary: int, blanks: int) -> int:
     index = integer("blank", value)
     if not -vocabulary <= index < vocabulary:
         raise ValueError(
             f"blank is {index}, but it must be between {-vocabulary} and {vocabulary - 1}"
+        )
+    if index % vocabulary < blanks - 1:
+        raise ValueError(
+            f"blank is {index}, but the transducer has {blanks - 1} more blanks in front of it: it "
+            f"must be between {blanks - 1} and {vocabulary - 1}"
         )
     return index % vocabulary
 
@@ -231,10 +249,6 @@ def integer(name: str, value: Any) -> int:
     except TypeError:
         pass
     raise TypeError(f"{name} is {value!r}, but an integer is needed")
-
-
-def workspace(value: Any, default: int) -> int:
-    return default if value is None else integer("max_workspace_bytes", value)
 
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
@@ -272,7 +286,7 @@ def writeable(name: str, value: Any, array: Any) -> None:
 
 
 def callback(name: str, value: Any) -> Any:
-    if value is not None and not callable(value):
+    if not callable(value):
         raise TypeError(f"{name} is {value!r}, but a callable or None is needed")
     return value
 

@@ -15,84 +15,52 @@ a sample, so that nothing is padded, and in that both passes leave out cells wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from . import checks, defaults
 from .batch import Batch
-from .passes import FirstPass, Kept, Passes, Source
-from .results import Info
-from .schedule import Group, Plan, plan
-
-Progress = Callable[[int, int], object]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a call that the engine needs; the public functions document them."""
-
-    clamp: float
-    fastemit_lambda: float
-    zero_infinity: bool
-    tolerance: float
-    max_workspace_bytes: int
-    progress: Progress | None
-
-    @staticmethod
-    def checked(
-        dtype: np.dtype,
-        clamp: Any,
-        fastemit_lambda: Any,
-        zero_infinity: Any,
-        tolerance: Any,
-        max_workspace_bytes: Any,
-        progress: Progress | None,
-    ) -> Options:
-        """Validated, with the defaults for `dtype` where None was given."""
-        if tolerance is None:
-            tolerance = defaults.tolerance(dtype)
-        return Options(
-            clamp=checks.number("clamp", clamp),
-            fastemit_lambda=checks.number("fastemit_lambda", fastemit_lambda, 0.0, 1e6),
-            zero_infinity=checks.boolean("zero_infinity", zero_infinity),
-            tolerance=checks.number("tolerance", tolerance, 0.0, 1.0),
-            max_workspace_bytes=checks.workspace(max_workspace_bytes, defaults.MAX_WORKSPACE_BYTES),
-            progress=checks.callback("progress", progress),
-        )
+from .dlpack import exported
+from .options import Options
+from .passes import Passes, Solved
+from .results import Info, reduced
+from .schedule import Plan, plan
+from .sources import Kept, Source
 
 
 @dataclass
 class Result:
-    """Costs, and what a later backward pass needs."""
+    """What a scan has found."""
 
+    batch: Batch
+    options: Options
+    dtype: np.dtype  # of the arithmetic and of the loss
     plan: Plan
     costs: Any  # float64, (B,)
     certificate: Any  # float64, (B,)
-    kept: list[Kept] = field(default_factory=list)  # in packed order
     computed_count: int = 0
     kept_count: int = 0
     rounds: int = 1
 
-    def add(self, group: Group, first: FirstPass, zero_infinity: bool) -> Kept | None:
-        """Take over what the first pass over a group has found; returns its kept cells."""
-        samples = slice(group.start, group.stop)
+    def add(self, solved: Solved) -> None:
+        """Take over the costs of a part."""
+        samples = slice(solved.group.start, solved.group.stop)
         costs = self.costs[samples]
-        costs[...] = first.costs
-        if zero_infinity:
+        costs[...] = solved.costs
+        if self.options.zero_infinity:
             costs[~(abs(costs) < np.inf)] = 0.0
-        self.certificate[samples] = first.certificate
-        self.computed_count += first.computed
-        self.rounds = max(self.rounds, first.rounds)
-        if first.kept is not None:
-            self.kept_count += len(first.kept.packed)
-        return first.kept
+        self.certificate[samples] = solved.certificate
+        self.computed_count += solved.computed
+        self.rounds = max(self.rounds, solved.rounds)
 
-    def info(self, batch: Batch) -> Info:
+    def loss(self) -> Any:
+        return reduced(self.costs, self.options.reduction, self.dtype)
+
+    def info(self) -> Info:
         return Info(
-            cells=batch.cell_count,
+            cells=self.batch.cell_count,
             computed=self.computed_count,
             kept=self.kept_count,
             certificate=self.certificate,
@@ -101,56 +69,116 @@ class Result:
         )
 
 
-def forward(source: Source, batch: Batch, options: Options, keep: bool) -> Result:
-    """Costs alone, or (`keep`) also the kept cells, which :func:`backward` takes all together."""
-    chosen = make_plan(source, batch, options, gradient=keep, store=False)
-    result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
-    with _running(source, batch, options, chosen, 1) as passes:
+class ReadOut(Protocol):
+    """What is read from the lattices that :func:`scan` solves."""
+
+    gradient: bool
+    """Whether occupancies are read, not the costs alone."""
+    store: bool
+    """Whether it has a use for logits of pass 1."""
+    passes: int
+    """How many there are over the cells, of which progress tells."""
+
+    def reading(self, passes: Passes) -> AbstractContextManager[Callable[[Solved], int]]:
+        """A function that reads from the lattices of a part, and returns how many cells it kept."""
+
+
+class Costs:
+    """Nothing but the costs."""
+
+    gradient, store, passes = False, False, 1
+
+    @contextmanager
+    def reading(self, passes: Passes) -> Iterator[Callable[[Solved], int]]:
+        yield lambda solved: 0
+
+
+class KeptCells:
+    """The cells whose gradient matters, which :func:`backward` takes all together."""
+
+    gradient, store, passes = True, False, 1
+
+    def __init__(self) -> None:
+        self.parts: list[Kept] = []  # in packed order
+
+    @contextmanager
+    def reading(self, passes: Passes) -> Iterator[Callable[[Solved], int]]:
+        def read(solved: Solved) -> int:
+            self.parts.append(solved.kept())
+            return len(self.parts[-1].packed)
+
+        yield read
+
+
+class Gradients:
+    """Gradients, given weights of the costs: logits of pass 1 serve pass 2 as far as the workspace
+    goes."""
+
+    gradient, store, passes = True, True, 2
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self._weights = weights
+
+    @contextmanager
+    def reading(self, passes: Passes) -> Iterator[Callable[[Solved], int]]:
+        with passes.sums(passes.source.ops.asarray(self._weights)) as sums:
+
+            def read(solved: Solved) -> int:
+                kept = solved.kept()
+                passes.second(sums, solved.group, kept)
+                return len(kept.packed)
+
+            yield read
+
+
+def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> Result:
+    """Solve the lattices of a batch, part by part, and let something be read from each part."""
+    chosen = make_plan(source, batch, options, read_out.gradient, read_out.store)
+    arrays = source.ops.xp.empty((2, batch.size))
+    result = Result(batch, options, source.dtype, chosen, *arrays)
+    with (
+        _running(source, batch, options, chosen, read_out.passes) as passes,
+        read_out.reading(passes) as read,
+    ):
         for part in passes.parts():
-            kept = result.add(part.group, passes.first(part, keep), options.zero_infinity)
-            if kept is not None:
-                result.kept.append(kept)
+            solved = passes.first(part, read_out.gradient)
+            result.add(solved)
+            result.kept_count += read(solved)
     return result
+
+
+def run(
+    source: Source, batch: Batch, options: Options, weights: np.ndarray | None = None
+) -> Result:
+    """Costs, and given weights of them also the gradient."""
+    return scan(source, batch, options, Costs() if weights is None else Gradients(weights))
 
 
 def backward(source: Source, batch: Batch, options: Options, kept: Kept, weights: Any) -> None:
-    """Pass 2 over the cells that :func:`forward` kept, with cost weights known only now."""
+    """Pass 2 over the cells that were kept, with cost weights known only now."""
     ops = source.ops
-    weights = ops.asarray(weights)
     chosen = make_plan(source, batch, options, gradient=True, store=False)
     behind = ops.asarray(batch.offsets[[group.stop for group in chosen.groups]])
     ends = ops.host(ops.xp.searchsorted(kept.packed, behind))[0].tolist()
-    with _running(source, batch, options, chosen, 1) as passes:
-        weights = source.begin_gradient(chosen.workers, weights, _largest(weights, options))
+    with (
+        _running(source, batch, options, chosen, 1) as passes,
+        passes.sums(ops.asarray(weights)) as sums,
+    ):
         for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
-            passes.second(group, kept.part(start, end), weights)
-        source.end_gradient()
+            passes.second(sums, group, kept.part(slice(start, end)))
 
 
-def forward_backward(source: Source, batch: Batch, options: Options, weights: np.ndarray) -> Result:
-    """Both passes, part by part; logits of pass 1 serve pass 2 as far as the workspace goes."""
-    chosen = make_plan(source, batch, options, gradient=True, store=True)
-    on_device = source.ops.asarray(weights)
-    result = Result(chosen, *source.ops.xp.empty((2, batch.size)))
-    with _running(source, batch, options, chosen, 2) as passes:
-        largest = _largest(on_device, options)
-        on_device = source.begin_gradient(chosen.workers, on_device, largest)
-        for part in passes.parts():
-            kept = result.add(part.group, passes.first(part, keep=True), options.zero_infinity)
-            assert kept is not None
-            passes.second(part.group, kept, on_device)
-        source.end_gradient()
-    return result
+def returned(result: Result, like: Any, *gradients: Any) -> Any:
+    """What a public function returns: arrays of the kind of its argument `like`."""
+    info = [result.info()] if result.options.return_info else []
+    values = exported(result.loss(), like), *gradients, *info
+    return values if len(values) > 1 else values[0]
 
 
 def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
     budget, select = options.max_workspace_bytes, options.tolerance > 0
-    return plan(batch, source, source.ops, budget, gradient, store, select)
-
-
-def _largest(weights: Any, options: Options) -> Any:
-    """A bound of the gradient of the logits: of costs, it is within 1 + lambda of 0."""
-    return abs(weights).max() * (1 + options.fastemit_lambda)
+    transducer = options.transducer
+    return plan(batch, source, source.ops, transducer, budget, gradient, store, select)
 
 
 @contextmanager

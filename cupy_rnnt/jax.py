@@ -36,7 +36,7 @@ from __future__ import annotations
 import atexit
 from contextlib import suppress
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +44,17 @@ import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
 from . import checks, defaults, joint, loss
-from .jax_callbacks import INTEGERS, JointLoss, LogitsLoss, Loss
+from .batch import INTEGERS
+from .jax_callbacks import JointLoss, LogitsLoss, Loss
+from .options import JointKeywords, Keywords, spells_out
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["joint_rnnt_loss", "rnnt_loss"]
 
 
+@spells_out(Keywords)
 def rnnt_loss(
     logits: Any,
     targets: Any,
@@ -58,11 +64,7 @@ def rnnt_loss(
     clamp: float = -1.0,
     reduction: str = "mean",
     fused_log_softmax: bool = True,
-    *,
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
+    **options: Unpack[Keywords],
 ) -> jax.Array:
     """RNN-transducer loss of given logits: :func:`cupy_rnnt.rnnt_loss` for JAX.
 
@@ -74,8 +76,8 @@ def rnnt_loss(
         float16, bfloat16, float32 or float64.
     targets : array_like, shape (B, U), any integer dtype
     logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
-    blank, clamp, reduction, fused_log_softmax, fastemit_lambda, zero_infinity, tolerance, \
-max_workspace_bytes
+    blank, clamp, reduction, fused_log_softmax, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.rnnt_loss_and_grad`; Python values, which are static under
         ``jax.jit``. `clamp` bounds the gradient before that from above is applied.
 
@@ -106,20 +108,16 @@ max_workspace_bytes
     call = loss.checked(
         **_stand_ins(LogitsLoss, inputs, integers),
         blank=blank,
+        clamp=clamp,
         reduction=reduction,
         fused_log_softmax=fused_log_softmax,
-        clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
-        progress=None,
+        **options,
     )
-    options = call.batch.blank, call.reduction, call.options, call.fused_log_softmax
-    found: jax.Array = _everywhere(LogitsLoss(*options), inputs, integers)
-    return found
+    result: jax.Array = _everywhere(LogitsLoss(call.options), inputs, integers)
+    return result
 
 
+@spells_out(JointKeywords)
 def joint_rnnt_loss(
     encoder_out: Any,
     predictor_out: Any,
@@ -131,12 +129,7 @@ def joint_rnnt_loss(
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
-    *,
-    activation: str = "tanh",
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
+    **options: Unpack[JointKeywords],
 ) -> jax.Array:
     """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for JAX.
 
@@ -152,8 +145,8 @@ def joint_rnnt_loss(
     bias : jax.Array, shape (V,), or None
     targets : array_like, shape (B, U), any integer dtype
     logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
-    blank, clamp, reduction, activation, fastemit_lambda, zero_infinity, tolerance, \
-max_workspace_bytes
+    blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`; Python values, which are static under
         ``jax.jit``. `tolerance` concerns the cost as well, so it is of effect without a gradient,
         too.
@@ -189,18 +182,12 @@ max_workspace_bytes
     call = joint.checked(
         **_stand_ins(JointLoss, inputs, integers),
         blank=blank,
-        reduction=reduction,
-        activation=activation,
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
-        progress=None,
+        reduction=reduction,
+        **options,
     )
-    options = call.batch.blank, call.reduction, call.options, call.activation
-    found: jax.Array = _everywhere(JointLoss(*options), inputs, integers)
-    return found
+    result: jax.Array = _everywhere(JointLoss(call.options), inputs, integers)
+    return result
 
 
 Arrays = tuple[Any, ...]
@@ -287,7 +274,7 @@ def _type(shape: tuple[int, ...], dtype: np.dtype) -> jax.ShapeDtypeStruct:
 
 
 def _type_of_loss(loss: Loss, inputs: Arrays) -> jax.ShapeDtypeStruct:
-    shape = inputs[0].shape[:1] if loss.reduction == "none" else ()
+    shape = inputs[0].shape[:1] if loss.options.reduction == "none" else ()
     return _type(shape, defaults.compute_dtype(inputs[0].dtype))
 
 
@@ -302,7 +289,7 @@ def _loss(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
 
 
 def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[Any, Any]:
-    if loss.reduction == "none" or inputs[0].dtype == jnp.float16:
+    if loss.options.reduction == "none" or inputs[0].dtype == jnp.float16:
         return _loss(loss, inputs, integers), (None, inputs, integers)
     types = _type_of_loss(loss, inputs), _types_of(inputs)
     found, gradients = _call(loss, types, inputs, integers)
@@ -319,7 +306,7 @@ def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, No
     if gradients is not None:
         return jax.tree.map(partial(_scaled, upstream), gradients), None
     size = inputs[0].shape[0]
-    each = upstream / size if loss.reduction == "mean" else upstream
+    each = upstream / size if loss.options.reduction == "mean" else upstream
     weights = jnp.broadcast_to(each, (size,))
     return _call(loss, (None, _types_of(inputs)), inputs, integers, weights)[1], None
 

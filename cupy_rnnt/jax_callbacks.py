@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -19,13 +19,14 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from . import joint, loss
-from .engine import Options, forward, forward_backward
+from .batch import INTEGERS, JointInputs
+from .engine import run
 from .joint_source import JointSource
 from .logits_source import LogitsSource
 from .ops.launch import cupy
+from .options import Options
 from .results import JointGradients, reduced, weights_of
 
-INTEGERS = "targets", "logit_lengths", "target_lengths"
 _LOG = logging.getLogger("cupy_rnnt")
 _CPU = 1  # as DLPack numbers the kinds of devices
 
@@ -34,8 +35,6 @@ _CPU = 1  # as DLPack numbers the kinds of devices
 class Loss:
     """A loss with its options: the callback itself. JAX compiles equal ones once."""
 
-    blank: int
-    reduction: str
     options: Options
 
     names: ClassVar[tuple[str, ...]]
@@ -128,64 +127,53 @@ class Loss:
         integers: Any,
         weights: Any,
     ) -> None:
-        named = zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True)
-        options = asdict(self.options) | {"blank": self.blank, "reduction": self.reduction}
-        call = self.checked(dict(named) | options)
+        named = dict(zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True))
+        call = self.checked(named | self.options.values())
         source = self.source(call, gradients)
-        if gradients is None:
-            costs = forward(source, call.batch, call.options, keep=False).costs
-        else:
-            if weights is None:
-                size = call.batch.size // prod(mapped)
-                weights = np.tile(
-                    weights_of(self.reduction, None, size, source.dtype), prod(mapped)
-                )
+        reduction = self.options.reduction
+        if gradients is not None and weights is None:
+            size = call.batch.size // prod(mapped)
+            weights = np.tile(weights_of(reduction, None, size, source.dtype), prod(mapped))
+        elif gradients is not None:
             weights = weights.astype(np.float64)
-            costs = forward_backward(source, call.batch, call.options, weights).costs
+        costs = run(source, call.batch, call.options, weights).costs
         if result is not None:
             if isinstance(source, LogitsSource):
                 loss.warn_if_misnamed(source)
-            result[...] = reduced(costs.reshape(*mapped, -1), self.reduction, source.dtype)
+            result[...] = reduced(costs.reshape(*mapped, -1), reduction, source.dtype)
 
 
-@dataclass(frozen=True)
 class LogitsLoss(Loss):
     """Of given logits."""
-
-    fused_log_softmax: bool
 
     names = ("logits",)
     rank = 4
     batched = 1
 
     def checked(self, arguments: dict[str, Any]) -> loss.LogitsCall:
-        return loss.checked(**arguments, fused_log_softmax=self.fused_log_softmax)
+        return loss.checked(**arguments)
 
     def source(self, call: loss.LogitsCall, gradients: Any) -> LogitsSource:
         gradient = None
         if gradients is not None:
             (gradient,) = gradients
             gradient.fill(0)
-        return LogitsSource(call.batch, call.logits, call.fused_log_softmax, gradient)
+        return call.source(gradient)
 
 
-@dataclass(frozen=True)
 class JointLoss(Loss):
     """Of a joint network."""
 
-    activation: str
-
-    names = JointGradients._fields
+    names = JointInputs._fields
     rank = 3
     batched = 2
 
     def checked(self, arguments: dict[str, Any]) -> joint.JointCall:
-        return joint.checked(**arguments, activation=self.activation)
+        return joint.checked(**arguments)
 
     def source(self, call: joint.JointCall, gradients: Any) -> JointSource:
-        out = None if gradients is None else JointGradients(*gradients)
         wanted = gradients is not None
-        return JointSource(call.batch, call.arguments, self.activation, wanted, out)
+        return call.source(wanted, JointGradients(*gradients) if wanted else None)
 
 
 # Instances of vmap. Where there is no array, there is none.

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import checks
-from .batch import Batch
+from .batch import Batch, JointInputs
 from .dlpack import exported
-from .engine import Options, Progress, forward, forward_backward
+from .engine import returned, run
 from .joint_source import JointSource
 from .ops import operations_for
-from .ops.activations import ACTIVATIONS
-from .results import REDUCTIONS, JointGradients, reduced, weights_of
+from .options import JointKeywords, Options, ReportingKeywords, spells_out
+from .results import JointGradients, weights_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Keywords(JointKeywords, ReportingKeywords, total=False):
+    """What the functions of this module take by keyword."""
 
 
 class JointCall(NamedTuple):
@@ -19,12 +26,10 @@ class JointCall(NamedTuple):
 
     batch: Batch
     options: Options
-    arguments: JointGradients
-    activation: str
-    reduction: str
+    inputs: JointInputs
 
-    def source(self, gradient: bool) -> JointSource:
-        return JointSource(self.batch, self.arguments, self.activation, gradient)
+    def source(self, gradient: bool, out: JointGradients | None = None) -> JointSource:
+        return JointSource(self.batch, self.inputs, self.options, gradient, out)
 
 
 def checked(
@@ -35,16 +40,12 @@ def checked(
     targets: Any,
     logit_lengths: Any,
     target_lengths: Any,
-    blank: Any,
-    reduction: Any,
-    activation: Any,
     **options: Any,
 ) -> JointCall:
-    """Validate the arguments of a joint loss; `options` are those of :meth:`Options.checked`."""
-    reduction = checks.choice("reduction", reduction, REDUCTIONS)
-    activation = checks.choice("activation", activation, tuple(ACTIVATIONS))
+    """Validate the arguments of a joint loss; `options` are those of :class:`Options`."""
     encoder_out = checks.floats("encoder_out", encoder_out, ("B", "T", "H"))
     dtype = encoder_out.dtype
+    values = Options.checked(dtype, **options)
     predictor_out = checks.floats("predictor_out", predictor_out, ("B", "U + 1", "H"), dtype)
     targets = checks.integer_array("targets", targets)
     checks.batch_first("encoder_out", encoder_out, targets)
@@ -54,19 +55,17 @@ def checked(
     checks.shape("predictor_out", predictor_out, (size, columns, hidden_size))
     weight = checks.floats("weight", weight, ("V", "H"), dtype)
     checks.output_layer(weight, hidden_size)
-    vocabulary = len(weight)
     if bias is not None:
         bias = checks.floats("bias", bias, ("V",), dtype)
-        checks.shape("bias", bias, (vocabulary,))
-    checks.same_device(
-        encoder_out=encoder_out, predictor_out=predictor_out, weight=weight, bias=bias
-    )
-    lattice = size, frames, columns
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, vocabulary, blank)
-    arguments = JointGradients(encoder_out, predictor_out, weight, bias)
-    return JointCall(batch, Options.checked(dtype, **options), arguments, activation, reduction)
+        checks.shape("bias", bias, (len(weight),))
+    inputs = JointInputs(encoder_out, predictor_out, weight, bias)
+    checks.same_device(**inputs._asdict())
+    lattice, tokens = (size, frames, columns), values.tokens(len(weight))
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
+    return JointCall(batch, values, inputs)
 
 
+@spells_out(Keywords)
 def joint_rnnt_loss(
     encoder_out: Any,
     predictor_out: Any,
@@ -78,14 +77,7 @@ def joint_rnnt_loss(
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
-    *,
-    activation: str = "tanh",
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
-    progress: Progress | None = None,
-    return_info: bool = False,
+    **options: Unpack[Keywords],
 ) -> Any:
     """RNN-transducer loss of a joint network, from its inputs and its output layer.
 
@@ -121,6 +113,13 @@ def joint_rnnt_loss(
         Costs of the samples, their mean over the batch, or their sum.
     activation : {"tanh", "relu", "sigmoid", "gelu", "silu", "identity"}
         `gelu` is the tanh form.
+    transducer : str or Transducer
+        What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
+        ``"constrained"`` (those of k2, where a label takes a frame as well), or a
+        :class:`Transducer` of one's own.
+    delay_penalty : float
+        That of k2: ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
+        label emitted at frame t, in a sample of T frames. The cost includes it.
     fastemit_lambda : float
         Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
     zero_infinity : bool
@@ -179,7 +178,6 @@ def joint_rnnt_loss(
     >>> loss.shape, loss.dtype
     ((), dtype('float32'))
     """
-    return_info = checks.boolean("return_info", return_info)
     call = checked(
         encoder_out,
         predictor_out,
@@ -188,23 +186,17 @@ def joint_rnnt_loss(
         targets,
         logit_lengths,
         target_lengths,
-        blank,
-        reduction,
-        activation,
+        blank=blank,
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
-        progress=progress,
+        reduction=reduction,
+        **options,
     )
-    with operations_for(call.arguments.encoder_out).device_of(call.arguments.encoder_out):
-        source = call.source(gradient=False)
-        result = forward(source, call.batch, call.options, keep=False)
-        loss = exported(reduced(result.costs, call.reduction, source.dtype), encoder_out)
-    return (loss, result.info(call.batch)) if return_info else loss
+    with operations_for(call.inputs.encoder_out).device_of(call.inputs.encoder_out):
+        result = run(call.source(gradient=False), call.batch, call.options)
+        return returned(result, encoder_out)
 
 
+@spells_out(Keywords)
 def joint_rnnt_loss_and_grad(
     encoder_out: Any,
     predictor_out: Any,
@@ -217,14 +209,8 @@ def joint_rnnt_loss_and_grad(
     clamp: float = -1.0,
     reduction: str = "mean",
     *,
-    activation: str = "tanh",
     cost_weights: Any = None,
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
-    progress: Progress | None = None,
-    return_info: bool = False,
+    **options: Unpack[Keywords],
 ) -> Any:
     """Loss of a joint network, and its gradients with respect to all four inputs.
 
@@ -274,7 +260,6 @@ def joint_rnnt_loss_and_grad(
     >>> [gradient.shape for gradient in gradients]
     [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]
     """
-    return_info = checks.boolean("return_info", return_info)
     call = checked(
         encoder_out,
         predictor_out,
@@ -283,20 +268,14 @@ def joint_rnnt_loss_and_grad(
         targets,
         logit_lengths,
         target_lengths,
-        blank,
-        reduction,
-        activation,
+        blank=blank,
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
-        progress=progress,
+        reduction=reduction,
+        **options,
     )
-    with operations_for(call.arguments.encoder_out).device_of(call.arguments.encoder_out):
+    with operations_for(call.inputs.encoder_out).device_of(call.inputs.encoder_out):
         source = call.source(gradient=True)
-        weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
-        result = forward_backward(source, call.batch, call.options, weights)
-        loss = exported(reduced(result.costs, call.reduction, source.dtype), encoder_out)
-        results = loss, JointGradients(*(exported(g, encoder_out) for g in source.gradients))
-    return (*results, result.info(call.batch)) if return_info else results
+        weights = weights_of(call.options.reduction, cost_weights, call.batch.size, source.dtype)
+        result = run(source, call.batch, call.options, weights)
+        gradients = JointGradients(*(exported(g, encoder_out) for g in source.gradients))
+        return returned(result, encoder_out, gradients)

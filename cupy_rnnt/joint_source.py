@@ -1,21 +1,22 @@
-"""The logits of a joint network, a tile at a time, and where their gradient goes: a
-:class:`cupy_rnnt.passes.Source`."""
+"""The logits of a joint network, a tile at a time: a
+:class:`cupy_rnnt.sources.Source`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import defaults
-from .batch import Batch, Cells, Coordinates
-from .exponents import WeightExponents
+from .batch import Batch, Cells, Coordinates, JointInputs
+from .joint_sums import JointSums
 from .ops import Shape, operations_for
-from .passes import Kept
+from .options import Options
 from .results import JointGradients
-from .schedule import ROW_BYTES, Group
+from .schedule import ROW_BYTES
 from .tangents import Magnitudes, Tangents
 
 _STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again sooner than fetched
@@ -24,10 +25,9 @@ _STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again soone
 _SELECTING_ELEMENTS = 2**12
 _SURELY_GAINING_ELEMENTS, _SURELY_GAINING_WIDTH = 2**14, 128
 _FRAME_CELL_BYTES = 128  # of a cell while its bounds are formed, a frame at a time
-_LARGEST_EXPONENT = 14  # of a gradient of logits in float16, which ends below 2**16
 
 
-class _JointScratch(NamedTuple):
+class JointScratch(NamedTuple):
     """Buffers of one worker; the last three serve the gradient only."""
 
     logits: Any
@@ -39,7 +39,7 @@ class _JointScratch(NamedTuple):
     d_hidden: Any
     slab: Any  # some rows of a weight gradient
 
-    def rows(self, count: int) -> _JointScratch:
+    def rows(self, count: int) -> JointScratch:
         """The same for a tile of fewer cells."""
         rows = {
             name: None if array is None else array[:count]
@@ -58,27 +58,29 @@ class JointSource:
     def __init__(
         self,
         batch: Batch,
-        arguments: JointGradients,
-        activation: str,
+        inputs: JointInputs,
+        options: Options,
         gradient: bool,
         out: JointGradients | None = None,
     ) -> None:
-        self.ops = operations_for(arguments.encoder_out)
-        self.dtype: np.dtype = defaults.compute_dtype(arguments.encoder_out.dtype)
+        self.ops = operations_for(inputs.encoder_out)
+        self.dtype: np.dtype = defaults.compute_dtype(inputs.encoder_out.dtype)
         self.width: int
         self.hidden_size: int
-        self.width, self.hidden_size = arguments.weight.shape
+        self.width, self.hidden_size = inputs.weight.shape
         worth_storing = self.hidden_size >= _STORING_HIDDEN_SIZE
         elements = self.width * self.hidden_size
-        self.selects = elements >= _SELECTING_ELEMENTS
+        self.row = options.transducer.row(self.width, batch.blank)
+        self.device_row = self.ops.device_row(self.row)
+        self.selects = elements >= _SELECTING_ELEMENTS and options.transducer.normalises
         self.gains_surely = (
             elements >= _SURELY_GAINING_ELEMENTS and self.width >= _SURELY_GAINING_WIDTH
         )
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self.coordinates = Coordinates(batch, self.ops)
-        self._batch, self._arguments = batch, arguments
-        self._activation, self._gradient, self._out = activation, gradient, out
-        weight, bias = arguments.weight, arguments.bias
+        self.batch, self._inputs = batch, inputs
+        self.activation, self._gradient, self._out = options.activation, gradient, out
+        weight, bias = inputs.weight, inputs.bias
         dense = weight.flags.c_contiguous or weight.flags.f_contiguous
         self._copied = not dense or weight.dtype != self.dtype
         if self._copied:
@@ -86,25 +88,23 @@ class JointSource:
         self._weight = weight
         # Half types are multiplied as such: the weights are exact in them, and a hidden vector is
         # the sum of two, so that logits are as of float32.
-        factor = self.ops.factor_dtype(arguments.encoder_out.dtype)
-        self._factor_dtype: np.dtype | None = factor
+        factor = self.ops.factor_dtype(inputs.encoder_out.dtype)
+        self.factor_dtype: np.dtype | None = factor
         self._factor = self._weight
         if factor is not None:
-            self._factor = self.ops.xp.concatenate((arguments.weight, arguments.weight), axis=1)
-        self._bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
-        self._scale: Any | None = None
-        self._exponents: WeightExponents | None = None
+            self._factor = self.ops.xp.concatenate((inputs.weight, inputs.weight), axis=1)
+        self.bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
         self._magnitudes: Magnitudes | None = None
 
-    def scratch(self, rows: int) -> _JointScratch:
+    def scratch(self, rows: int) -> JointScratch:
         return self._made(rows, self.ops.empty)
 
-    def _made(self, rows: int, make: Callable[[Shape, np.dtype], Any]) -> _JointScratch:
+    def _made(self, rows: int, make: Callable[[Shape, np.dtype], Any]) -> JointScratch:
         """The buffers of a tile, each made from its shape and dtype."""
         width, size, gradient = self.width, self.hidden_size, self._gradient
         slab = min(width, max(1, self.ops.sizes.slab_elements // size)) if gradient else 0
-        hidden, factor = make((rows, size), self.dtype), self._factor_dtype
-        return _JointScratch(
+        hidden, factor = make((rows, size), self.dtype), self.factor_dtype
+        return JointScratch(
             logits=make((rows, width), self.dtype),
             block=make((self.ops.scratch_rows(rows, width), width), self.dtype),
             pre=make((rows, size), self.dtype),
@@ -123,7 +123,7 @@ class JointSource:
 
     def fixed_bytes(self, workers: int) -> int:
         weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize
-        copies = self._copied + (self._factor_dtype is not None)
+        copies = self._copied + (self.factor_dtype is not None)
         if self._gradient:
             copies += workers
         return copies * weight_bytes + self.width * self.dtype.itemsize
@@ -134,141 +134,46 @@ class JointSource:
 
     def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
         itemsize = self.dtype.itemsize
-        references = Tangents.nbytes(frames, columns, samples, self.hidden_size, itemsize)
+        scores = len(self.row.columns)
+        references = Tangents.nbytes(frames, columns, samples, scores, self.hidden_size, itemsize)
         return references + workers * _FRAME_CELL_BYTES * columns
 
     def tangents(self, samples: np.ndarray) -> Tangents:
-        inputs = self._arguments._replace(weight=self._weight, bias=self._bias)
+        inputs = self._inputs._replace(weight=self._weight, bias=self.bias)
         if self._magnitudes is None:
-            self._magnitudes = Magnitudes.of(self.ops, self._batch, inputs)
-        return Tangents(self.ops, self._batch, samples, inputs, self._activation, self._magnitudes)
+            self._magnitudes = Magnitudes.of(self.ops, self.batch, inputs)
+        form = self.activation, self.row, self.device_row
+        return Tangents(self.ops, self.batch, samples, inputs, *form, self._magnitudes)
 
-    def log_probs(
-        self, cells: Cells, scratch: _JointScratch, stored: Any | None
-    ) -> tuple[Any, Any, Any]:
+    def scores(self, cells: Cells, scratch: JointScratch, stored: Any | None) -> tuple[Any, Any]:
         scratch = scratch.rows(len(cells.sample))
         logits = scratch.logits if stored is None else stored
-        self._hidden(cells, scratch)
-        self.ops.matmul(scratch.factors, self._factor.T, logits)
-        return self.ops.row_log_probs(
-            logits, self._bias, self._batch.blank, cells.label, scratch.block
-        )
+        self.write_hidden(cells, scratch)
+        self.write_logits(scratch.factors, logits)
+        return self.ops.row_scores(logits, self.bias, self.device_row, cells.label, scratch.block)
 
-    def _hidden(self, cells: Cells, scratch: _JointScratch) -> None:
-        encoder_out, predictor_out = self._arguments[:2]
+    def write_hidden(self, cells: Cells, scratch: JointScratch) -> None:
+        encoder_out, predictor_out = self._inputs[:2]
         self.ops.hidden(
-            encoder_out, predictor_out, cells, self._activation, scratch.pre, scratch.factors
+            encoder_out, predictor_out, cells, self.activation, scratch.pre, scratch.factors
         )
 
-    def begin_gradient(self, workers: int, weights: Any, largest: Any) -> Any:
-        zeros, xp = self.ops.zeros, self.ops.xp
-        if self._factor_dtype is not None:
-            # A power of two, so that the gradient of the logits, as large as `largest`, neither
-            # overflows nor vanishes in float16.
-            usable = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
-            self._scale = xp.exp2(_LARGEST_EXPONENT - xp.ceil(xp.log2(usable))).astype(self.dtype)
-        self._workers = workers
+    def write_logits(self, factors: Any, logits: Any) -> None:
+        """Without the bias, of hidden vectors as factors of a product."""
+        self.ops.matmul(factors, self._factor.T, logits)
+
+    def write_d_hidden(self, d_logits: Any, d_hidden: Any) -> None:
+        self.ops.matmul(d_logits, self._factor[:, : self.hidden_size], d_hidden)
+
+    @contextmanager
+    def sums(self, workers: int, weights: Any, largest: Any) -> Iterator[JointSums]:
+        """See :meth:`cupy_rnnt.sources.Source.sums`; afterwards :attr:`gradients` are whole."""
         self.gradients = self._out or JointGradients(
-            *(None if a is None else zeros(a.shape, a.dtype) for a in self._arguments)
+            *(None if a is None else self.ops.zeros(a.shape, a.dtype) for a in self._inputs)
         )
         for gradient in self._out or ():
             if gradient is not None:
                 gradient.fill(0)
-        # Every worker sums over its own tiles; the order of these sums never depends on timing.
-        self._d_weight = zeros((workers, self.width, self.hidden_size), self.dtype)
-        self._d_bias = zeros((workers, self.width), self.dtype)
-        if not self.ops.slow_denormals:
-            return weights
-        self._exponents = WeightExponents(weights, workers)
-        return self._exponents.fractions
-
-    def begin_group(self, group: Group, kept: Any) -> None:
-        self._group_start = group.start
-        self._first_frame, self._frames, self._d_encoder = self._sums(group, self._batch.frames)
-        self._first_column, self._columns, self._d_predictor = self._sums(
-            group, self._batch.columns
-        )
-
-    def _sums(self, group: Group, lengths: np.ndarray) -> tuple[Any, tuple[Any, Any], Any]:
-        """Gradients of the frames, or of the prefixes, of a group: where each sample begins, where
-        they belong, and each worker's sums."""
-        counts = lengths[group.start : group.stop]
-        ends = counts.cumsum()
-        firsts, total = ends - counts, int(ends[-1])
-        samples = np.repeat(np.arange(group.start, group.stop), counts)
-        places = samples, np.arange(total) - np.repeat(firsts, counts)
-        sums = self.ops.zeros((self._workers, total, self.hidden_size), self.dtype)
-        asarray = self.ops.asarray
-        return asarray(firsts), (asarray(places[0]), asarray(places[1])), sums
-
-    def add_gradient(
-        self,
-        worker: int,
-        cells: Cells,
-        kept: Kept,
-        stored: tuple[Any, Any] | None,
-        clamp: float,
-        weights: Any | None,
-        scratch: _JointScratch,
-    ) -> None:
-        ops, blank = self.ops, self._batch.blank
-        scratch = scratch.rows(len(cells.sample))
-        logits, block, pre, _, factors, _, d_hidden, slab = scratch
-        hidden, weight = factors[:, : self.hidden_size], self._factor[:, : self.hidden_size]
-        occupancies = kept.blank_occupancy, kept.label_occupancy
-        self._hidden(cells, scratch)
-        if stored is None:
-            ops.matmul(factors, self._factor.T, logits)
-        else:
-            ops.gather(stored[0], (stored[1],), logits)
-        if self._scale is not None and weights is not None:
-            weights = weights * self._scale
-        elif self._scale is not None:
-            occupancies = self._scale * occupancies[0], self._scale * occupancies[1]
-        softmax, labels = (logits, self._bias, kept.lse), cells.label
-        ops.logits_grad(
-            *softmax, *occupancies, blank, labels, clamp, weights, block, scratch.d_logits
-        )
-        d_logits = logits if scratch.d_logits is None else scratch.d_logits
-        ops.matmul(d_logits, weight, d_hidden)
-        sums = self._d_weight[worker], self._d_bias[worker]
-        if self._exponents is not None:
-            # Only now: what belongs to one sample is computed on the scale of that sample.
-            self._exponents.align(worker, cells.sample, d_logits, sums)
-        ops.add_weight_grad(d_logits, hidden, sums[0], slab)
-        ops.add_column_sum(d_logits, sums[1], block)
-        ops.hidden_grad(d_hidden, hidden, pre, self._activation)
-        sample = cells.sample - self._group_start
-        frames = self._first_frame[sample] + cells.frame
-        columns = self._first_column[sample] + cells.position
-        ops.add_rows(d_hidden, frames, self._d_encoder[worker], pre)
-        ops.add_rows(d_hidden, columns, self._d_predictor[worker], pre)
-
-    def end_group(self, group: Group) -> None:
-        for parts, places, gradient in (
-            (self._d_encoder, self._frames, self.gradients.encoder_out),
-            (self._d_predictor, self._columns, self.gradients.predictor_out),
-        ):
-            total = self._total(parts)
-            if self._exponents is not None:
-                self._exponents.put_back(total, places[0])
-            self.ops.scatter(total, places, gradient)
-
-    def end_gradient(self) -> None:
-        for parts, gradient in (
-            (self._d_weight, self.gradients.weight),
-            (self._d_bias, self.gradients.bias),
-        ):
-            if self._exponents is not None:
-                self._exponents.put_back_into_sums(parts)
-            if gradient is not None:
-                self.ops.assign(self._total(parts), gradient)
-
-    def _total(self, parts: Any) -> Any:
-        """The sum over the workers, in the place of the first one's part."""
-        total = parts[0]
-        for part in parts[1:]:
-            total += part
-        if self._scale is not None:
-            total /= self._scale
-        return total
+        sums = JointSums(self, self.gradients, workers, weights, largest)
+        yield sums
+        sums.close()

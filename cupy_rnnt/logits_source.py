@@ -1,8 +1,10 @@
-"""Given logits, and where their gradient goes: a :class:`cupy_rnnt.passes.Source`."""
+"""Given logits, and where their gradient goes: a :class:`cupy_rnnt.sources.Source`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +13,10 @@ from . import defaults
 from .batch import Batch, Cells, Coordinates
 from .exponents import WeightExponents
 from .ops import operations_for
-from .passes import Kept
 from .schedule import ROW_BYTES, Group
+from .sources import Kept
 from .tangents import Tangents
+from .transducer import LABEL_COLUMN, Row
 
 _CLEAR_ROWS = 2**14  # of a gradient, at once
 # How far above 1 rounding takes the sum of two probabilities: in float32, of which numbers in
@@ -30,7 +33,7 @@ class _LogitsScratch(NamedTuple):
 
 
 class LogitsSource:
-    """Given logits, or (``fused_log_softmax=False``) log-probabilities.
+    """Given logits or, if there is no head, log-probabilities.
 
     The gradient goes to `grad`, which may be the array of the logits itself.
     """
@@ -38,20 +41,18 @@ class LogitsSource:
     stored_row_bytes = 0
     selects = gains_surely = False
 
-    def __init__(
-        self, batch: Batch, logits: Any, fused_log_softmax: bool, grad: Any | None = None
-    ) -> None:
+    def __init__(self, batch: Batch, logits: Any, row: Row, grad: Any | None = None) -> None:
         self.ops = operations_for(logits)
         self.dtype: np.dtype = defaults.compute_dtype(logits.dtype)
         self.width: int = logits.shape[-1]
         self.grad = grad
         self.coordinates = Coordinates(batch, self.ops)
-        self.fused = fused_log_softmax
-        self._batch, self._logits = batch, logits
-        self._rows = None  # the logits by rows, where a tile can be had without a copy
+        self.row, self.fused = row, bool(row.heads)
+        self.device_row = self.ops.device_row(row)
+        self._batch, self.logits = batch, logits
+        self._tiles = None  # the logits by rows, where a tile can be had without a copy
         if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
-            self._rows = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
-        self._exponents: WeightExponents | None = None
+            self._tiles = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
         self._unnormalised: list[Any] = []  # of each worker
 
     @property
@@ -59,15 +60,20 @@ class LogitsSource:
         """Whether every row that :meth:`log_probs` saw may be log-probabilities."""
         return not np.concatenate(self.ops.host(*self._unnormalised)).any()
 
-    def _unnormalised_rows(self, log_probs: tuple[Any, Any, Any], has_label: Any) -> Any:
+    def _unnormalised_rows(self, lse: Any, scores: Any, has_label: Any) -> Any:
         """Those whose exponentials do not add up to 1 or, if that is all that is read of them,
-        those of blank and label to more than 1."""
-        (lse, of_blank, of_label), xp = log_probs, self.ops.xp
+        those of tokens to more than 1."""
+        xp = self.ops.xp
         if self.fused:
-            return ~(abs(lse) < math.sqrt(np.finfo(self.dtype).eps))
-        rounding = _HALF_ROUNDING if self._logits.dtype.itemsize == 2 else _ROUNDING
-        of_label = xp.where(has_label, of_label, -np.inf)
-        return xp.exp(of_blank) + xp.exp(of_label) > 1 + rounding
+            return ~(abs(lse) < math.sqrt(np.finfo(self.dtype).eps)).all(axis=0)
+        rounding = _HALF_ROUNDING if self.logits.dtype.itemsize == 2 else _ROUNDING
+        total = xp.zeros(len(has_label))
+        for score, column in zip(scores, self.row.columns, strict=True):
+            if column == LABEL_COLUMN:
+                score = xp.where(has_label, score, -np.inf)
+            if column < self.row.tokens:
+                total += xp.exp(score)
+        return total > 1 + rounding
 
     def scratch(self, rows: int) -> _LogitsScratch:
         shapes = (rows, self.width), (self.ops.scratch_rows(rows, self.width), self.width)
@@ -94,37 +100,31 @@ class LogitsSource:
     def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
         """The logits of some cells: a view if they lie together, else a copy."""
         index = cells.sample, cells.frame, cells.position
-        if self._rows is not None:
+        if self._tiles is not None:
             ends = tuple(values[[0, -1]] for values in index)
-            first, last = np.ravel_multi_index(ends, self._logits.shape[:-1])
+            first, last = np.ravel_multi_index(ends, self.logits.shape[:-1])
             if last - first == len(cells.sample) - 1:
-                return self._rows[first : last + 1]
+                return self._tiles[first : last + 1]
         tile = scratch.logits[: len(cells.sample)]
-        self.ops.gather(self._logits, index, tile)
+        self.ops.gather(self.logits, index, tile)
         return tile
 
-    def log_probs(
-        self, cells: Cells, scratch: _LogitsScratch, stored: Any | None
-    ) -> tuple[Any, Any, Any]:
+    def scores(self, cells: Cells, scratch: _LogitsScratch, stored: Any | None) -> tuple[Any, Any]:
         tile = self._tile(cells, scratch)
-        blank, labels = self._batch.blank, cells.label
-        if self.fused:
-            results = self.ops.row_log_probs(tile, None, blank, labels, scratch.block)
-        else:
-            results = self.ops.pick_log_probs(tile, blank, labels)
-        flag, rows = scratch.unnormalised, self._unnormalised_rows(results, cells.has_label)
+        results = self.ops.row_scores(tile, None, self.device_row, cells.label, scratch.block)
+        flag, rows = scratch.unnormalised, self._unnormalised_rows(*results, cells.has_label)
         self.ops.xp.logical_or(flag, rows.any(), out=flag)
         return results
 
-    def begin_gradient(self, workers: int, weights: Any, largest: Any) -> Any:
-        if not self.ops.slow_denormals:
-            return weights
-        self._exponents = WeightExponents(weights)
-        return self._exponents.fractions
+    @contextmanager
+    def sums(self, workers: int, weights: Any, largest: Any) -> Iterator[LogitsSums]:
+        """See :meth:`cupy_rnnt.sources.Source.sums`."""
+        yield LogitsSums(self, weights)
 
-    def begin_group(self, group: Group, kept: Any) -> None:
-        """Clear the rows that get no gradient, where the gradient overwrites the logits."""
-        if self.grad is not self._logits:
+    def clear_without_gradient(self, group: Group, kept: Any) -> None:
+        """Clear the rows of a group that get no gradient, where the gradient overwrites the
+        logits."""
+        if self.grad is not self.logits:
             return
         batch, ops = self._batch, self.ops
         for b in range(group.start, group.stop):
@@ -136,10 +136,27 @@ class LogitsSource:
         dropped[kept - cells.start] = False
         others = ops.indices(dropped, len(cells) - len(kept))
         for start in range(0, len(others), _CLEAR_ROWS):
-            there = self.coordinates.of(others[start : start + _CLEAR_ROWS] + cells.start)
-            self.grad[there.sample, there.frame, there.position] = 0
+            place = self.coordinates.of(others[start : start + _CLEAR_ROWS] + cells.start)
+            self.grad[place.sample, place.frame, place.position] = 0
 
-    def add_gradient(
+
+class LogitsSums:
+    """Where the gradient of given logits goes: rows of their own for every cell."""
+
+    def __init__(self, source: LogitsSource, weights: Any) -> None:
+        self._source, self.weights = source, weights
+        self._exponents: WeightExponents | None = None
+        if source.ops.slow_denormals:
+            self._exponents = WeightExponents(weights)
+            self.weights = self._exponents.fractions
+
+    @contextmanager
+    def of_group(self, group: Group, kept: Any) -> Iterator[LogitsSums]:
+        """See :meth:`cupy_rnnt.sources.Sums.of_group`."""
+        self._source.clear_without_gradient(group, kept)
+        yield self
+
+    def add(
         self,
         worker: int,
         cells: Cells,
@@ -149,36 +166,19 @@ class LogitsSource:
         weights: Any | None,
         scratch: _LogitsScratch,
     ) -> None:
-        blank, count = self._batch.blank, len(cells.sample)
-        rows = self.ops.block_rows(count, self.width)
+        """See :meth:`cupy_rnnt.sources.GroupSums.add`."""
+        source, ops, count = self._source, self._source.ops, len(cells.sample)
+        rows = ops.block_rows(count, source.width)
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            labels, of_kept = cells.label[part], kept.part(start, start + rows)
-            occupancies = of_kept.blank_occupancy, of_kept.label_occupancy
+            of_kept, labels = kept.part(part), cells.label[part]
             of_weights = None if weights is None else weights[part]
             index = cells.sample[part], cells.frame[part], cells.position[part]
             tile = scratch.logits[: len(labels)]
-            if self.fused:
-                self.ops.gather(self._logits, index, tile)
-                self.ops.logits_grad(
-                    tile,
-                    None,
-                    of_kept.lse,
-                    *occupancies,
-                    blank,
-                    labels,
-                    clamp,
-                    of_weights,
-                    scratch.block,
-                )
-            else:
-                self.ops.log_probs_grad(tile, *occupancies, blank, labels, clamp, of_weights)
+            if source.row.heads:
+                ops.gather(source.logits, index, tile)
+            grads = of_kept.lse, of_kept.occupancies, labels, clamp, of_weights
+            ops.logits_grad(tile, None, source.device_row, *grads, scratch.block)
             if self._exponents is not None:
                 self._exponents.put_back(tile, index[0])
-            self.ops.scatter(tile, index, self.grad)
-
-    def end_group(self, group: Group) -> None:
-        pass
-
-    def end_gradient(self) -> None:
-        pass
+            ops.scatter(tile, index, source.grad)

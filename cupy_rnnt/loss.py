@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import checks
+from . import checks, defaults
 from .batch import Batch
 from .dlpack import exported
-from .engine import Options, Progress, forward, forward_backward
+from .engine import returned, run
 from .logits_source import LogitsSource
 from .ops import operations_for
-from .results import REDUCTIONS, reduced, weights_of
+from .options import Options, ReportingKeywords, spells_out
+from .results import weights_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LogitsCall(NamedTuple):
@@ -20,29 +24,25 @@ class LogitsCall(NamedTuple):
     batch: Batch
     options: Options
     logits: Any
-    reduction: str
-    fused_log_softmax: bool
+
+    def source(self, grad: Any | None = None) -> LogitsSource:
+        options, width = self.options, self.logits.shape[-1]
+        row = options.transducer.row(width, self.batch.blank, not options.fused_log_softmax)
+        return LogitsSource(self.batch, self.logits, row, grad)
 
 
 def checked(
-    logits: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
-    blank: Any,
-    reduction: Any,
-    fused_log_softmax: Any,
-    **options: Any,
+    logits: Any, targets: Any, logit_lengths: Any, target_lengths: Any, **options: Any
 ) -> LogitsCall:
-    """Validate the arguments of a loss; `options` are those of :meth:`Options.checked`."""
-    reduction = checks.choice("reduction", reduction, REDUCTIONS)
-    fused_log_softmax = checks.boolean("fused_log_softmax", fused_log_softmax)
+    """Validate the arguments of a loss; `options` are those of :class:`Options`."""
     logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"))
+    values = Options.checked(logits.dtype, **options)
     targets = checks.integer_array("targets", targets)
     checks.batch_first("logits", logits, targets, positions=2)
-    batch = Batch(targets, logit_lengths, target_lengths, logits.shape[:3], logits.shape[3], blank)
-    checked_options = Options.checked(logits.dtype, **options)
-    return LogitsCall(batch, checked_options, logits, reduction, fused_log_softmax)
+    *lattice, width = logits.shape
+    tokens = values.tokens(width)
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
+    return LogitsCall(batch, values, logits)
 
 
 _LIKE_LOG_PROBS = (
@@ -59,9 +59,10 @@ _UNLIKE_LOG_PROBS = (
 def warn_if_misnamed(source: LogitsSource) -> None:
     """Warn of logits that look like log-probabilities, and of log-probabilities that cannot be."""
     if source.width > 1 and source.fused == source.looks_normalised:
-        warnings.warn(_LIKE_LOG_PROBS if source.fused else _UNLIKE_LOG_PROBS, stacklevel=3)
+        warnings.warn(_LIKE_LOG_PROBS if source.fused else _UNLIKE_LOG_PROBS, stacklevel=4)
 
 
+@spells_out(ReportingKeywords)
 def rnnt_loss(
     logits: Any,
     targets: Any,
@@ -71,13 +72,7 @@ def rnnt_loss(
     clamp: float = -1.0,
     reduction: str = "mean",
     fused_log_softmax: bool = True,
-    *,
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
-    progress: Progress | None = None,
-    return_info: bool = False,
+    **options: Unpack[ReportingKeywords],
 ) -> Any:
     """RNN-transducer loss of given logits.
 
@@ -107,6 +102,13 @@ def rnnt_loss(
         Costs of the samples, their mean over the batch, or their sum.
     fused_log_softmax : bool
         Whether to take the log-softmax of `logits`; if not, they are log-probabilities already.
+    transducer : str or Transducer
+        What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
+        ``"constrained"`` (those of k2, where a label takes a frame as well), or a
+        :class:`Transducer` of one's own.
+    delay_penalty : float
+        That of k2: ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
+        label emitted at frame t, in a sample of T frames. The cost includes it.
     fastemit_lambda : float
         Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
     zero_infinity : bool
@@ -161,30 +163,25 @@ def rnnt_loss(
     >>> bool(np.isclose(loss, -np.log(2 / 27)))
     True
     """
-    return_info = checks.boolean("return_info", return_info)
     call = checked(
         logits,
         targets,
         logit_lengths,
         target_lengths,
-        blank,
-        reduction,
-        fused_log_softmax,
+        blank=blank,
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
-        progress=progress,
+        reduction=reduction,
+        fused_log_softmax=fused_log_softmax,
+        **options,
     )
     with operations_for(call.logits).device_of(call.logits):
-        source = LogitsSource(call.batch, call.logits, call.fused_log_softmax)
-        result = forward(source, call.batch, call.options, keep=False)
+        source = call.source()
+        result = run(source, call.batch, call.options)
         warn_if_misnamed(source)
-        loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
-    return (loss, result.info(call.batch)) if return_info else loss
+        return returned(result, logits)
 
 
+@spells_out(ReportingKeywords)
 def rnnt_loss_and_grad(
     logits: Any,
     targets: Any,
@@ -197,12 +194,7 @@ def rnnt_loss_and_grad(
     *,
     overwrite_logits: bool = False,
     cost_weights: Any = None,
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
-    progress: Progress | None = None,
-    return_info: bool = False,
+    **options: Unpack[ReportingKeywords],
 ) -> Any:
     """Loss of given logits, and its gradient with respect to them.
 
@@ -251,33 +243,27 @@ def rnnt_loss_and_grad(
     >>> np.round(grad[0, 0, 0] * 6, 12)  # both transitions are equally likely
     array([-1., -1.,  2.])
     """
-    return_info = checks.boolean("return_info", return_info)
     call = checked(
         logits,
         targets,
         logit_lengths,
         target_lengths,
-        blank,
-        reduction,
-        fused_log_softmax,
+        blank=blank,
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
-        progress=progress,
+        reduction=reduction,
+        fused_log_softmax=fused_log_softmax,
+        **options,
     )
     overwrite_logits = checks.boolean("overwrite_logits", overwrite_logits)
     ops = operations_for(call.logits)
     with ops.device_of(call.logits):
         if overwrite_logits:
             checks.writeable("logits", logits, call.logits)
+        dtype = defaults.compute_dtype(call.logits.dtype)
+        weights = weights_of(call.options.reduction, cost_weights, call.batch.size, dtype)
         like_logits = call.logits.shape, call.logits.dtype
         grad = call.logits if overwrite_logits else ops.zeros(*like_logits)
-        source = LogitsSource(call.batch, call.logits, call.fused_log_softmax, grad)
-        weights = weights_of(call.reduction, cost_weights, call.batch.size, source.dtype)
-        result = forward_backward(source, call.batch, call.options, weights)
+        source = call.source(grad)
+        result = run(source, call.batch, call.options, weights)
         warn_if_misnamed(source)
-        loss = exported(reduced(result.costs, call.reduction, source.dtype), logits)
-        results = loss, logits if overwrite_logits else exported(grad, logits)
-    return (*results, result.info(call.batch)) if return_info else results
+        return returned(result, logits, logits if overwrite_logits else exported(grad, logits))

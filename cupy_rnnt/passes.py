@@ -3,107 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .batch import Batch, Cells, Coordinates
-from .ops import BoundedLattice, Lattice, Operations, Tile, Workers
+from .batch import Batch
+from .ops import Lattice, Tile, Workers
+from .options import Options
 from .results import reportable
-from .schedule import Group, Needs, Plan, Tiles
-from .selection import counts_of, next_cells, worth_selecting
-from .tangents import Tangents
-
-if TYPE_CHECKING:
-    from .engine import Options
-
-# Where bounds may cost more than they save, one sample is tried if the batch is _PILOTS times as
-# large; the others follow if no more than _GAINING of its cells are left.
-_PILOTS, _GAINING = 8, 0.3
+from .schedule import Group, Plan, Tiles
+from .selection import Selected, selection_of
+from .sources import Kept, Source, Sums
 
 
-class Kept(NamedTuple):
-    """The cells of one group whose gradient is computed, one entry each, in packed order."""
+class Lengths(NamedTuple):
+    """Of some samples, (n,) each, on the host."""
 
-    packed: Any  # int64
-    lse: Any  # float64
-    blank_occupancy: Any  # compute dtype, as the gradient uses it
-    label_occupancy: Any
+    frames: np.ndarray
+    positions: np.ndarray  # S = U + 1
+    fewest_arcs: np.ndarray  # of a path
+    most_arcs: np.ndarray
 
-    def part(self, start: int, stop: int) -> Kept:
-        return Kept(*(values[start:stop] for values in self))
-
-    def weighted(self, weights: Any, clamp: float) -> tuple[Kept, Any | None]:
-        """Cost weights go into the occupancies, as gradients are linear in them, or are left to be
-        applied behind the bounds that `clamp` sets."""
-        if clamp > 0:
-            return self, weights
-        dtype = self.blank_occupancy.dtype
-        weights = weights.astype(dtype)
-        blank, label = weights * self.blank_occupancy, weights * self.label_occupancy
-        return self._replace(blank_occupancy=blank, label_occupancy=label), None
-
-
-class Source(Needs, Protocol):
-    """Where logits come from and their gradient goes."""
-
-    ops: Operations
-    coordinates: Coordinates
-    dtype: np.dtype
-    """The compute dtype."""
-    selects: bool
-    """Whether bounds of the log-probs can be had, and may save more than they cost."""
-    gains_surely: bool
-    """Whether they do so even if they leave out few cells."""
-
-    def scratch(self, rows: int) -> Any:
-        """Buffers of one worker."""
-
-    def log_probs(self, cells: Cells, scratch: Any, stored: Any | None) -> tuple[Any, Any, Any]:
-        """Log-sum-exp, blank and label log-probs of some cells, float64.
-
-        Their logits are left in `stored`, (cells, V), if it is given.
-        """
-
-    def tangents(self, samples: np.ndarray) -> Tangents:
-        """What bounds the log-probs of some samples; only called if `selects` is set."""
-
-    def begin_gradient(self, workers: int, weights: Any, largest: Any) -> Any:
-        """The cost weights that :meth:`add_gradient` is to be given, for those of the call, (B,).
-
-        `largest` bounds the magnitude of what each logit gets as its gradient.
-        """
-
-    def begin_group(self, group: Group, kept: Any) -> None:
-        """A group's gradient comes next; `kept` are the packed indices of its cells."""
-
-    def add_gradient(
-        self,
-        worker: int,
-        cells: Cells,
-        kept: Kept,
-        stored: tuple[Any, Any] | None,
-        clamp: float,
-        weights: Any | None,
-        scratch: Any,
-    ) -> None:
-        """Add the gradient of some cells.
-
-        `stored` are logits that pass 1 has left and the rows that belong to the cells. Calls of
-        different workers overlap; those of one worker come in the same order in every run.
-        """
-
-    def end_group(self, group: Group) -> None: ...
-
-    def end_gradient(self) -> None: ...
-
-
-class Selected(NamedTuple):
-    """The cells of some samples to compute first."""
-
-    chosen: Any  # bool, (cells,), packed
-    counts: np.ndarray  # of each sample
-    bounds: Any  # float64, (2, cells): of blank and label log-probs
+    @property
+    def cells(self) -> np.ndarray:
+        cells: np.ndarray = self.frames * self.positions
+        return cells
 
 
 class Part(NamedTuple):
@@ -113,14 +39,78 @@ class Part(NamedTuple):
     selected: Selected | None = None  # None for all cells
 
 
-class FirstPass(NamedTuple):
-    """What pass 1 over a part has found."""
+@dataclass
+class Solved:
+    """The lattices of a part after pass 1."""
 
+    passes: Passes
+    group: Group
+    lattice: Lattice
+    lse: Any  # float64, (G, cells)
     costs: Any  # float64, (n,); finite where they are in the dtype that is reported
     certificate: Any  # float64, (n,)
     computed: int
     rounds: int
-    kept: Kept | None
+
+    def kept(self) -> Kept:
+        """The cells that hold at least a share of the mean occupancy of their sample.
+
+        The mean is at least that of a path of the fewest arcs, over T S cells, and the cells left
+        out hold at most the share of `tolerance` that the certificate has left, of the sample's
+        occupancy; a smaller one where the gradient of a cell may be more than twice its occupancy,
+        as a score is charged several heads. Where the cost is not finite, none is kept.
+        """
+        source, options = self.passes.source, self.passes.options
+        xp, lengths = source.ops.xp, self.passes.lengths(self.group)
+        charges = max((len(charged) for charged in source.row.charged), default=1)
+        share = 2 / (1 + max(charges, 1))
+        means = source.ops.asarray(share * lengths.fewest_arcs / lengths.cells)
+        least = (options.tolerance - self.certificate) * means
+        cells = self.lattice.keep(xp.where(xp.isfinite(self.costs), least, np.inf))
+        of_labels = 1 + options.fastemit_lambda
+        occupancies = self.lattice.occupancies(cells, of_labels, source.dtype)
+        # Those of a frame add up to 1. A product of much smaller ones and the least softmax values
+        # would be a denormal number, and one in a row slows its products as much as many.
+        occupancies[occupancies < np.finfo(source.dtype).eps ** 2] = 0
+        first = int(self.passes.batch.offsets[self.group.start])
+        return Kept(cells + first, self.lse[:, cells], occupancies)
+
+
+class Stored:
+    """Logits that pass 1 leaves for pass 2: those of the first cells of its first round."""
+
+    def __init__(self, source: Source, rows: int) -> None:
+        self._ops = source.ops
+        self.rows = source.ops.empty((rows, source.width), source.dtype)
+        self._cells = source.ops.empty((0,), np.int64)
+        self._complete = False
+
+    def begin(self, packed: Any) -> int:
+        """Cells of pass 1 follow: the number of those whose logits go to :attr:`rows`."""
+        self._cells = packed[: len(self.rows)]
+        return len(self._cells)
+
+    def end(self, computed: int, rounds: int) -> None:
+        """So many cells were computed, in so many rounds."""
+        self._complete = rounds == 1 and len(self._cells) == computed
+
+    def in_front(self, kept: Kept) -> tuple[Kept, Any, int]:
+        """Kept cells with those in front whose logits are stored, the rows of these, and how many
+        there are."""
+        cells, ops = self._cells, self._ops
+        if len(cells) == 0:
+            return kept, cells, 0
+        rows = ops.xp.searchsorted(cells, kept.packed)
+        if self._complete:
+            return kept, rows, len(rows)
+        rows[rows == len(cells)] = 0
+        stored = cells[rows] == kept.packed
+        count = int(ops.host(stored.sum())[0])
+        if 0 < count < len(rows):
+            parts = ops.indices(stored, count), ops.indices(~stored, len(rows) - count)
+            order = ops.xp.concatenate(parts)
+            rows, kept = rows[order], kept.part(order)
+        return kept, rows, count
 
 
 class Passes:
@@ -135,237 +125,126 @@ class Passes:
         workers: Workers,
         count: int,
     ) -> None:
-        self._source, self._batch, self._options = source, batch, options
-        self._plan, self._workers, self._count = plan, workers, count
-        self._scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
-        self._stored = source.ops.empty((plan.stored, source.width), source.dtype)
-        self._stored_cells = source.ops.empty((0,), np.int64)
-        self._stores_all = False
-        # The certificate may use up one half of the tolerance, the filter has what that leaves.
-        self._most_leaving = options.tolerance / 2
+        self.source, self.batch, self.options, self.plan = source, batch, options, plan
+        self.scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
+        self._workers, self._count = workers, count
+        self._stored = Stored(source, plan.stored)
+        self._selection = selection_of(self)
+
+    def lengths(self, group: Group) -> Lengths:
+        samples = slice(group.start, group.stop)
+        frames, positions = self.batch.frames[samples], self.batch.columns[samples]
+        arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
+        return Lengths(frames, positions, *arcs)
+
+    def lattice(self, make: Callable[..., Any], group: Group, gradient: bool) -> Any:
+        """That of a group, by an operation of the device."""
+        frames, positions, *_ = self.lengths(group)
+        options = self.options
+        return make(options.transducer, frames, positions, gradient, options.delay_penalty)
+
+    def run(
+        self,
+        tile: Callable[[int, Tile], None],
+        count: int,
+        stored: int = 0,
+        fixed: bool = False,
+        report: Callable[[Tile], None] | None = None,
+    ) -> None:
+        """Run tiles of so many entries: first of those whose logits are `stored`."""
+        rows, workers = self.plan.rows, self.plan.workers
+        self._workers.run(tile, Tiles(stored, rows, workers), fixed, report)
+        self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed, report)
 
     def parts(self) -> Iterator[Part]:
         """Select in one group after the other; cut it so that logits can be stored for pass 2."""
-        gains = self._gains()
-        most = self._plan.stored if self._source.ops.sizes.cuts_groups else 0
-        for group in self._plan.groups:
-            selected = self._select(group) if gains else None
-            sizes = np.diff(self._batch.offsets[group.start : group.stop + 1])
+        most = self.plan.stored if self.source.ops.sizes.cuts_groups else 0
+        for group in self.plan.groups:
+            selected = self._selection.first(group)
+            sizes = self.lengths(group).cells
             ends = sizes.cumsum()
             counts = sizes if selected is None else selected.counts
             for start, stop in _runs(counts.tolist(), most):
-                part = Group(group.start + start, group.start + stop)
-                mine, cells = slice(start, stop), slice(ends[start] - sizes[start], ends[stop - 1])
-                if selected is None or (counts[mine] == sizes[mine]).all():
+                part, samples = Group(group.start + start, group.start + stop), slice(start, stop)
+                if selected is None or (counts[samples] == sizes[samples]).all():
                     yield Part(part)
                 else:
-                    chosen, _, bounds = selected
-                    yield Part(part, Selected(chosen[cells], counts[mine], bounds[:, cells]))
+                    cells = slice(ends[start] - sizes[start], ends[stop - 1])
+                    yield Part(part, selected.part(samples, cells))
 
-    def _gains(self) -> bool:
-        """Whether to select at all: where bounds may cost more than they save, they are tried on
-        the smallest sample."""
-        batch = self._batch
-        worth = worth_selecting(batch.frames, batch.columns)
-        if not self._plan.selecting or len(worth) == 0 or self._source.gains_surely:
-            return self._plan.selecting
-        cells = batch.frames * batch.columns
-        least = int(worth[cells[worth].argmin()])
-        if cells[least] * _PILOTS > batch.cell_count:
-            return False
-        selected = self._select(Group(least, least + 1))
-        return selected is not None and int(selected.counts[0]) <= _GAINING * int(cells[least])
+    def first(self, part: Part, gradient: bool) -> Solved:
+        """Pass 1 over a part; occupancies can be read if there is to be a `gradient`."""
+        group, ops = part.group, self.source.ops
+        lengths = self.lengths(group)
+        count = int(lengths.cells.sum())
+        lse = ops.empty((len(self.source.row.heads), count), np.float64)
+        make = ops.lattice if part.selected is None else ops.bounded_lattice
+        lattice = self.lattice(make, group, gradient)
 
-    def _select(self, group: Group) -> Selected | None:
-        """The cells of a group to begin with; None if no sample is worth it."""
-        batch, ops = self._batch, self._source.ops
-        samples = slice(group.start, group.stop)
-        frames, columns = batch.frames[samples], batch.columns[samples]
-        worth = worth_selecting(frames, columns)
-        if len(worth) == 0:
-            return None
-        tangents = self._source.tangents(group.start + worth)
-        for side, count in enumerate(tangents.references):
+        def compute(cells: Any, first: bool) -> None:
+            self._compute(group, cells, lattice, lse, first)
 
-            def refer(worker: int, tile: Tile, side: int = side) -> None:
-                tangents.refer(side, *tile, self._scratch[worker])
-
-            self._workers.run(refer, Tiles(count, self._plan.rows, self._plan.workers))
-        run = batch.run(group.start, group.stop)
-        bounds = ops.empty((2, len(run)), np.float64)
-        bounds.fill(-np.inf)
-
-        def bound(worker: int, tile: Tile) -> None:
-            tangents.bound(*tile, self._scratch[worker], run.start, bounds)
-
-        count = tangents.references[0]
-        self._workers.run(bound, Tiles(count, self._plan.rows, self._plan.workers))
-        lattice = ops.bounded_lattice(frames, columns, False)
-        lattice.bound(bounds)
-        none = ops.zeros((len(run),), bool)
-        chosen, _ = next_cells(lattice, frames, columns, none, 0, self._most_leaving)
-        return Selected(chosen, ops.host(counts_of(chosen, frames * columns))[0], bounds)
-
-    def first(self, part: Part, keep: bool) -> FirstPass:
-        """Costs of a part and, if asked for, the cells that matter to a gradient."""
-        batch, group, ops = self._batch, part.group, self._source.ops
-        samples = slice(group.start, group.stop)
-        frames, columns = batch.frames[samples], batch.columns[samples]
-        lse = ops.empty((int((frames * columns).sum()),), np.float64)
         if part.selected is None:
-            lattice: Lattice = ops.lattice(frames, columns, keep)
-            computed, rounds, certificate = len(lse), 1, ops.zeros((len(frames),), np.float64)
-            self._log_probs(group, ops.xp.arange(computed), lattice, lse)
+            compute(ops.xp.arange(count), True)
+            computed, rounds, certificate = count, 1, ops.zeros((len(lengths.frames),), np.float64)
         else:
-            lattice = bounded = ops.bounded_lattice(frames, columns, keep)
-            computed, rounds, certificate = self._certify(group, part.selected, bounded, lse)
-        self._stores_all = rounds == 1 and len(self._stored_cells) == computed
-        costs = reportable(lattice.solve(), self._source.dtype)
-        kept = self._keep(group, lattice, lse, costs, certificate) if keep else None
-        return FirstPass(costs, certificate, computed, rounds, kept)
+            computed, rounds, certificate = part.selected.certify(lattice, lengths, compute)
+        self._stored.end(computed, rounds)
+        costs = reportable(lattice.solve(), self.source.dtype)
+        return Solved(self, group, lattice, lse, costs, certificate, computed, rounds)
 
-    def _certify(
-        self, group: Group, selected: Selected, lattice: BoundedLattice, lse: Any
-    ) -> tuple[int, int, Any]:
-        """Compute cells until all samples are certified: the number of cells and of rounds, and
-        the certificates."""
-        batch, ops = self._batch, self._source.ops
-        samples = slice(group.start, group.stop)
-        lengths = batch.frames[samples], batch.columns[samples]
-        lattice.bound(selected.bounds)
-        chosen = ops.xp.zeros_like(selected.chosen)
-        cells = ops.indices(selected.chosen, int(selected.counts.sum()))
-        computed = rounds = 0
-        while True:
-            self._log_probs(group, cells, lattice, lse, rounds == 0)
-            chosen[cells] = True
-            computed += len(cells)
-            rounds += 1
-            new, certificate = next_cells(lattice, *lengths, chosen, rounds, self._most_leaving)
-            cells = ops.indices(new) if new is not None else ()
-            if len(cells) == 0:
-                return computed, rounds, certificate
-
-    def _log_probs(
-        self, group: Group, cells: Any, lattice: Lattice, lse: Any, first: bool = True
-    ) -> None:
-        """Pass 1 over some cells of a group, given by their numbers in it.
-
-        Those of the `first` round have their logits stored.
-        """
-        source = self._source
-        packed = cells + int(self._batch.offsets[group.start])
-        count = self._plan.stored if first else 0
-        if first:
-            self._stored_cells = packed[:count]
+    def _compute(self, group: Group, cells: Any, lattice: Lattice, lse: Any, first: bool) -> None:
+        """Scores of some cells of a group, given by their numbers in it; the logits of the `first`
+        ones are stored."""
+        source = self.source
+        packed = cells + int(self.batch.offsets[group.start])
+        stored = self._stored.begin(packed) if first else 0
 
         def tile(worker: int, part: Tile) -> None:
             start, stop = part
-            mine = source.coordinates.of(packed[start:stop])
-            stored = self._stored[start:stop] if stop <= count else None
-            lse[cells[start:stop]], blank, label = source.log_probs(
-                mine, self._scratch[worker], stored
-            )
-            lattice.write(mine._replace(sample=mine.sample - group.start), blank, label)
+            coordinates = source.coordinates.of(packed[start:stop])
+            logits = self._stored.rows[start:stop] if stop <= stored else None
+            sums, scores = source.scores(coordinates, self.scratch[worker], logits)
+            lse[:, cells[start:stop]] = sums
+            within = coordinates._replace(sample=coordinates.sample - group.start)
+            lattice.write(within, scores)
 
         def report(part: Tile) -> None:
             self._report(group, part[1] / len(cells), 0)
 
-        stored_cells = min(count, len(cells))
-        self._run_stored_first(tile, len(cells), stored_cells, report=report if first else None)
+        self.run(tile, len(cells), stored, report=report if first else None)
 
-    def _keep(
-        self,
-        group: Group,
-        lattice: Lattice,
-        lse: Any,
-        costs: Any,
-        certificate: Any,
-    ) -> Kept:
-        """The cells that hold at least a share of the mean occupancy of their sample.
+    def sums(self, weights: Any) -> AbstractContextManager[Sums]:
+        """Gradients, given weights of the costs."""
+        # A gradient of the logits is that of a cost, within 1 + lambda of 0, times its weight.
+        largest = abs(weights).max() * (1 + self.options.fastemit_lambda)
+        return self.source.sums(self.plan.workers, weights, largest)
 
-        A path has T + U transitions, so the mean is (T + U) / (T S), and the cells left out hold
-        at most the share of `tolerance` that the certificate has left, of the sample's occupancy.
-        Where the cost is not finite, none is kept.
-        """
-        batch, ops = self._batch, self._source.ops
-        samples = slice(group.start, group.stop)
-        frames, columns = batch.frames[samples], batch.columns[samples]
-        means = ops.asarray((frames + columns - 1) / (frames * columns))
-        least = (self._options.tolerance - certificate) * means
-        cells, *both = lattice.keep(ops.xp.where(ops.xp.isfinite(costs), least, np.inf))
-        dtype = self._source.dtype
-        occupancies = ops.xp.stack(both, dtype=dtype, casting="same_kind")
-        # Those of a frame add up to 1. A product of much smaller ones and the least softmax values
-        # would be a denormal number, and one in a row slows its products as much as many.
-        occupancies[occupancies < np.finfo(dtype).eps ** 2] = 0
-        occupancies[1] *= 1 + self._options.fastemit_lambda
-        return Kept(cells + int(batch.offsets[group.start]), lse[cells], *occupancies)
+    def second(self, sums: Sums, group: Group, kept: Kept) -> None:
+        """Pass 2: add the gradient of the kept cells of a group."""
+        source, clamp = self.source, self.options.clamp
+        kept, rows, stored = self._stored.in_front(kept)
+        with sums.of_group(group, kept.packed) as of_group:
 
-    def second(self, group: Group, kept: Kept, weights: Any) -> None:
-        """Gradient of the kept cells of a group, given weights of the costs of all samples."""
-        source = self._source
-        kept, rows, count = self._stored_first(kept)
-        source.begin_group(group, kept.packed)
+            def tile(worker: int, part: Tile) -> None:
+                start, stop = part
+                some = kept.part(slice(start, stop))
+                cells = source.coordinates.of(some.packed)
+                some, weights = some.weighted(sums.weights[cells.sample], clamp)
+                logits = (self._stored.rows, rows[start:stop]) if stop <= stored else None
+                of_group.add(worker, cells, some, logits, clamp, weights, self.scratch[worker])
 
-        def tile(worker: int, part: Tile) -> None:
-            start, stop = part
-            mine = kept.part(start, stop)
-            cells = source.coordinates.of(mine.packed)
-            mine, cell_weights = mine.weighted(weights[cells.sample], self._options.clamp)
-            source.add_gradient(
-                worker,
-                cells,
-                mine,
-                (self._stored, rows[start:stop]) if stop <= count else None,
-                self._options.clamp,
-                cell_weights,
-                self._scratch[worker],
-            )
+            def report(part: Tile) -> None:
+                self._report(group, part[1] / len(kept.packed), self._count - 1)
 
-        def report(part: Tile) -> None:
-            self._report(group, part[1] / len(kept.packed), self._count - 1)
-
-        self._run_stored_first(tile, len(kept.packed), count, fixed=True, report=report)
-        source.end_group(group)
-
-    def _stored_first(self, kept: Kept) -> tuple[Kept, Any, int]:
-        """Kept cells with those in front whose logits are stored, the rows of these, and how many
-        there are."""
-        there, ops = self._stored_cells, self._source.ops
-        if len(there) == 0:
-            return kept, there, 0
-        rows = ops.xp.searchsorted(there, kept.packed)
-        if self._stores_all:
-            return kept, rows, len(rows)
-        rows[rows == len(there)] = 0
-        stored = there[rows] == kept.packed
-        count = int(ops.host(stored.sum())[0])
-        if 0 < count < len(rows):
-            parts = ops.indices(stored, count), ops.indices(~stored, len(rows) - count)
-            order = ops.xp.concatenate(parts)
-            rows, kept = rows[order], Kept(*(values[order] for values in kept))
-        return kept, rows, count
-
-    def _run_stored_first(
-        self,
-        tile: Callable[[int, Tile], None],
-        count: int,
-        stored: int,
-        fixed: bool = False,
-        report: Callable[[Tile], None] | None = None,
-    ) -> None:
-        """Run tiles of the entries whose logits are stored, then of the others."""
-        rows, workers = self._plan.rows, self._plan.workers
-        self._workers.run(tile, Tiles(stored, rows, workers), fixed, report)
-        self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed, report)
+            self.run(tile, len(kept.packed), stored, fixed=True, report=report)
 
     def _report(self, group: Group, share: float, passes_before: int) -> None:
         """Tell the caller that a share of a pass over a group is done."""
-        if self._options.progress is not None:
-            start, stop = self._batch.offsets[[group.start, group.stop]].tolist()
+        if self.options.progress is not None:
+            start, stop = self.batch.offsets[[group.start, group.stop]].tolist()
             done = start + int((stop - start) * (passes_before + share) / self._count)
-            self._options.progress(done, self._batch.cell_count)
+            self.options.progress(done, self.batch.cell_count)
 
 
 def _runs(counts: list[int], most: int) -> Iterator[tuple[int, int]]:

@@ -10,8 +10,6 @@ import numpy as np
 from . import checks
 from .ops import operations_for
 
-REDUCTIONS = ("none", "mean", "sum")
-
 
 class JointGradients(NamedTuple):
     """Gradients of the reduced loss with respect to the inputs of the joint network.

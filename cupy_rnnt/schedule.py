@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, Protocol
 
 from .batch import Batch
 from .ops import Operations, Sizes
+from .transducer import Row, Transducer
 
 _SMALL_ROWS = 64  # tiles are not made smaller so that all workers have as many
 ROW_BYTES = 512
 """For indices, occupancies and other vectors with an entry a row of a tile."""
-_CELL_BYTES = 3 * 8 + 2 * 8 + 5 * 8  # lse and list; choosing kept cells; a kept cell, its row
-_SELECTION_BYTES = 2 * 8 + 8  # of a cell: its bounds, masks
+_CELL_BYTES = 2 * 8 + 2 * 8 + 2 * 8  # list; choosing kept cells; number and row of a kept cell
+_MASKS_BYTES = 8  # of a cell, where cells are selected
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
 _BOOKKEEPING_BYTES = 2**20  # threads, closures, chunks of occupancies
 
@@ -27,6 +28,7 @@ class Needs(Protocol):
     """What the source of the logits allocates, in bytes."""
 
     width: int
+    row: Row
     stored_row_bytes: int
     """A row of logits kept from pass 1 to pass 2; 0 if the source has no use for it."""
     selects: bool
@@ -120,6 +122,7 @@ def plan(
     batch: Batch,
     needs: Needs,
     ops: Operations,
+    transducer: Transducer,
     budget: int,
     gradient: bool,
     store: bool,
@@ -148,12 +151,12 @@ def plan(
 
     def group_bytes(extent: _Extent, workers: int) -> int:
         diagonals, width, cells, frames, columns, samples = extent
-        lattice = ops.lattice_nbytes(diagonals, width, gradient, selecting)
+        lattice = ops.lattice_nbytes(topology, diagonals, width, gradient, selecting)
         vectors = needs.group_bytes(frames, columns, workers)
         if selecting:  # the references are gone before there is a gradient
-            lattice += _SELECTION_BYTES * cells
+            lattice += (8 * scores + _MASKS_BYTES) * cells
             vectors = max(vectors, needs.selection_bytes(frames, columns, samples, workers))
-        return lattice + _CELL_BYTES * cells + vectors
+        return lattice + cell_bytes * cells + vectors
 
     def base_bytes(workers: int, rows: int) -> int:
         shared = _BOOKKEEPING_BYTES + batch.nbytes + _SAMPLE_BYTES * batch.size
@@ -167,6 +170,10 @@ def plan(
         return within_share and least_bytes(workers, rows) <= budget
 
     sizes, selecting = ops.sizes, select and needs.selects
+    topology, scores = transducer.topology, len(transducer.topology.scores)
+    heads = len(needs.row.heads)
+    # Log-sum-exps of all cells and, where these are kept, of the latter, with occupancies.
+    cell_bytes = _CELL_BYTES + 8 * (2 * heads + scores)
     full, small = _tile_rows(batch, needs.width, sizes)
     selecting = selecting and least_bytes(1, small) <= budget
     workers, rows = _workers_and_rows(batch, full, small, budget, ops.threads(), least_bytes, fits)

@@ -1,4 +1,4 @@
-r"""Upper bounds of the log-probs of a joint network, from four dot products a cell.
+r"""Upper bounds of the scores of a joint network, from a few dot products a cell.
 
 The costly part of a log-prob is the denominator of its softmax. As log-sum-exp is convex, it lies
 above its tangents: with :math:`z = W h + b` over the labels, a reference hidden vector :math:`h_0`
@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .batch import Batch
+from .batch import Batch, JointInputs
 from .ops import Operations, Runs
-from .results import JointGradients
+from .transducer import LABEL_COLUMN, Row
 
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
 _MASKED = 200.0  # nats below the others, an entry has no share in a softmax in any precision
@@ -56,7 +56,7 @@ class Magnitudes(NamedTuple):
     bias: np.ndarray | None = None
 
     @staticmethod
-    def of(ops: Operations, batch: Batch, inputs: JointGradients) -> Magnitudes:
+    def of(ops: Operations, batch: Batch, inputs: JointInputs) -> Magnitudes:
         with np.errstate(all="ignore"):
             return Magnitudes(
                 *ops.host(
@@ -76,9 +76,13 @@ class Tangents:
     ops : Operations
     batch : Batch
     samples : numpy.ndarray, shape (n,), int64
-    inputs : JointGradients
+    inputs : JointInputs
         Encoder and predictor outputs; weights and bias in the compute dtype.
     activation : str
+    row : Row
+        Where the scores are in a row of logits.
+    device_row
+        What operations take in its place.
     magnitudes : Magnitudes
         Of the inputs.
     """
@@ -88,12 +92,16 @@ class Tangents:
         ops: Operations,
         batch: Batch,
         samples: np.ndarray,
-        inputs: JointGradients,
+        inputs: JointInputs,
         activation: str,
+        row: Row,
+        device_row: Any,
         magnitudes: Magnitudes,
     ) -> None:
         self._ops, self._batch, self._samples = ops, batch, samples
         self._inputs, self._activation, self._magnitudes = inputs, activation, magnitudes
+        self._row = device_row
+        self._exact = [column for column in row.columns if column != LABEL_COLUMN]
         lengths = batch.frames[samples], batch.columns[samples]
         self._ends = [count.cumsum() for count in lengths]
         self._firsts = [last - count for last, count in zip(self._ends, lengths, strict=True)]
@@ -104,9 +112,10 @@ class Tangents:
         self._means = ops.empty((2, len(samples), hidden_size), dtype)
         self._slopes = ops.empty((frames, hidden_size), dtype)
         self._constants = ops.empty((frames,), np.float64)
-        # The vectors of a prefix: weights of the blank and of the label, and the slope.
-        self._vectors = ops.empty((prefixes, 3, hidden_size), dtype)
-        self._vector_constants = ops.empty((prefixes, 3), np.float64)
+        # The vectors of a prefix: weights of the blanks, the durations and the label; the slope.
+        vectors = len(self._exact) + 2
+        self._vectors = ops.empty((prefixes, vectors, hidden_size), dtype)
+        self._vector_constants = ops.empty((prefixes, vectors), np.float64)
         self._predictor = ops.empty((prefixes, hidden_size), dtype)
         with np.errstate(all="ignore"):
             for array, counts, means in zip(inputs[:2], lengths, self._means, strict=True):
@@ -123,9 +132,13 @@ class Tangents:
             self._slack = np.array(slack) + 2 * weight * self._left_by_factors(hidden_sizes)
 
     @staticmethod
-    def nbytes(frames: int, columns: int, samples: int, hidden_size: int, itemsize: int) -> int:
-        vectors = frames + 4 * columns + 2 * samples
-        return vectors * hidden_size * itemsize + 8 * (frames + 3 * columns + 16 * samples)
+    def nbytes(
+        frames: int, columns: int, samples: int, scores: int, hidden_size: int, itemsize: int
+    ) -> int:
+        of_prefix = scores + 1
+        vectors = frames + (of_prefix + 1) * columns + 2 * samples
+        constants = frames + of_prefix * columns + 16 * samples
+        return vectors * hidden_size * itemsize + 8 * constants
 
     def _slack_of(self, sample: int, size: float) -> float:
         r"""How far rounding may take a bound below the truth, in nats.
@@ -166,7 +179,7 @@ class Tangents:
         most = bias.max(initial=-np.inf, where=np.isfinite(bias))
         matters = bias >= most - 2 * size - _MASKED
         matters[batch.labels[sample, : batch.columns[sample] - 1]] = True
-        matters[batch.blank] = True
+        matters[self._exact] = True
         return float(abs(bias[matters & np.isfinite(bias)]).max(initial=0.0))
 
     def _alike(self, side: int, start: int, stop: int) -> Iterator[tuple[_Logistic, int, int]]:
@@ -200,7 +213,7 @@ class Tangents:
         pre += self._means[1 - side][ops.asarray(of_sample)]
         ops.activate(self._activation, pre, hidden)
         ops.matmul(hidden, weight.T, logits)
-        constants = ops.label_softmax(logits, bias, batch.blank, block)
+        constants = ops.label_softmax(logits, bias, self._row, block)
         ops.matmul(logits, weight, pre)
         constants -= ops.row_dots(pre, hidden)
         if side == 0:
@@ -210,12 +223,12 @@ class Tangents:
             sample, position = index
             labels = ops.asarray(batch.labels[sample, position])
             vectors, into = self._vectors[start:stop], self._vector_constants[start:stop]
-            vectors[:, 0], vectors[:, 1], vectors[:, 2] = weight[batch.blank], weight[labels], pre
-            into[:, 0], into[:, 1], into[:, 2] = 0.0, 0.0, constants
-            if bias is not None:
-                into[:, 0], into[:, 1] = bias[batch.blank], bias[labels]
+            for i, column in enumerate(self._exact):
+                vectors[:, i], into[:, i] = weight[column], 0.0 if bias is None else bias[column]
+            vectors[:, -2], into[:, -2] = weight[labels], 0.0 if bias is None else bias[labels]
+            vectors[:, -1], into[:, -1] = pre, constants
             no_label = np.flatnonzero(position == batch.columns[sample] - 1)
-            into[ops.asarray(no_label), 1] = -np.inf
+            into[ops.asarray(no_label), -2] = -np.inf
             constants = into
         constants += form.shift * vectors.sum(axis=-1, dtype=np.float64)
         vectors *= form.scale
@@ -243,6 +256,7 @@ class Tangents:
                 encoder,
                 self._predictor,
                 None if form.rate else self._activation,
+                self._row,
                 self._slopes[first:last],
                 self._constants[first:last],
                 self._vectors,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import NoReturn
 
-from .engine import Progress
+from .options import Progress
 
 
 @contextmanager

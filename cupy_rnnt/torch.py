@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +19,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import checks, torch_ops
-from .engine import Options
-from .ops.activations import ACTIVATIONS
-from .results import REDUCTIONS
+from .batch import INTEGERS
+from .options import DEFAULTS, JointKeywords, Keywords, Options, spells_out
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"]
 
@@ -60,19 +61,16 @@ def _on_host(name: str, value: Any) -> Tensor:
     return found if found.numel() else found.long()
 
 
-def _arguments(inputs: list[Tensor], **given: Any) -> torch_ops.Arguments:
-    """Of an operator, as host tensors and plain numbers. While PyTorch traces, numbers are left to
-    the operator, which validates everything again."""
-    for name in "targets", "logit_lengths", "target_lengths":
-        given[name] = _on_host(name, given[name])
-    checks.choice("reduction", given["reduction"], REDUCTIONS)
-    if not torch.compiler.is_compiling():
-        given["blank"] = checks.integer("blank", given["blank"])
+def _arguments(inputs: list[Tensor], integers: Sequence[Any], **options: Any) -> list[Any]:
+    """Of an operator: host tensors and plain numbers. While PyTorch traces, numbers are left to the
+    operator, which validates everything again."""
+    lattice = [_on_host(name, value) for name, value in zip(INTEGERS, integers, strict=True)]
+    if torch.compiler.is_compiling():
+        values = DEFAULTS | options
+    else:
         dtype = np.dtype(np.float64 if inputs[0].dtype == torch.float64 else np.float32)
-        names = [field.name for field in fields(Options) if field.name in given]
-        options = Options.checked(dtype, **{name: given[name] for name in names}, progress=None)
-        given |= {name: getattr(options, name) for name in names}
-    return torch_ops.Arguments(inputs, **given)
+        values = Options.checked(dtype, **options).values()
+    return torch_ops.Arguments(inputs, lattice, values).flat()
 
 
 def _needs_grad(tensors: Sequence[Tensor]) -> bool:
@@ -92,6 +90,7 @@ def _autocast(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.to(dtype) if tensor.dtype in casts else tensor for tensor in tensors]
 
 
+@spells_out(Keywords)
 def rnnt_loss(
     logits: Tensor,
     targets: Tensor,
@@ -102,11 +101,8 @@ def rnnt_loss(
     reduction: str = "mean",
     fused_log_softmax: bool = True,
     *,
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
     return_info: bool = False,
+    **options: Unpack[Keywords],
 ) -> Any:
     """RNN-transducer loss of given logits: :func:`cupy_rnnt.rnnt_loss` for tensors.
 
@@ -120,8 +116,8 @@ def rnnt_loss(
         alone.
     targets : torch.Tensor, shape (B, U), any integer dtype
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
-    blank, clamp, reduction, fused_log_softmax, fastemit_lambda, zero_infinity, tolerance, \
-max_workspace_bytes
+    blank, clamp, reduction, fused_log_softmax, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.rnnt_loss_and_grad`. `clamp` bounds the gradient before that from
         above is applied, so it means the same under loss scaling.
     return_info : bool
@@ -155,22 +151,18 @@ max_workspace_bytes
     inputs = [_dense("logits", logits)]
     arguments = _arguments(
         inputs,
-        targets=targets,
-        logit_lengths=logit_lengths,
-        target_lengths=target_lengths,
-        reduction=reduction,
+        (targets, logit_lengths, target_lengths),
         blank=blank,
-        own=checks.boolean("fused_log_softmax", fused_log_softmax),
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
+        reduction=reduction,
+        fused_log_softmax=fused_log_softmax,
+        **options,
     )
     loss, _, *others = torch_ops.LOGITS.forward(*arguments, _needs_grad(inputs))
     return (loss, torch_ops.info(*others)) if return_info else loss
 
 
+@spells_out(JointKeywords)
 def joint_rnnt_loss(
     encoder_out: Tensor,
     predictor_out: Tensor,
@@ -183,12 +175,8 @@ def joint_rnnt_loss(
     clamp: float = -1.0,
     reduction: str = "mean",
     *,
-    activation: str = "tanh",
-    fastemit_lambda: float = 0.0,
-    zero_infinity: bool = False,
-    tolerance: float | None = None,
-    max_workspace_bytes: int | None = None,
     return_info: bool = False,
+    **options: Unpack[JointKeywords],
 ) -> Any:
     """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for tensors.
 
@@ -208,8 +196,8 @@ def joint_rnnt_loss(
     bias : torch.Tensor, shape (V,), or None
     targets : torch.Tensor, shape (B, U), any integer dtype
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
-    blank, clamp, reduction, activation, fastemit_lambda, zero_infinity, tolerance, \
-max_workspace_bytes
+    blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`. `tolerance` concerns the cost as well, so
         it is of effect without a gradient, too.
     return_info : bool
@@ -247,17 +235,11 @@ max_workspace_bytes
     inputs = _autocast([_dense(name, value) for name, value in given.items()])
     arguments = _arguments(
         inputs,
-        targets=targets,
-        logit_lengths=logit_lengths,
-        target_lengths=target_lengths,
-        reduction=reduction,
+        (targets, logit_lengths, target_lengths),
         blank=blank,
-        own=checks.choice("activation", activation, tuple(ACTIVATIONS)),
         clamp=clamp,
-        fastemit_lambda=fastemit_lambda,
-        zero_infinity=zero_infinity,
-        tolerance=tolerance,
-        max_workspace_bytes=max_workspace_bytes,
+        reduction=reduction,
+        **options,
     )
     needs_grad = _needs_grad(inputs)
     if needs_grad and reduction != "none":

@@ -1,6 +1,7 @@
 """The losses as operators of PyTorch, which it can trace, compile and differentiate.
 
-An operator takes tensors, changes none of them, and returns new ones. A loss has two or three:
+An operator takes tensors, those of labels and lengths on the host, changes none of them, and
+returns new ones. A loss has two or three:
 
 ``forward``
     The reduced loss and, if a gradient will be asked for, the kept cells. How many these are
@@ -10,15 +11,13 @@ An operator takes tensors, changes none of them, and returns new ones. A loss ha
 ``forward_backward``
     The loss and its gradients at once, which takes less time and keeps no cells. They wait, in the
     dtype of the arithmetic, for the gradient of the loss, which must be a single number.
-
-Labels and lengths are on the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import numpy as np
 import torch
@@ -26,51 +25,65 @@ from torch import Tensor
 from torch.library import custom_op
 
 from . import engine, joint, loss, torch_cuda
-from .batch import Batch
-from .joint_source import JointSource
+from .batch import INTEGERS, Batch, JointInputs
 from .logits_source import LogitsSource
-from .passes import Kept
-from .results import Info, JointGradients, reduced, weights_of
+from .options import JointKeywords, Options
+from .results import Info, JointGradients, weights_of
+from .sources import Kept
+from .transducer import Row, Transducer
 
 Tensors = list[Tensor]
 Results = tuple[Tensor, Tensors, Tensor, Tensor]
 """The loss, kept cells or gradients, the certificate, and the numbers of an :class:`Info`."""
 
-_ARGUMENTS = (
-    "Tensor[] inputs, Tensor targets, Tensor logit_lengths, Tensor target_lengths, str reduction, "
-    "int blank, {}, float clamp, float fastemit_lambda, bool zero_infinity, float? tolerance, "
-    "int? max_workspace_bytes"
+_SCHEMA_TYPES: dict[Any, str] = {kind: kind.__name__ for kind in (bool, int, float, str)}
+_SCHEMA_TYPES |= {int | None: "int?", float | None: "float?", str | Transducer: "str"}
+_HINTS = get_type_hints(Options) | get_type_hints(JointKeywords)
+OPTIONS = tuple(name for name in _HINTS if name not in ("progress", "return_info"))
+"""Keywords that operators take, in the order of their schemas."""
+
+_ARGUMENTS = ", ".join(
+    [
+        "Tensor[] inputs, Tensor targets, Tensor logit_lengths, Tensor target_lengths",
+        *(f"{_SCHEMA_TYPES[_HINTS[name]]} {name}" for name in OPTIONS),
+    ]
 )
 _LIBRARY = torch.library.Library("cupy_rnnt", "FRAGMENT")  # type: ignore[no-untyped-call]
+_KEPT = len(Kept._fields)
 _RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
 _NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _text(transducer: Any) -> str:  # a compiler asks once and does not look inside
+    return str(transducer)
 
 
 class Arguments(NamedTuple):
     """What all operators of a loss take."""
 
     inputs: Tensors
-    """The logits; or three or four of a joint network, in the order of :class:`JointGradients`."""
-    targets: Tensor
-    logit_lengths: Tensor
-    target_lengths: Tensor
-    reduction: str
-    blank: int
-    own: Any
-    """``fused_log_softmax`` or ``activation``."""
-    clamp: float
-    fastemit_lambda: float
-    zero_infinity: bool
-    tolerance: float | None
-    max_workspace_bytes: int | None
+    """The logits; or three or four of a joint network, in the order of :class:`JointInputs`."""
+    lattice: Tensors
+    """Targets, logit lengths and target lengths."""
+    options: dict[str, Any]
+
+    @staticmethod
+    def of(flat: Sequence[Any]) -> Arguments:
+        """From the arguments of an operator, one after the other."""
+        inputs, *others = flat
+        return Arguments(inputs, others[:3], dict(zip(OPTIONS, others[3:], strict=True)))
+
+    def flat(self) -> list[Any]:
+        options = self.options | {"transducer": _text(self.options["transducer"])}
+        return [self.inputs, *self.lattice, *(options[name] for name in OPTIONS)]
 
 
 class Call(NamedTuple):
     """The validated arguments of an operator, and where its logits come from."""
 
     batch: Batch
-    options: engine.Options
-    reduction: str
+    options: Options
     source: Any
     gradients: Tensors
     """Where those of the inputs go, if they are wanted."""
@@ -117,25 +130,22 @@ def info(certificate: Tensor, numbers: Tensor) -> Info:
 # Calls
 
 
-def _logits_call(given: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
-    positional = [array("logits", *given.inputs), *_lattice(given), given.own]
-    call = loss.checked(*positional, **_options(given))
-    gradients = _gradients(given.inputs, dtype)
-    grad = _own(*gradients) if gradients else None
-    source = LogitsSource(call.batch, call.logits, call.fused_log_softmax, grad)
-    return Call(call.batch, call.options, call.reduction, source, gradients)
+def _logits_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
+    logits = array("logits", *arguments.inputs)
+    call = loss.checked(logits, *_lattice(arguments), **arguments.options)
+    gradients = _gradients(arguments.inputs, dtype)
+    source = call.source(_own(*gradients) if gradients else None)
+    return Call(call.batch, call.options, source, gradients)
 
 
-def _joint_call(given: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
-    names = JointGradients._fields
-    arrays = [array(name, x) for name, x in zip(names, given.inputs, strict=False)]
-    no_bias = [None] * (len(names) - len(arrays))
-    positional = [*arrays, *no_bias, *_lattice(given), given.own]
-    call = joint.checked(*positional, **_options(given))
-    gradients = _gradients(given.inputs, dtype)
+def _joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
+    names = JointInputs._fields
+    inputs = [array(name, x) for name, x in zip(names, arguments.inputs, strict=False)]
+    no_bias = [None] * (len(names) - len(inputs))
+    call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **arguments.options)
+    gradients = _gradients(arguments.inputs, dtype)
     out = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
-    source = JointSource(call.batch, call.arguments, call.activation, gradient, out)
-    return Call(call.batch, call.options, call.reduction, source, gradients)
+    return Call(call.batch, call.options, call.source(gradient, out), gradients)
 
 
 def _gradients(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
@@ -143,25 +153,18 @@ def _gradients(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
     return [] if dtype is None else [_zeros(x, dtype) for x in inputs]
 
 
-def _lattice(given: Arguments) -> list[Any]:
-    names = "targets", "logit_lengths", "target_lengths"
-    arrays = [array(name, getattr(given, name)) for name in names]
-    return [*arrays, given.blank, given.reduction]
-
-
-def _options(given: Arguments) -> dict[str, Any]:
-    names = "clamp", "fastemit_lambda", "zero_infinity", "tolerance", "max_workspace_bytes"
-    return {name: getattr(given, name) for name in names} | {"progress": None}
+def _lattice(arguments: Arguments) -> list[Any]:
+    return [array(name, x) for name, x in zip(INTEGERS, arguments.lattice, strict=True)]
 
 
 # Results
 
 
-def _results(call: Call, result: engine.Result, device: torch.device, others: Tensors) -> Results:
-    found = result.info(call.batch)
-    value = reduced(result.costs, call.reduction, call.source.dtype)
-    numbers = torch.tensor([getattr(found, name) for name in _NUMBERS], device="cpu")
-    return _tensor(value, device), others, _tensor(found.certificate, device), numbers
+def _results(result: engine.Result, device: torch.device, others: Tensors) -> Results:
+    of_call = result.info()
+    numbers = torch.tensor([getattr(of_call, name) for name in _NUMBERS], device="cpu")
+    certificate = _tensor(of_call.certificate, device)
+    return _tensor(result.loss(), device), others, certificate, numbers
 
 
 def _tensor(values: Any, device: torch.device) -> Tensor:
@@ -185,19 +188,20 @@ def _taken(parts: list[Kept], inputs: Tensors) -> Tensors:
     parts.clear()
     taken = []
     for pieces, dtype in zip(fields, _kept_dtypes(inputs), strict=True):
-        new = torch.empty(count, dtype=dtype, device=inputs[0].device)
+        rows = pieces[0].shape[:-1]
+        new = torch.empty(*rows, count, dtype=dtype, device=inputs[0].device)
         view, start = _own(new), 0
         while pieces:
             piece = pieces.pop(0)
-            view[start : start + len(piece)] = piece
-            start += len(piece)
+            view[..., start : start + piece.shape[-1]] = piece
+            start += piece.shape[-1]
         taken.append(new)
     return taken
 
 
 def _kept_dtypes(inputs: Tensors) -> list[torch.dtype]:
-    """Of the fields of :class:`cupy_rnnt.passes.Kept`."""
-    return [torch.int64, torch.float64, *[_compute_dtype(inputs)] * 2]
+    """Of the fields of :class:`cupy_rnnt.sources.Kept`."""
+    return [torch.int64, torch.float64, _compute_dtype(inputs)]
 
 
 def _compute_dtype(inputs: Tensors) -> torch.dtype:
@@ -205,13 +209,13 @@ def _compute_dtype(inputs: Tensors) -> torch.dtype:
     return torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
 
 
-def _fake_results(given: Arguments, others: Tensors) -> Results:
+def _fake_results(arguments: Arguments, others: Tensors) -> Results:
     """Shapes, dtypes and devices of results."""
-    first = given.inputs[0]
+    first = arguments.inputs[0]
     return (
         first.new_empty(
-            first.shape[:1] if given.reduction == "none" else (),
-            dtype=_compute_dtype(given.inputs),
+            first.shape[:1] if arguments.options["reduction"] == "none" else (),
+            dtype=_compute_dtype(arguments.inputs),
         ),
         others,
         first.new_empty(first.shape[:1], dtype=torch.float64),
@@ -225,95 +229,101 @@ def _fake_results(given: Arguments, others: Tensors) -> Results:
 class _TwoPhases:
     """Forward and backward pass of one loss."""
 
-    def __init__(self, name: str, own: str, call: Callable[..., Call]):
+    def __init__(self, name: str, call: Callable[..., Call]):
         self._call = call
-        arguments = _ARGUMENTS.format(own)
         self.forward = _operator(
-            name, f"{arguments}, bool keep", _RESULTS, self._forward, self._fake_forward
+            name, f"{_ARGUMENTS}, bool keep", _RESULTS, self._forward, self._fake_forward
         )
         self.forward.register_autograd(self._differentiated, setup_context=self._save)
         self.backward = _operator(
             f"{name}_backward",
-            f"{arguments}, Tensor[] kept, Tensor upstream",
+            f"{_ARGUMENTS}, Tensor[] kept, Tensor upstream",
             "Tensor[]",
             self._backward,
             self._fake_backward,
         )
         self.backward.register_autograd(_refuse_second_derivative)
 
-    def _forward(self, *arguments: Any) -> Results:
-        *shared, keep = arguments
-        given = Arguments(*shared)
-        first = given.inputs[0]
+    def _forward(self, *flat: Any) -> Results:
+        *shared, keep = flat
+        arguments = Arguments.of(shared)
+        first = arguments.inputs[0]
         with _on_device_of(first):
-            call = self._call(given, keep, None)
-            result = engine.forward(call.source, call.batch, call.options, keep)
+            call = self._call(arguments, keep, None)
+            cells = engine.KeptCells()
+            read_out = cells if keep else engine.Costs()
+            result = engine.scan(call.source, call.batch, call.options, read_out)
             if isinstance(call.source, LogitsSource):
                 loss.warn_if_misnamed(call.source)
-            kept = _taken(result.kept, given.inputs) if keep else []
-            return _results(call, result, first.device, kept)
+            kept = _taken(cells.parts, arguments.inputs) if keep else []
+            return _results(result, first.device, kept)
 
-    def _fake_forward(self, *arguments: Any) -> Results:
-        *shared, keep = arguments
-        given = Arguments(*shared)
+    @staticmethod
+    def _row(options: dict[str, Any]) -> Row:
+        """How many heads and scores a cell has."""
+        return Transducer.parse(options["transducer"]).row(0, 0, not options["fused_log_softmax"])
+
+    def _fake_forward(self, *flat: Any) -> Results:
+        *shared, keep = flat
+        arguments = Arguments.of(shared)
         kept = []
         if keep:
             count = torch.library.get_ctx().new_dynamic_size()
-            dtypes = _kept_dtypes(given.inputs)
-            kept = [given.inputs[0].new_empty(count, dtype=dtype) for dtype in dtypes]
-        return _fake_results(given, kept)
+            row = self._row(arguments.options)
+            shapes = (count,), (len(row.heads), count), (len(row.columns), count)
+            dtypes = _kept_dtypes(arguments.inputs)
+            kept = [
+                arguments.inputs[0].new_empty(shape, dtype=dtype)
+                for shape, dtype in zip(shapes, dtypes, strict=True)
+            ]
+        return _fake_results(arguments, kept)
 
     def _save(self, ctx: Any, inputs: Any, output: Results) -> None:
-        given = Arguments(*inputs[:-1])
+        tensors, *lattice_and_options = inputs[:-1]
         _, kept, *others = output
         ctx.mark_non_differentiable(*kept, *others)
         ctx.set_materialize_grads(False)
-        ctx.count, ctx.options = len(given.inputs), given[4:]
-        ctx.save_for_backward(*given.inputs, *given[1:4], *kept)
+        ctx.count, ctx.options = len(tensors), lattice_and_options[3:]
+        ctx.save_for_backward(*tensors, *lattice_and_options[:3], *kept)
 
     def _differentiated(self, ctx: Any, upstream: Tensor | None, *_: None) -> Any:
         saved = list(ctx.saved_tensors)
-        inputs, lattice, kept = saved[: ctx.count], saved[ctx.count : -4], saved[-4:]
+        inputs, lattice, kept = saved[: ctx.count], saved[ctx.count : -_KEPT], saved[-_KEPT:]
         gradients: Any = [None] * len(inputs)
         if upstream is not None:
             gradients = self.backward(inputs, *lattice, *ctx.options, kept, upstream)
-        return gradients, *[None] * len(Arguments._fields)
+        return gradients, *[None] * (len(lattice) + len(OPTIONS) + 1)
 
-    def _backward(self, *arguments: Any) -> Tensors:
-        *shared, kept, upstream = arguments
-        given = Arguments(*shared)
-        with _on_device_of(given.inputs[0]):
-            call = self._call(given, True, given.inputs[0].dtype)
+    def _backward(self, *flat: Any) -> Tensors:
+        *shared, kept, upstream = flat
+        arguments = Arguments.of(shared)
+        with _on_device_of(arguments.inputs[0]):
+            call = self._call(arguments, True, arguments.inputs[0].dtype)
             size = call.batch.size
-            weights = (upstream.double() / (size if call.reduction == "mean" else 1)).expand(size)
+            each = upstream.double() / (size if call.options.reduction == "mean" else 1)
+            weights = array("upstream", each.expand(size).contiguous())
             cells = Kept(*(array("kept", field) for field in kept))
-            engine.backward(
-                call.source,
-                call.batch,
-                call.options,
-                cells,
-                array("upstream", weights.contiguous()),
-            )
+            engine.backward(call.source, call.batch, call.options, cells, weights)
             return call.gradients
 
-    def _fake_backward(self, *arguments: Any) -> Tensors:
-        return [x.new_empty(x.shape) for x in arguments[0]]
+    def _fake_backward(self, *flat: Any) -> Tensors:
+        return [x.new_empty(x.shape) for x in flat[0]]
 
 
-def _joint_forward_backward(*arguments: Any) -> Results:
-    given = Arguments(*arguments)
-    first = given.inputs[0]
+def _joint_forward_backward(*flat: Any) -> Results:
+    arguments = Arguments.of(flat)
+    first = arguments.inputs[0]
     with _on_device_of(first):
-        call = _joint_call(given, True, _compute_dtype(given.inputs))
-        weights = weights_of(call.reduction, None, call.batch.size, call.source.dtype)
-        result = engine.forward_backward(call.source, call.batch, call.options, weights)
-        return _results(call, result, first.device, call.gradients)
+        call = _joint_call(arguments, True, _compute_dtype(arguments.inputs))
+        weights = weights_of(call.options.reduction, None, call.batch.size, call.source.dtype)
+        result = engine.run(call.source, call.batch, call.options, weights)
+        return _results(result, first.device, call.gradients)
 
 
-def _fake_joint_forward_backward(*arguments: Any) -> Results:
-    given = Arguments(*arguments)
-    dtype = _compute_dtype(given.inputs)
-    return _fake_results(given, [x.new_empty(x.shape, dtype=dtype) for x in given.inputs])
+def _fake_joint_forward_backward(*flat: Any) -> Results:
+    arguments = Arguments.of(flat)
+    dtype = _compute_dtype(arguments.inputs)
+    return _fake_results(arguments, [x.new_empty(x.shape, dtype=dtype) for x in arguments.inputs])
 
 
 def _save_gradients(ctx: Any, inputs: Any, output: Results) -> None:
@@ -329,7 +339,7 @@ def _scaled_gradients(ctx: Any, upstream: Tensor | None, *_: None) -> Any:
     gradients: Any = [None] * count
     if upstream is not None:
         gradients = _SCALED(saved[count:], saved[:count], upstream)
-    return gradients, *[None] * (len(Arguments._fields) - 1)
+    return gradients, *[None] * (len(INTEGERS) + len(OPTIONS))
 
 
 def _scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tensors:
@@ -365,11 +375,11 @@ def _operator(
     return new
 
 
-LOGITS = _TwoPhases("rnnt_loss", "bool fused_log_softmax", _logits_call)
-JOINT = _TwoPhases("joint_rnnt_loss", "str activation", _joint_call)
+LOGITS = _TwoPhases("rnnt_loss", _logits_call)
+JOINT = _TwoPhases("joint_rnnt_loss", _joint_call)
 JOINT_AND_GRAD = _operator(
     "joint_rnnt_loss_and_grad",
-    _ARGUMENTS.format("str activation"),
+    _ARGUMENTS,
     _RESULTS,
     _joint_forward_backward,
     _fake_joint_forward_backward,

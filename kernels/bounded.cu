@@ -4,35 +4,43 @@
 
 #include "lattice.cuh"
 
-// Stores the bounds of all log-probs, given in packed order.
+// Stores the bounds of all scores, (K, cells), given in packed order.
 //
-// Grid: a thread a cell. Moves 16 bytes a cell in, and 16 out that lie apart.
-__global__ void __launch_bounds__(256)
-bounded_wrap(int64 cells, int64 samples, const Lattice* lattices, const double* packed_blank,
-             const double* packed_label, double* blank, double* label) {
+// Grid: a thread a cell. Moves 8 K bytes a cell in, and 8 K out that lie apart.
+__global__ void __launch_bounds__(256, 4)
+bounded_wrap(int64 cells, int64 samples, const Lattice* lattices, const double* bounds, int kinds,
+             int label, double delay_penalty, double* stored) {
     for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
         const Lattice lattice = entry_of(i, lattices, samples);
         const int64 place = lattice.place_of_packed(i);
-        blank[place] = packed_blank[i];
-        label[place] = packed_label[i];
+        for (int k = 0; k < kinds; ++k) {
+            double bound = bounds[k * cells + i];
+            if (k == label && delay_penalty)
+                bound += lattice.delay(delay_penalty, (i - lattice.first) / lattice.positions);
+            stored[k * cells + place] = bound;
+        }
     }
 }
 
-// Sweeps upper bounds of log beta backward. As exp(blank) + exp(label) <= 1, none is above both of
-// those that it is made from.
+// Sweeps upper bounds of log beta backward. The probabilities of the arcs that leave a cell add up
+// to no more than exp(most_mass), but for the delay penalty, which caps what they are made from.
 //
-// Grid: a block a sample. Moves 16 bytes a cell in and 8 out.
-template <int THREADS>
+// Grid: a block a sample. Moves 8 K bytes a cell in and 8 out.
+template <typename T, int THREADS>
 __global__ void __launch_bounds__(THREADS, 1)
-bounded_beta(int64 samples, const Lattice* lattices, const double* blank, const double* label,
-             int room, double* upper_beta) {
+bounded_beta(int64 samples, const Lattice* lattices, const double* stored, int64 cells, int room,
+             double delay_penalty, double most_mass, double* upper_beta) {
     extern __shared__ double shared[];
+    const Scores scores{stored, cells};
     for (int64 i = first_item(THREADS); i < samples; i += item_stride(THREADS)) {
         const Lattice lattice = lattices[i];
-        const Diagonals kept{lattice, shared, upper_beta, room};
+        const Diagonals<T> kept{lattice, shared, upper_beta, room};
+        const auto delay = [&](int d, int c) {
+            return delay_penalty ? lattice.delay(delay_penalty, lattice.frame_of(d, c)) : 0;
+        };
         __syncthreads();  // the sweep before has been read
-        sweep_backward(kept, blank, label, [&](int d, int c, double value, double most) {
-            return upper_beta[lattice.place(d, c)] = fmin(value, most);
+        sweep_backward(kept, scores, delay, [&](int d, int c, double value, double most) {
+            return upper_beta[lattice.place(d, c)] = fmin(value, most + most_mass);
         });
     }
 }
@@ -42,53 +50,60 @@ bounded_beta(int64 samples, const Lattice* lattices, const double* blank, const 
 // all paths, of which none is above 1; the least number for every cell makes up for those that
 // vanish.
 //
-// Grid: a block a sample. Moves 25 bytes a cell in.
-template <int THREADS>
+// Grid: a block a sample. Moves 8 K + 9 bytes a cell in.
+template <typename T, int THREADS>
 __global__ void __launch_bounds__(THREADS, 1)
-bounded_leaving(int64 samples, const Lattice* lattices, const double* blank, const double* label,
-                int room, const bool* exact, const double* upper_beta, double* alpha,
-                double* inside, double* leaving) {
+bounded_leaving(int64 samples, const Lattice* lattices, const double* stored, int64 cells, int room,
+                const bool* exact, const double* upper_beta, double* alpha, double* inside,
+                double* leaving) {
     constexpr double least = 2.2250738585072014e-308;
     extern __shared__ double shared[];
+    const Scores scores{stored, cells};
     for (int64 i = first_item(THREADS); i < samples; i += item_stride(THREADS)) {
         const Lattice lattice = lattices[i];
-        const Diagonals kept{lattice, shared, alpha, room};
+        const Diagonals<T> kept{lattice, shared, alpha, room};
         const double bound = upper_beta[lattice.first], base = bound > -infinity() ? bound : 0;
         Sum<double> mass{0};
         __syncthreads();  // the sweep before has been read
-        const double last = sweep_forward(kept, blank, label, [&](int d, int c, double value) {
-            const int64 place = lattice.place(d, c);
-            if (exact[place]) return value;
-            mass.value += exp(value + upper_beta[place] - base);
+        const double log_prob = sweep_forward(kept, scores, [&](int d, int c, double value) {
+            if (is_inside<T>(lattice, exact, d, c)) return value;
+            mass.value += exp(value + upper_beta[lattice.place(d, c)] - base);
             return -infinity();
         });
         mass = total<THREADS>(mass);
         if (threadIdx.x == 0) {
-            const double cells = static_cast<double>(lattice.frames) * lattice.positions;
-            inside[i] = last + blank[lattice.last_place()];
-            leaving[i] = log(mass.value + cells * least) + base;
+            const double all = static_cast<double>(lattice.frames) * lattice.positions;
+            inside[i] = log_prob;
+            leaving[i] = log(mass.value + all * least) + base;
         }
     }
 }
 
-// Marks, in packed order, the cells outside C where bounds of alpha and beta reach a threshold.
+// Marks, in packed order, the cells outside C where bounds of alpha and beta reach a threshold; and
+// those that are looked aside at from there.
 //
-// Grid: a block a sample. Moves 25 bytes a cell in, and 1 out that lies apart.
-template <int THREADS>
+// Grid: a block a sample. Moves 8 K + 9 bytes a cell in, and 1 out that lies apart.
+template <typename T, int THREADS>
 __global__ void __launch_bounds__(THREADS, 1)
-bounded_likely(int64 samples, const Lattice* lattices, const double* blank, const double* label,
-               int room, const bool* exact, const double* upper_beta, const double* thresholds,
-               double* alpha, bool* likely) {
+bounded_likely(int64 samples, const Lattice* lattices, const double* stored, int64 cells, int room,
+               const bool* exact, const double* upper_beta, const double* thresholds, double* alpha,
+               bool* likely) {
     extern __shared__ double shared[];
+    const Scores scores{stored, cells};
     for (int64 i = first_item(THREADS); i < samples; i += item_stride(THREADS)) {
         const Lattice lattice = lattices[i];
-        const Diagonals kept{lattice, shared, alpha, room};
+        const Diagonals<T> kept{lattice, shared, alpha, room};
         const double threshold = thresholds[i];
         __syncthreads();  // the sweep before has been read
-        sweep_forward(kept, blank, label, [&](int d, int c, double value) {
+        sweep_forward(kept, scores, [&](int d, int c, double value) {
             const int64 place = lattice.place(d, c);
-            const double through = value + upper_beta[place];
-            likely[lattice.packed(d, c)] = !exact[place] && through >= threshold;
+            bool reaches = value + upper_beta[place] >= threshold;
+            if (T::aside && d - lattice.frame_of(d, c) >= T::aside) {
+                const int before = d - T::aside, column = lattice.flipped() ? c : c - T::aside;
+                const double through = kept[before][column] + upper_beta[lattice.place(before, column)];
+                reaches = reaches || through >= threshold;
+            }
+            likely[lattice.packed(d, c)] = reaches && !exact[place];
             return value;
         });
     }

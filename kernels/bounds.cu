@@ -1,16 +1,22 @@
-// Upper bounds of the log-probs of blank and label in all cells of some samples, from four dot
-// products with the hidden vector of a cell, which is nowhere stored. The idea and the formulas are
-// those of cupy_rnnt/tangents.py and of the contract of `bounds` in cupy_rnnt/ops/__init__.py.
+// Upper bounds of the scores in all cells of some samples, from dot products with the hidden vector
+// of a cell, which is nowhere stored. The idea and the formulas are those of cupy_rnnt/tangents.py
+// and of the contract of `bounds` in cupy_rnnt/ops/__init__.py.
+//
+// The vectors of a position are those of the scores but that of the label, in their order, then the
+// label's and the tangent's. `bounds` takes the last three of them and the tangent of the frame,
+// which is all that there is of a blank and a label. It finds the logits of further scores where
+// `exact_logits` has put them: in the rows that it overwrites by bounds.
 //
 // Grid: a block a tile of 64 frames and 16 positions. The rows of a tile go through shared memory
-// in parts of 128 bytes; a thread has 8 cells, 4 frames by 2 positions. Moves (2 / 16 + 4 / 64) H
-// elements a cell in and 16 bytes out. An element of a cell takes 4 operations and a reciprocal for
-// the hidden value in float32, and 4 multiply-adds.
+// in parts of 128 bytes; a thread has 8 cells, 4 frames by 2 positions. `bounds` moves (2 / 16 + 4 /
+// 64) H elements a cell in and 8 K bytes out, `exact_logits` (1 / 16 + 4 / 64) H and 8 a logit. An
+// element of a cell takes 4 operations and a reciprocal for the hidden value in float32, and 4
+// multiply-adds or 3.
 
 #include "activations.cuh"
-#include "common.cuh"
 #include "entries.cuh"
 #include "log_space.cuh"
+#include "row.cuh"
 
 constexpr int kFrames = 64, kPositions = 16, kThreads = 128;
 constexpr int kAcross = 8, kDown = kThreads / kAcross;  // positions and frames of the threads
@@ -80,28 +86,43 @@ template <typename C, int ROWS> struct Part {
     __device__ Pack<C, kPack<C>> at(int row, int j) const { return load<kPack<C>>(&rows[row][j]); }
 };
 
-// Four blocks of floats, which take 128 registers, fit a multiprocessor. Not told so, NVRTC 13.5 gives
-// them no more on sm_100 and spills. Doubles need more: 0 leaves their blocks to the compiler.
-template <typename Form, typename C>
-__global__ void __launch_bounds__(kThreads, sizeof(C) == 4 ? 4 : 0)
-bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder, const C* slopes,
-       const double* constants, const C* predictor, const C* vectors,
-       const double* vector_constants, double* blank, double* label) {
+// Encoder and predictor rows, what tangents of frames have, and `width` vectors of each position.
+template <typename C> struct Inputs {
+    int64 size;
+    const C *encoder, *slopes;
+    const double* constants;
+    const C *predictor, *vectors;
+    const double* vector_constants;
+    int width;
+};
+
+// Calls finish(run, cell, dots) for every cell of a run: the logits of three vectors of its position,
+// from number `first` on, and with TANGENT that of the slope of its frame. There may be fewer than
+// three; the others are nobody's.
+template <typename Form, bool TANGENT, typename C, typename Finish>
+__device__ void each_cell(int64 tiles, int64 samples, const Run* runs, const Inputs<C>& from,
+                          int first, Finish finish) {
+    constexpr int kDots = TANGENT ? 4 : 3, kCells = kBelow * kRight;
     __shared__ Part<C, kFrames> e, slope;
     __shared__ Part<C, kPositions> p, vector[3];
     const int x = threadIdx.x % kAcross, y = threadIdx.x / kAcross;
+    const int64 size = from.size;
+    const auto is_there = [&](int number) { return 0 <= number && number < from.width; };
     for (int64 i = first_item(kThreads); i < tiles; i += item_stride(kThreads)) {
         const Run run = entry_of(i, runs, samples);
         const Tile tile(run, i - run.first);
-        C dots[kBelow][kRight][4] = {};
+        C dots[kCells][kDots] = {};
         for (int64 h = 0; h < size; h += p.kWidth) {
             __syncthreads();  // the part before has been read
-            e.fill(encoder + tile.frame * size + h, tile.frames, size, size - h, 1);
-            slope.fill(slopes + tile.frame * size + h, tile.frames, size, size - h, 0);
-            p.fill(predictor + tile.prefix * size + h, tile.positions, size, size - h, 1);
-            for (int k = 0; k < 3; ++k)
-                vector[k].fill(vectors + (3 * tile.prefix + k) * size + h, tile.positions, 3 * size,
-                               size - h, 0);
+            e.fill(from.encoder + tile.frame * size + h, tile.frames, size, size - h, 1);
+            if (TANGENT)
+                slope.fill(from.slopes + tile.frame * size + h, tile.frames, size, size - h, 0);
+            p.fill(from.predictor + tile.prefix * size + h, tile.positions, size, size - h, 1);
+            for (int k = 0; k < 3; ++k) {
+                const C* const rows = from.vectors + (from.width * tile.prefix + first + k) * size;
+                vector[k].fill(rows + h, is_there(first + k) ? tile.positions : 0,
+                               from.width * size, size - h, 0);
+            }
             __syncthreads();
 #pragma unroll 1
             for (int j = 0; j < p.kWidth; j += kPack<C>) {
@@ -111,36 +132,92 @@ bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder
                     for (int k = 0; k < 3; ++k) v[b][k] = vector[k].at(x + b * kAcross, j);
                 }
                 for (int a = 0; a < kBelow && a * kDown < tile.frames; ++a) {
-                    auto f = e.at(y + a * kDown, j), g = slope.at(y + a * kDown, j);
+                    auto f = e.at(y + a * kDown, j), g = f;
+                    if (TANGENT) g = slope.at(y + a * kDown, j);
                     for (int b = 0; b < kRight && b * kAcross < tile.positions; ++b)
                         for (int n = 0; n < kPack<C>; ++n) {
                             const C hidden = Hidden<Form>::of(f[n], q[b][n]);
-                            for (int k = 0; k < 3; ++k) dots[a][b][k] += v[b][k][n] * hidden;
-                            dots[a][b][3] += g[n] * hidden;
+                            for (int k = 0; k < 3; ++k) dots[a * kRight + b][k] += v[b][k][n] * hidden;
+                            if constexpr (TANGENT) dots[a * kRight + b][3] += g[n] * hidden;
                         }
                 }
             }
         }
 #pragma unroll 1
-        for (int t = y; t < min(tile.frames, kFrames); t += kDown) {
-            for (int b = 0; b < kRight; ++b) {
-                const int u = x + b * kAcross;
-                if (u >= tile.positions) continue;
-                const double* plus = vector_constants + 3 * (tile.prefix + u);
-                const double of_blank = dots[0][b][0] + plus[0];
-                const double of_label = dots[0][b][1] + plus[1];
-                const double tangent =
-                    larger(dots[0][b][2] + plus[2], dots[0][b][3] + constants[tile.frame + t]);
-                const double whole = logaddexp(of_blank, larger(tangent, of_label));
-                const int64 cell = tile.cell + static_cast<int64>(t) * run.positions + u;
-                const double below_blank = whole - of_blank - run.slack;
-                const double below_label = whole - of_label - run.slack;
-                blank[cell] = below_blank > 0 ? -below_blank : 0;  // 0, too, if that is NaN
-                label[cell] = below_label > 0 ? -below_label : 0;
+        for (int n = 0; n < kCells; ++n) {
+            const int t = y + n / kRight * kDown, u = x + n % kRight * kAcross;
+            if (t < tile.frames && u < tile.positions) {
+                const double* plus = from.vector_constants + from.width * (tile.prefix + u) + first;
+                double logits[kDots];
+                for (int k = 0; k < 3; ++k)
+                    logits[k] = dots[0][k] + (is_there(first + k) ? plus[k] : 0);
+                if constexpr (TANGENT) logits[3] = dots[0][3] + from.constants[tile.frame + t];
+                finish(run, tile.cell + static_cast<int64>(t) * run.positions + u, logits);
             }
-            for (int a = 1; a < kBelow; ++a)  // no index varies, so that dots stay in registers
-                for (int b = 0; b < kRight; ++b)
-                    for (int k = 0; k < 4; ++k) dots[a - 1][b][k] = dots[a][b][k];
+            for (int other = 1; other < kCells; ++other)  // no index varies: dots stay in registers
+                for (int k = 0; k < kDots; ++k) dots[other - 1][k] = dots[other][k];
         }
     }
+}
+
+// The score that a vector is of, if `label` is the number of that of the label, or larger than all.
+__device__ inline int score_of(int vector, int label) { return vector < label ? vector : vector + 1; }
+
+// Logits of up to three scores, from vector `first` on.
+template <typename Form, typename C>
+__global__ void __launch_bounds__(kThreads, 3)
+exact_logits(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder,
+             const C* predictor, const C* vectors, const double* vector_constants, int width,
+             int first, int count, int label, int64 cells, double* out) {
+    const Inputs<C> from{size,      encoder, nullptr,          nullptr,
+                         predictor, vectors, vector_constants, width};
+    each_cell<Form, false>(tiles, samples, runs, from, first,
+                           [&](const Run&, int64 cell, const double* logits) {
+                               for (int k = 0; k < 3; ++k)
+                                   if (k < count)
+                                       out[score_of(first + k, label) * cells + cell] = logits[k];
+                           });
+}
+
+// `out` has a row of `cells` for each score.
+template <typename Form, typename C>
+__global__ void __launch_bounds__(kThreads)
+bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder, const C* slopes,
+       const double* constants, const C* predictor, const C* vectors,
+       const double* vector_constants, int width, const int64* __restrict__ words, int heads,
+       int scores, int ranges, int label, int64 cells, double* out) {
+    constexpr int kHeads = 3;  // at most: each of three kinds of scores is under one of them
+    const RowTable table{words, heads, scores, ranges};
+    const Inputs<C> from{size,      encoder, slopes,           constants,
+                         predictor, vectors, vector_constants, width};
+    const int own = score_of(width - 3, label);
+    each_cell<Form, true>(tiles, samples, runs, from, width - 3, [&](const Run& run, int64 cell,
+                                                                     const double* logits) {
+        const double of_own = logits[0], of_label = logits[1];
+        const double labels = larger(larger(logits[2], logits[3]), of_label);
+        const auto logit = [&](int k) {
+            return k == own ? of_own : k == label ? of_label : out[k * cells + cell];
+        };
+        double lower[kHeads] = {};  // bounds of log-sum-exps
+#pragma unroll 1
+        for (int g = 0; g < table.heads; ++g) {
+            double sum = -infinity();
+#pragma unroll 1
+            for (int k = 0; k < table.scores + 2; ++k)
+                if (table.holds(g, k))
+                    sum = logaddexp(sum, k < table.scores ? logit(k) : k == table.scores ? labels : 0);
+#pragma unroll
+            for (int other = 0; other < kHeads; ++other)  // no index varies: they stay in registers
+                if (other == g) lower[other] = sum;
+        }
+#pragma unroll 1
+        for (int k = 0; k < table.scores; ++k) {
+            double bound = logit(k);
+#pragma unroll
+            for (int g = 0; g < kHeads; ++g)
+                if (table.charged(k, g)) bound -= lower[g];
+            bound += max(table.charges(k), 1) * run.slack;
+            out[k * cells + cell] = (bound < 0 ? bound : 0) - table.shift(k);  // NaN gives 0
+        }
+    });
 }

@@ -7,12 +7,13 @@
 // are no gaps, a sample begins where it does in packed order, and threads, each of which has a
 // column, touch neighbouring words.
 //
-// A transition leads from diagonal d to d + 1. It either stays in its column or steps to the next:
-// if columns are positions, blanks stay and labels step; if they are frames, the other way round.
+// An arc leads some diagonals ahead, and as many columns to the right as it emits labels, if columns
+// are positions, or takes frames.
 
 #include "common.cuh"
 #include "entries.cuh"
 #include "log_space.cuh"
+#include "topology.cuh"
 
 // A sample: its first cell in packed order, and its lengths.
 struct Lattice {
@@ -27,6 +28,12 @@ struct Lattice {
     __device__ int64 place(int d, int c) const {
         return first + static_cast<int64>(d < rows() ? d : d - rows()) * columns() + c;
     }
+    // How many columns an arc leads to the right, and the column of (T, U), which is no cell.
+    template <typename A> __device__ int shift(A arc) const {
+        return flipped() ? arc.frames : arc.labels;
+    }
+    __device__ int end_column() const { return flipped() ? frames : positions - 1; }
+
     __device__ int64 place_of(int frame, int position) const {
         return place(frame + position, flipped() ? frame : position);
     }
@@ -37,69 +44,111 @@ struct Lattice {
         const int frame = flipped() ? c : d - c;
         return first + static_cast<int64>(frame) * positions + d - frame;
     }
-    __device__ int64 last_place() const { return place_of(frames - 1, positions - 1); }
+    __device__ int frame_of(int d, int c) const { return flipped() ? c : d - c; }
+
+    // What a delay penalty adds to the log-prob of a label (k2).
+    __device__ double delay(double penalty, int64 frame) const {
+        return penalty * ((frames - 1) / 2.0 - frame);
+    }
 };
 
-// The values that a sweep passes on: two diagonals of them in shared memory, or all of them in an
+// The scores of a cell, K of them, and of the one beside it: of arcs that lead to a cell or the end.
+struct Scores {
+    const double* values;  // (K, cells)
+    int64 cells;
+
+    template <typename A>
+    __device__ double weight(const Lattice& lattice, int d, int c, A arc) const {
+        const int64 place = lattice.place(d, c);
+        const double weight = arc.sum([&](int k) { return values[k * cells + place]; });
+        if (arc.then < 0) return weight;
+        const int64 aside = lattice.place(d + arc.labels, lattice.flipped() ? c : c + arc.labels);
+        return weight + values[arc.then * cells + aside];
+    }
+};
+
+// Whether all that the arcs of a cell read is among the `exact` ones.
+template <typename T>
+__device__ bool is_inside(const Lattice& lattice, const bool* exact, int d, int c) {
+    if (!exact[lattice.place(d, c)]) return false;
+    if (T::aside == 0 || d - lattice.frame_of(d, c) + T::aside >= lattice.positions) return true;
+    return exact[lattice.place(d + T::aside, lattice.flipped() ? c : c + T::aside)];
+}
+
+// The values that a sweep passes on: a few diagonals of them in shared memory, or all of them in an
 // array, where there is not `room` for so many columns.
-struct Diagonals {
+template <typename T> struct Diagonals {
     const Lattice& lattice;
     double *shared, *all;
     int room;
 
     __device__ double* operator[](int d) const {
-        return lattice.columns() <= room ? shared + (d & 1) * lattice.columns()
+        return lattice.columns() <= room ? shared + d % (T::reach + 1) * lattice.columns()
                                          : all + lattice.place(d, 0);
     }
 };
 
 // Sums over the paths from the first cell, in log space. `enter(d, c, value)` is given what leads
-// into a cell and returns what is passed on. Returns that of the last cell.
-template <typename Enter>
-__device__ double sweep_forward(const Diagonals& kept, const double* blank, const double* label,
-                                Enter enter) {
+// into a cell and returns what is passed on. Returns that of all paths to the end.
+template <typename T, typename Enter>
+__device__ double sweep_forward(const Diagonals<T>& kept, const Scores& scores, Enter enter) {
     const Lattice lattice = kept.lattice;
-    const double* stay = lattice.flipped() ? label : blank;
-    const double* step = lattice.flipped() ? blank : label;
     for (int d = 0; d < lattice.diagonals(); ++d) {
-        const double* before = kept[d - 1];
         double* here = kept[d];
         const int first = max(0, d + 1 - lattice.rows()), stop = min(d + 1, lattice.columns());
         for (int c = first + threadIdx.x; c < stop; c += blockDim.x) {
+            const int frame = lattice.frame_of(d, c), position = d - frame;
             double value = d == 0 ? 0 : -infinity();
-            if (c < d) value = before[c] + stay[lattice.place(d - 1, c)];
-            if (c > 0) value = logaddexp(value, before[c - 1] + step[lattice.place(d - 1, c - 1)]);
+            T::each([&](auto arc) {
+                if (frame < arc.frames || position < arc.labels) return;
+                const int from = d - arc.ahead, column = c - lattice.shift(arc);
+                value = logaddexp(
+                    value, kept[from][column] + scores.weight(lattice, from, column, arc));
+            });
             here[c] = enter(d, c, value);
         }
         __syncthreads();
     }
-    return kept[lattice.diagonals() - 1][lattice.columns() - 1];
+    double end = -infinity();
+    T::each([&](auto arc) {
+        if (!arc.ends || !arc.frames) return;
+        if (lattice.frames < arc.frames || lattice.positions <= arc.labels) return;
+        const int from = lattice.diagonals() - arc.ahead;
+        const int column = lattice.end_column() - lattice.shift(arc);
+        end = logaddexp(end, kept[from][column] + scores.weight(lattice, from, column, arc));
+    });
+    return end;
 }
 
-// Sums over the paths that leave by the blank of the last cell, in log space. `enter(d, c, value,
-// most)` is also given the larger one of the values that the two transitions lead to.
-template <typename Enter>
-__device__ void sweep_backward(const Diagonals& kept, const double* blank, const double* label,
+// What is behind an arc: of(d, c) of the cell that it leads to, 0 at the end of a path; -inf where
+// it leads to neither.
+template <typename A, typename Of>
+__device__ double behind(const Lattice& lattice, int d, int c, A arc, Of of) {
+    const int frame = lattice.frame_of(d, c) + arc.frames, position = d + arc.ahead - frame;
+    if (frame == lattice.frames && position == lattice.positions - 1)
+        return arc.ends ? 0 : -infinity();
+    if (frame >= lattice.frames || position >= lattice.positions) return -infinity();
+    return of(d + arc.ahead, c + lattice.shift(arc));
+}
+
+// Sums over the paths to the end, in log space. `enter(d, c, value, most)` is also given the largest
+// of the values that arcs lead to, with `delay(d, c)` added behind labels.
+template <typename T, typename Delay, typename Enter>
+__device__ void sweep_backward(const Diagonals<T>& kept, const Scores& scores, Delay delay,
                                Enter enter) {
     const Lattice lattice = kept.lattice;
-    const double* stay = lattice.flipped() ? label : blank;
-    const double* step = lattice.flipped() ? blank : label;
     for (int d = lattice.diagonals() - 1; d >= 0; --d) {
-        const bool last = d == lattice.diagonals() - 1;
-        const double* behind = kept[d + 1];
         double* here = kept[d];
         const int first = max(0, d + 1 - lattice.rows()), stop = min(d + 1, lattice.columns());
         for (int c = first + threadIdx.x; c < stop; c += blockDim.x) {
-            const int64 place = lattice.place(d, c);
-            double value = last ? blank[place] : -infinity(), most = last ? 0 : -infinity();
-            if (d + 1 - c < lattice.rows()) {
-                value = behind[c] + stay[place];
-                most = behind[c];
-            }
-            if (c + 1 < lattice.columns()) {
-                value = logaddexp(value, behind[c + 1] + step[place]);
-                most = fmax(most, behind[c + 1]);
-            }
+            double value = -infinity(), most = -infinity();
+            T::each([&](auto arc) {
+                const double beta =
+                    behind(lattice, d, c, arc, [&](int row, int column) { return kept[row][column]; });
+                if (beta == -infinity()) return;
+                value = logaddexp(value, beta + scores.weight(lattice, d, c, arc));
+                most = fmax(most, arc.labels ? beta + delay(d, c) : beta);
+            });
             here[c] = enter(d, c, value, most);
         }
         __syncthreads();

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from .device_calls import to_device, to_host
+from .transducer_cases import PLAIN, Columns
 
 
 class LogitsCase(NamedTuple):
@@ -49,17 +50,26 @@ def random_lengths(rng, size, frames, labels):
     return logit_lengths[:size], target_lengths[:size]
 
 
-def random_targets(rng, size, labels, vocabulary, blank):
-    """Labels that are not the blank; there is none to choose from if V = 1."""
-    symbols = np.delete(np.arange(vocabulary), blank)
+def random_targets(rng, size, labels, vocabulary, blank, transducer=PLAIN):
+    """Labels that are no blank and no duration; there is none to choose from if V = 1."""
+    symbols = Columns.in_a_row(transducer, vocabulary, blank).of["label"]
     return rng.choice(symbols, (size, labels)) if len(symbols) else np.zeros((size, labels), int)
 
 
 def random_logits_case(
-    rng, size=4, frames=7, labels=5, vocabulary=9, *, dtype=np.float64, blank=-1, scale=2.0
+    rng,
+    size=4,
+    frames=7,
+    labels=5,
+    vocabulary=9,
+    *,
+    dtype=np.float64,
+    blank=-1,
+    scale=2.0,
+    transducer=PLAIN,
 ) -> LogitsCase:
     logits = rng.normal(scale=scale, size=(size, frames, labels + 1, vocabulary)).astype(dtype)
-    targets = random_targets(rng, size, labels, vocabulary, blank)
+    targets = random_targets(rng, size, labels, vocabulary, blank, transducer)
     return LogitsCase(logits, targets, *random_lengths(rng, size, frames, labels), blank)
 
 
@@ -75,6 +85,7 @@ def random_joint_case(
     blank=-1,
     bias=True,
     scale=2.0,
+    transducer=PLAIN,
 ) -> JointCase:
     shapes = (size, frames, hidden), (size, labels + 1, hidden), (vocabulary, hidden), (vocabulary,)
     inputs = [rng.normal(size=shape) for shape in shapes]
@@ -82,7 +93,7 @@ def random_joint_case(
     inputs = [array.astype(dtype) for array in inputs]
     if not bias:
         inputs[3] = None
-    targets = random_targets(rng, size, labels, vocabulary, blank)
+    targets = random_targets(rng, size, labels, vocabulary, blank, transducer)
     return JointCase(*inputs, targets, *random_lengths(rng, size, frames, labels), blank)
 
 
@@ -93,12 +104,16 @@ def least_budget(function, *args, **kwargs) -> int:
     return int(re.search(r"at least (\d+) bytes", str(error.value))[1])
 
 
-def occupancies(lattice, frames, columns):
-    """Blank and label occupancies of each sample, (2, T, S)."""
-    cells, *both = to_host(lattice.keep(to_device(np.full(len(frames), -np.inf))))
-    counts = np.multiply(frames, columns)
-    np.testing.assert_array_equal(cells, np.arange(counts.sum()))
-    of_samples = np.split(np.stack(both), counts.cumsum()[:-1], axis=1)
+def occupancies(lattice, costs, frames, positions, of_labels=1.0):
+    """Occupancies of the scores of each sample, (K, T, S), given costs; 0 if one is not finite."""
+    counts, has_some = np.multiply(frames, positions), np.isfinite(costs)
+    cells = lattice.keep(to_device(np.where(has_some, 0.0, np.inf)))
+    kept = np.flatnonzero(np.repeat(has_some, counts))
+    np.testing.assert_array_equal(to_host(cells), kept)
+    of_kept = to_host(lattice.occupancies(cells, of_labels, np.dtype(np.float64)))
+    every = np.zeros((len(of_kept), counts.sum()))
+    every[:, kept] = of_kept
+    of_samples = np.split(every, counts.cumsum()[:-1], axis=1)
     return [
-        values.reshape(2, t, s) for values, t, s in zip(of_samples, frames, columns, strict=True)
+        values.reshape(-1, t, s) for values, t, s in zip(of_samples, frames, positions, strict=True)
     ]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from benchmarks.costs import CHUNK, KERNELS, SECTOR, Work
 from cupy_rnnt.batch import Cells
 from cupy_rnnt.defaults import compute_dtype
 from cupy_rnnt.ops import cuda_bounds, cuda_rows, cuda_samples
+from cupy_rnnt.transducer import NAMED, Transducer
 
 from . import devices
 from .devices import Device
@@ -25,7 +25,8 @@ from .kernel_resources import ROOT
 from .lattice_cases import Side, random_case
 from .ptxemu.compile import nvrtc_version
 from .row_cases import ALL, COMPUTE
-from .test_kernels_bounds import on_gpu, random_inputs
+from .test_kernels_bounds import on_gpu, random_inputs, row_of
+from .transducer_cases import tdt
 
 TABLE = ROOT / "docs" / "kernels_sectors.rst"
 ROWS = 24
@@ -107,28 +108,37 @@ def hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
     return work("hidden", dtype, width)
 
 
-def row_log_probs(gpu: Device, dtype: np.dtype, width: int) -> Work:
+def plain_row(width: int, normalised: bool = False) -> Any:
+    return cuda_rows.device_row(NAMED["regular"].row(width, 0, normalised))
+
+
+def row_scores(gpu: Device, dtype: np.dtype, width: int) -> Work:
     """With a bias; logits of half types are given ones, and have none."""
     bias = ones(gpu, width, dtype=dtype) if dtype in COMPUTE else None
-    cuda_rows.row_log_probs(ones(gpu, ROWS, width, dtype=dtype), bias, 0, labels(gpu), None)
-    found = work("row_log_probs", dtype, width)
-    return found if bias is not None else replace(found, cached=0)
+    logits = ones(gpu, ROWS, width, dtype=dtype)
+    cuda_rows.row_scores(logits, bias, plain_row(width), labels(gpu), None)
+    found = work("row_scores", dtype, width)
+    return found if bias is not None else found + Work(cached=-width * ROWS * 4)
 
 
 def logits_grad(gpu: Device, dtype: np.dtype, width: int) -> Work:
     compute = compute_dtype(dtype)
     logits, bias = ones(gpu, ROWS, width, dtype=compute), ones(gpu, width, dtype=compute)
-    entries = ones(gpu, ROWS, dtype=compute)
-    given = ones(gpu, ROWS), entries, entries, 0, labels(gpu), 0.5, ones(gpu, ROWS), None
-    cuda_rows.logits_grad(logits, bias, *given, out=gpu.xp.empty((ROWS, width), dtype))
+    given = ones(gpu, 1, ROWS), ones(gpu, 2, ROWS, dtype=compute), labels(gpu)
+    rest = 0.5, ones(gpu, ROWS), None, gpu.xp.empty((ROWS, width), dtype)
+    cuda_rows.logits_grad(logits, bias, plain_row(width), *given, *rest)
     return work("logits_grad", dtype, width)
 
 
-def log_probs_grad(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    entries, weights = ones(gpu, ROWS, dtype=compute_dtype(dtype)), ones(gpu, ROWS)
-    grad = gpu.xp.empty((ROWS, width), dtype)
-    cuda_rows.log_probs_grad(grad, entries, entries, 0, labels(gpu), -1.0, weights)
-    return work("log_probs_grad", dtype, width)
+def gradient_under_no_head(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """Which reads neither logits nor a bias."""
+    compute, grad = compute_dtype(dtype), gpu.xp.empty((ROWS, width), dtype)
+    given = ones(gpu, 0, ROWS), ones(gpu, 2, ROWS, dtype=compute), labels(gpu)
+    row = plain_row(width, normalised=True)
+    cuda_rows.logits_grad(grad, None, row, *given, -1.0, ones(gpu, ROWS), None)
+    nbytes = width * compute.itemsize
+    unread = Work(bytes=-nbytes - 8, cached=-nbytes)  # the logits, their sum, and the bias
+    return work("logits_grad", dtype, width) + unread.times(ROWS)
 
 
 def gather(gpu: Device, dtype: np.dtype, width: int) -> Work:
@@ -147,7 +157,7 @@ def scatter(gpu: Device, dtype: np.dtype, width: int) -> Work:
 
 def label_softmax(gpu: Device, dtype: np.dtype, width: int) -> Work:
     bias = ones(gpu, width, dtype=dtype)
-    cuda_bounds.label_softmax(ones(gpu, ROWS, width, dtype=dtype), bias, 0, None)
+    cuda_bounds.label_softmax(ones(gpu, ROWS, width, dtype=dtype), bias, plain_row(width), None)
     return work("label_softmax", dtype, width)
 
 
@@ -209,11 +219,19 @@ def fold_rows_of_weights(gpu: Device, dtype: np.dtype, width: int) -> Work:
     return work("fold_rows", dtype, width, 64) + Work(spread=apart)
 
 
-def bounds(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    lengths = 64, 32
-    inputs = random_inputs(np.random.default_rng(5), width, dtype, None, [lengths], 0)
+def bounds(
+    gpu: Device, dtype: np.dtype, width: int, transducer: Transducer = NAMED["regular"]
+) -> Work:
+    """And the logits of all scores but the last one and the label's, by groups of three."""
+    frames, columns = lengths = 64, 32
+    row, cells = row_of(transducer), frames * columns
+    rng = np.random.default_rng(5)
+    inputs = random_inputs(rng, width, dtype, None, [lengths], 0, row)
     on_gpu(gpu, inputs)
-    return work("bounds", dtype, width, lengths[0] * lengths[1])
+    others = len(row.columns) - 2
+    rows = Work(16 * others).times(cells)  # written twice, and read between
+    groups = work("exact_logits", dtype, width, cells * -(-others // 3))
+    return work("bounds", dtype, width, cells) + (groups + rows if others else Work())
 
 
 class Case(NamedTuple):
@@ -229,6 +247,7 @@ CASES = {
     "add_rows, 40 rows a target": Case(add_rows, "H"),
     "add_rows, 200 rows a target": Case(partial(add_rows, run=200), "H"),
     "bounds": Case(bounds, "H"),
+    "bounds of three more scores": Case(partial(bounds, transducer=tdt(range(4))), "H"),
     "column_sum": Case(column_sum, "V", ALL),
     "fold_rows": Case(fold_rows, "H", ALL),
     "fold_rows of the weights": Case(fold_rows_of_weights, "H", COMPUTE[:1]),
@@ -237,10 +256,10 @@ CASES = {
     "hidden_grad": Case(hidden_grad, "H"),
     "hidden_grad of identity": Case(partial(hidden_grad, activation="identity", arrays=2), "H"),
     "label_softmax": Case(label_softmax, "V"),
-    "log_probs_grad": Case(log_probs_grad, "V", ALL),
     "logits_grad": Case(logits_grad, "V", ALL),
+    "logits_grad under no head": Case(gradient_under_no_head, "V", ALL),
     "row_dots": Case(row_dots, "H"),
-    "row_log_probs": Case(row_log_probs, "V", ALL),
+    "row_scores": Case(row_scores, "V", ALL),
     "scatter": Case(scatter, "V", ALL),
 }
 ON_LATTICES = (
@@ -248,10 +267,9 @@ ON_LATTICES = (
     "bounded_leaving",
     "bounded_likely",
     "bounded_wrap",
-    "keep",
+    "lattice_keep",
     "lattice_occupancies",
     "lattice_sweep",
-    "lattice_unwrap",
     "lattice_write",
 )
 
@@ -271,10 +289,9 @@ def of_case(gpu: Device, name: str) -> Found:
 def of_lattices(gpu: Device) -> dict[str, Found]:
     """Of all kernels on lattices, with a round of selection."""
     case = random_case(np.random.default_rng(11), [LATTICE])
-    side, cells = Side(case, gpu), len(case.blank)
+    side, cells = Side(case, gpu), len(case.cells.sample)
     lattice = side.exact()
-    side.costs(lattice)
-    side.occupancies(lattice)
+    side.occupancies(lattice, side.costs(lattice))
     bounded = side.bounded()
     side.certify(bounded)
     bounded._written = True  # as if there were cells, of which none is exact
@@ -328,9 +345,10 @@ of H hidden values, or a lattice of T frames by U + 1 positions. No cache is cou
 *Least* is 1 where words lie side by side. It is more in these places, and nowhere else:
 
 - A lattice is stored by anti-diagonals, cells by frame and position. ``lattice_write``,
-  ``lattice_unwrap`` and ``bounded_wrap`` go from the one order to the other: two words of 8 bytes
-  a cell lie apart on one of the sides. ``bounded_likely`` marks cells with a byte each. The other
-  words of a sector are used by warps that run soon after, and come from the cache or wait in it.
+  ``lattice_keep``, ``lattice_occupancies`` and ``bounded_wrap`` go from the one order to the other:
+  words of 8 bytes lie apart on one of the sides. ``bounded_likely`` marks cells with a byte each.
+  The other words of a sector are used by warps that run soon after, and come from the cache or wait
+  in it.
 - ``fold_rows`` sums up each row of the weights as if it were a column, and threads are side by side
   in a row. That is done once a call, and neighbouring warps use the rest of the sectors.
 
@@ -339,7 +357,8 @@ of H hidden values, or a lattice of T frames by U + 1 positions. No cache is cou
 
 {rows}
 
-``add_rows`` adds the rows of each target, with ``add_long_runs``. ``hidden_grad`` is that of tanh
+``add_rows`` adds the rows of each target, with ``add_long_runs``; ``bounds`` of more scores than
+those of blank and label are with ``exact_logits``. ``hidden_grad`` is that of tanh
 unless it says otherwise. Each row of ``label_softmax`` is read three times, and each of ``bounds``
 by all tiles that it is part of; the table counts all of them as asked for. On which rows, and how
 many: ``tests/kernel_sectors.py``.

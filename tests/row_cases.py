@@ -13,6 +13,10 @@ import numpy as np
 from cupy_rnnt.batch import Cells
 from cupy_rnnt.defaults import compute_dtype
 from cupy_rnnt.ops import cpu, cuda_rows
+from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Head, Row, Transducer
+
+from . import devices
+from .transducer_cases import TRANSDUCERS, multi_blank, tdt
 
 HALF = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 COMPUTE = np.dtype(np.float32), np.dtype(np.float64)
@@ -57,14 +61,36 @@ class Device:
     computed = array
 
 
-def gradient_inputs(on: Any, rng: Any, compute: np.dtype, width: int) -> tuple[Any, ...]:
-    """Occupancies, blank and labels of rows; one label is the blank, without an occupancy."""
+REGULAR = NAMED["regular"]
+BESIDE_NO_HEAD = Transducer(REGULAR.topology, (Head(("label",)),))
+
+
+def rows_of(width: int, rng: Any) -> list[Row]:
+    """One head, none, two with a zero and in two ranges, columns under no head; and, where there
+    are as many columns, some blanks and durations."""
     blank = int(rng.integers(width))
-    labels = rng.integers(0, width, ROWS)
-    occupancies = rng.random((2, ROWS))
-    labels[3], occupancies[1, 3] = blank, 0
-    of_blank, of_label = (on.array(values, compute) for values in occupancies)
-    return of_blank, of_label, blank, on.array(labels)
+    rows = [REGULAR.row(width, blank), REGULAR.row(width, blank, normalised=True)]
+    rows += [one.row(width, blank) for one in (TRANSDUCERS["hat"], BESIDE_NO_HEAD)]
+    if width > 4:
+        several = tdt((0, 1, 3), 0.25), multi_blank((2,), 0.5)
+        rows += [one.row(width, max(1, blank - 3)) for one in several]
+    return rows
+
+
+def table_of(row: Row) -> tuple[Any, ...]:
+    """What kernels read."""
+    with devices.emulated() as gpu:
+        words, *counts = cuda_rows.device_row(row).table
+        return gpu.asnumpy(words), *counts
+
+
+def gradient_inputs(on: Any, rng: Any, compute: np.dtype, row: Row) -> tuple[Any, Any]:
+    """Occupancies and labels; one label is in the column of the first score, without an
+    occupancy."""
+    labels = rng.integers(0, row.width, ROWS)
+    occupancies = rng.random((len(row.columns), ROWS))
+    labels[3], occupancies[row.columns.index(LABEL_COLUMN), 3] = row.columns[0], 0
+    return on.array(occupancies, compute), on.array(labels)
 
 
 def gather(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
@@ -98,42 +124,60 @@ def hidden(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -
     return [pre, halves[:, :width].astype(compute) + halves[:, width:].astype(compute)]
 
 
-def row_log_probs(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
-    compute = compute_dtype(dtype)
+def row_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """Heads over columns that labels are not among are no matter: a label may be in any column."""
+    compute, results = compute_dtype(dtype), []
     logits = on.computed(4 * rng.standard_normal((ROWS, width)), dtype)
     bias = on.array(rng.standard_normal(width), compute)
-    rest = int(rng.integers(width)), on.array(rng.integers(0, width, ROWS))
     scratch = on.empty((4, width), compute)
-    without = on.ops.row_log_probs(logits, None, *rest, scratch)
-    return [*without, *on.ops.row_log_probs(logits, bias, *rest, scratch)]
+    for row in rows_of(width, rng):
+        rest = on.ops.device_row(row), on.array(rng.integers(0, width, ROWS)), scratch
+        with np.errstate(divide="ignore"):  # of heads without a column
+            for added in None, bias:
+                results.extend(on.ops.row_scores(logits, added, *rest))
+    return results
 
 
-def pick_log_probs(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+def picked_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """Of log-probabilities, which no head is over."""
     log_probs = on.computed(rng.standard_normal((ROWS, width)), dtype)
-    labels = on.array(rng.integers(0, width, ROWS))
-    return list(on.ops.pick_log_probs(log_probs, width // 2, labels))
+    labels, scratch = on.array(rng.integers(0, width, ROWS)), on.empty((4, width), np.float32)
+    row = on.ops.device_row(REGULAR.row(width, width // 2, normalised=True))
+    return list(on.ops.row_scores(log_probs, None, row, labels, scratch))
 
 
 def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     values = (4 * rng.standard_normal((ROWS, width))).astype(dtype)
-    bias = rng.standard_normal(width).astype(dtype)
-    lse = np.log(np.exp(values.astype(float) + bias.astype(float)).sum(axis=1))
-    given = gradient_inputs(on, rng, dtype, width)
-    scratch, results = on.empty((4, width), dtype), []
-    for clamp, weights in (-1.0, None), (0.1, on.array(rng.standard_normal(ROWS))):
-        with_bias, without = on.array(values), on.array(values + bias)
-        for logits, added in (with_bias, on.array(bias)), (without, None):
-            on.ops.logits_grad(logits, added, on.array(lse), *given, clamp, weights, scratch)
-            results.append(logits)
+    bias, results = rng.standard_normal(width).astype(dtype), []
+    weights, scratch = on.array(rng.standard_normal(ROWS)), on.empty((4, width), dtype)
+    for row in rows_of(width, rng):
+        exponentials = np.exp(values.astype(float) + bias.astype(float))
+        under = [[v for bounds in head.ranges for v in range(*bounds)] for head in row.heads]
+        sums = [
+            exponentials[:, columns].sum(axis=1) + head.zero
+            for columns, head in zip(under, row.heads, strict=True)
+        ]
+        with np.errstate(divide="ignore"):
+            lse = np.log(np.array(sums).reshape(-1, ROWS))
+        given = gradient_inputs(on, rng, dtype, row)
+        rest = on.ops.device_row(row), on.array(lse), *given
+        for clamp, factors in (-1.0, None), (0.1, weights):
+            with_bias, without = on.array(values), on.array(values + bias)
+            for logits, added in (with_bias, on.array(bias)), (without, None):
+                on.ops.logits_grad(logits, added, *rest, clamp, factors, scratch)
+                results.append(logits)
     return results
 
 
 def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """The gradient under no head, which reads no logits."""
     compute, results = compute_dtype(dtype), []
-    given = gradient_inputs(on, rng, compute, width)
+    row = REGULAR.row(width, int(rng.integers(width)), normalised=True)
+    given = gradient_inputs(on, rng, compute, row)
+    rest = None, on.ops.device_row(row), on.array(np.empty((0, ROWS))), *given
     for clamp, weights in (-1.0, None), (0.3, on.array(rng.standard_normal(ROWS))):
         grad = on.computed(np.full((ROWS, width), np.nan), dtype)
-        on.ops.log_probs_grad(grad, *given, clamp, weights)
+        on.ops.logits_grad(grad, *rest, clamp, weights, on.empty((4, width), compute))
         results.append(grad)
     return results
 
@@ -199,8 +243,8 @@ OPERATIONS = {
         Operation(hidden_grad, COMPUTE),
         Operation(log_probs_grad, ALL, True),
         Operation(logits_grad, COMPUTE),
-        Operation(pick_log_probs, ALL, True),
-        Operation(row_log_probs, ALL),
+        Operation(picked_scores, ALL, True),
+        Operation(row_scores, ALL),
         Operation(scatter, ALL, True),
     )
 }

@@ -13,56 +13,66 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
-from scipy.special import log_softmax
 
 import cupy_rnnt
-from cupy_rnnt import engine, joint, joint_source, passes, reference, selection
+from cupy_rnnt import engine, joint, joint_source, reference, selection
 from cupy_rnnt.joint_source import JointSource
 from cupy_rnnt.schedule import Tiles
+from cupy_rnnt.transducer import LABEL, Transducer
 
 from .device_calls import joint_rnnt_loss, joint_rnnt_loss_and_grad, to_device, to_host
 from .helpers import JointCase, least_budget
 from .selection_joints import shapes
+from .selection_lattices import BoundedSample, log_prob_of_paths
 from .tolerances import cost_tolerance
+from .transducer_cases import PLAIN, Sample
 
 
 class LogProbs(NamedTuple):
-    """Of one sample: blank (T, S) and label (T, U); and the largest sum of the absolute values of
-    what a logit is the sum of, or 1."""
+    """Of one sample: scores (K, T, S), without what a delay penalty adds; and the largest sum of
+    the absolute values of what a logit is the sum of, or 1."""
 
-    blank: np.ndarray
-    label: np.ndarray
+    scores: np.ndarray
     size: float
+    transducer: Transducer
+    delay_penalty: float
+
+    @property
+    def whole(self) -> BoundedSample:
+        """With all cells in C."""
+        mask = np.ones(self.scores.shape[1:], bool)
+        return BoundedSample(self.scores, self.scores, mask, self.transducer, self.delay_penalty)
 
     def of_paths(self, mask: np.ndarray | None = None) -> float:
-        """log P of the paths inside a set of cells, or of all, by the textbook's recursion."""
-        blank, label = self[:2]
-        if mask is not None:
-            blank = np.where(mask, blank, -np.inf)
-            label = np.where(mask[:, :-1], label, -np.inf)
-        return float(reference.betas(blank, label)[0, 0])
+        """log P of the paths inside a set of cells, or of all, by the recursion."""
+        whole, topology = self.whole, self.transducer.topology
+        if mask is None:
+            return whole.log_prob()
+        inside = whole._replace(mask=mask).inside
+        return log_prob_of_paths(whole.delayed(self.scores), topology, inside)
 
     def rounding(self) -> float:
         """Error of a cost in float64: that of the table of tolerances, which is for logits of
         moderate size, in units of their size if it is larger than the cost."""
-        tolerance = cost_tolerance(np.float64, sum(self.blank.shape) - 1)
+        tolerance = cost_tolerance(np.float64, sum(self.scores.shape[1:]) - 1)
         full = self.of_paths()
         return tolerance * max(self.size, abs(full) if np.isfinite(full) else 1.0)
 
 
-def exact_log_probs(case: JointCase, activation="tanh") -> Iterator[LogProbs]:
+def exact_log_probs(
+    case: JointCase, activation="tanh", transducer=PLAIN, delay_penalty=0.0
+) -> Iterator[LogProbs]:
     """In float64 throughout."""
     apply = reference.ACTIVATIONS[activation]
     encoder_out, predictor_out, weight = (array.astype(np.float64) for array in case[:3])
     bias = np.zeros(len(weight)) if case.bias is None else case.bias.astype(np.float64)
     for b, (t, s) in enumerate(shapes(case)):
         hidden, _ = apply(encoder_out[b, :t, None] + predictor_out[b, :s])
-        log_probs = log_softmax(hidden @ weight.T + bias, axis=-1)
-        columns = np.arange(s - 1)
+        labels = case.targets[b, : s - 1].tolist()
+        sample = Sample(hidden @ weight.T + bias, labels, transducer, case.blank)
         terms = abs(hidden) @ abs(weight).T
         size = (terms + np.where(np.isfinite(bias), abs(bias), 0.0)).max(initial=1.0)
-        of_label = log_probs[:, columns, case.targets[b, columns]]
-        yield LogProbs(log_probs[..., case.blank], of_label, float(size))
+        yield LogProbs(sample.scores(), float(size), transducer, delay_penalty)
 
 
 # Selection, switched on, led astray and watched
@@ -91,15 +101,17 @@ def first_choice(choose: Callable[..., np.ndarray]) -> Iterator[None]:
     `bounds` are those of log P of each sample; the result is a mask of all cells in packed order.
     """
 
-    def next_cells(lattice, frames, columns, chosen, rounds, tolerance):
-        if rounds:
-            return selection.next_cells(lattice, frames, columns, chosen, rounds, tolerance)
-        _, bounds = lattice.certify()
-        new = choose(lattice, bounds, frames, columns)
-        assert new.shape == chosen.shape
-        return new, to_device(np.full(len(frames), np.inf))
+    original = selection.next_cells
 
-    with mock.patch.object(passes, "next_cells", next_cells):
+    def next_cells(lattice, lengths, chosen, rounds, tolerance):
+        if rounds:
+            return original(lattice, lengths, chosen, rounds, tolerance)
+        _, bounds = lattice.certify()
+        new = choose(lattice, bounds, lengths.frames, lengths.positions)
+        assert new.shape == chosen.shape
+        return new, to_device(np.full(len(lengths.frames), np.inf))
+
+    with mock.patch.object(selection, "next_cells", next_cells):
         yield
 
 
@@ -176,13 +188,13 @@ class Computed:
 @contextmanager
 def computed_cells() -> Iterator[Computed]:
     """Watch pass 1 over a joint."""
-    computed, original = Computed(), JointSource.log_probs
+    computed, original = Computed(), JointSource.scores
 
-    def log_probs(self, cells, scratch, stored):
+    def scores(self, cells, scratch, stored):
         computed.add(cells)
         return original(self, cells, scratch, stored)
 
-    with mock.patch.object(JointSource, "log_probs", log_probs):
+    with mock.patch.object(JointSource, "scores", scores):
         yield computed
 
 
@@ -190,23 +202,15 @@ def computed_cells() -> Iterator[Computed]:
 
 
 class Bounds(NamedTuple):
-    """Of one sample: blank and label, (T, S); what was added to them for rounding."""
+    """Of the scores of one sample, (K, T, S); what was added to them for rounding."""
 
-    blank: np.ndarray
-    label: np.ndarray
+    scores: np.ndarray
     slack: float
 
 
-def checked_call(case: JointCase, activation="tanh", **options) -> joint.JointCall:
-    named = {
-        "clamp": -1.0,
-        "fastemit_lambda": 0.0,
-        "zero_infinity": False,
-        "tolerance": None,
-        "max_workspace_bytes": None,
-        "progress": None,
-    }
-    return joint.checked(*to_device(case), "none", activation, **{**named, **options})
+def checked_call(case: JointCase, **options) -> joint.JointCall:
+    *arrays, blank = to_device(case)
+    return joint.checked(*arrays, blank=blank, reduction="none", **options)
 
 
 def least_selecting_budget(case: JointCase, gradient: bool) -> int:
@@ -230,12 +234,13 @@ def least_selecting_budget(case: JointCase, gradient: bool) -> int:
     return high
 
 
-def bounds_of(case: JointCase, activation="tanh", rows=7) -> list[Bounds]:
+def bounds_of(case: JointCase, activation="tanh", rows=7, transducer=PLAIN) -> list[Bounds]:
     """What :class:`cupy_rnnt.tangents.Tangents` says of each sample, by tiles of some rows."""
-    call = checked_call(case, activation)
+    call = checked_call(case, activation=activation, transducer=transducer)
     source = call.source(gradient=False)
     tangents, scratch = source.tangents(np.arange(call.batch.size)), source.scratch(rows)
-    bounds = to_device(np.full((2, call.batch.cell_count), np.nan))
+    scores = len(transducer.topology.scores)
+    bounds = to_device(np.full((scores, call.batch.cell_count), np.nan))
     with np.errstate(all="ignore"):  # as of the workers
         for side, count in enumerate(tangents.references):
             for tile in Tiles(count, rows, 1):
@@ -244,24 +249,27 @@ def bounds_of(case: JointCase, activation="tanh", rows=7) -> list[Bounds]:
             tangents.bound(*tile, scratch, 0, bounds)
     of_samples = np.split(to_host(bounds), call.batch.offsets[1:-1], axis=1)
     return [
-        Bounds(*values.reshape(2, *shape), float(slack))
+        Bounds(values.reshape(scores, *shape), float(slack))
         for values, shape, slack in zip(of_samples, shapes(case), tangents._slack, strict=True)
     ]
 
 
-def check_bounds(case: JointCase, activation="tanh", rows=7) -> list[Bounds]:
+def check_bounds(case: JointCase, activation="tanh", rows=7, transducer=PLAIN) -> list[Bounds]:
     """No bound is below the truth, nor above 0, and those of a cell are of one distribution.
 
-    Without slack, exp(blank) + exp(label) would not exceed 1 by more than the rounding of a few
-    float64 operations, which slack is far above.
+    Without slack, exp(blank) + exp(label) of the plain transducer would not exceed 1 by more than
+    the rounding of a few float64 operations, which slack is far above.
     """
-    bounds = bounds_of(case, activation, rows)
-    for (blank, label, slack), exact in zip(bounds, exact_log_probs(case, activation), strict=True):
-        assert (blank >= exact.blank).all()
-        assert (label[:, :-1] >= exact.label).all()
-        assert (label[:, -1] == -np.inf).all()
-        assert max(blank.max(), label.max()) <= 0
-        assert (np.exp(blank) + np.exp(label)).max() <= np.exp(min(2 * slack, 1.0))
+    bounds = bounds_of(case, activation, rows, transducer)
+    log_probs = exact_log_probs(case, activation, transducer)
+    kinds = transducer.topology.scores
+    for (scores, slack), exact in zip(bounds, log_probs, strict=True):
+        assert (scores >= exact.scores).all()
+        assert scores.max() <= 0
+        if LABEL in kinds:
+            assert (scores[kinds.index(LABEL), :, -1] == -np.inf).all()
+        if transducer == PLAIN:
+            assert np.exp(scores).sum(axis=0).max() <= np.exp(min(2 * slack, 1.0))
     return bounds
 
 
@@ -279,6 +287,8 @@ def check_certificate(
     choose: Callable[..., np.ndarray] | None = None,
     activation="tanh",
     most: float = 1.0,
+    transducer=PLAIN,
+    delay_penalty: float = 0.0,
 ) -> tuple[list[Certified], cupy_rnnt.Info]:
     """Costs are those of the paths inside what was computed, and what they miss is below the
     certificate, which is at most half the tolerance.
@@ -291,16 +301,16 @@ def check_certificate(
         if choose is not None:
             stack.enter_context(first_choice(choose))
         computed = stack.enter_context(computed_cells())
-        costs, info = joint_rnnt_loss(
-            *case, reduction="none", activation=activation, tolerance=tolerance, return_info=True
-        )
+        options = {"transducer": transducer, "delay_penalty": delay_penalty}
+        options |= {"activation": activation, "reduction": "none", "return_info": True}
+        costs, info = joint_rnnt_loss(*case, tolerance=tolerance, **options)
     masks = computed.masks(case)
     assert info.computed == sum(mask.sum() for mask in masks)
     assert info.cells == sum(mask.size for mask in masks)
     assert 1 <= info.rounds <= 3
     assert info.certificate.shape == costs.shape
     found = []
-    log_probs = exact_log_probs(case, activation)
+    log_probs = exact_log_probs(case, activation, transducer, delay_penalty)
     for cost, certificate, mask, exact in zip(
         costs, info.certificate, masks, log_probs, strict=True
     ):

@@ -5,6 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from .helpers import JointCase, random_lengths, random_targets
+from .transducer_cases import PLAIN, Columns
+
+
+def blank_of(transducer, vocabulary, blank) -> int:
+    """The column of the blank in a row of so many logits."""
+    return Columns.in_a_row(transducer, vocabulary, blank).of["blank"][0]
 
 
 def aligned_case(
@@ -21,10 +27,11 @@ def aligned_case(
     sharpness=3.0,
     noise=0.3,
     lengths=None,
+    transducer=PLAIN,
 ) -> JointCase:
     """Joints as after training: each label is likely in some frames, behind its prefix, and the
     blank elsewhere; so most cells hold next to nothing."""
-    targets = random_targets(rng, size, labels, vocabulary, blank)
+    targets = random_targets(rng, size, labels, vocabulary, blank, transducer)
     lengths = lengths or random_lengths(rng, size, frames, labels)
     weight = rng.normal(size=(vocabulary, hidden))
     weight /= np.linalg.norm(weight, axis=1, keepdims=True)
@@ -36,7 +43,7 @@ def aligned_case(
         # A frame has no more than one label: with few frames, most labels are just unlikely.
         frame = (2 * np.arange(u) + 1) * t // max(2 * u, 1)
         encoder_out[b, frame] = encoder_out[b, frame] + 2 * rows
-    of_blank = sharpness * np.eye(vocabulary)[blank]
+    of_blank = sharpness * np.eye(vocabulary)[blank_of(transducer, vocabulary, blank)]
     return JointCase(
         encoder_out.astype(dtype),
         predictor_out.astype(dtype),
@@ -49,7 +56,17 @@ def aligned_case(
 
 
 def any_case(
-    rng, size, frames, labels, vocabulary, hidden, *, dtype=np.float64, blank=-1, bias=True
+    rng,
+    size,
+    frames,
+    labels,
+    vocabulary,
+    hidden,
+    *,
+    dtype=np.float64,
+    blank=-1,
+    bias=True,
+    transducer=PLAIN,
 ) -> JointCase:
     """Joints of any kind: from flat to saturated, the blank likely or not, labels repeated."""
     if rng.random() < 0.4:
@@ -66,13 +83,14 @@ def any_case(
             bias=bias,
             sharpness=sharpness,
             noise=noise,
+            transducer=transducer,
         )
-    targets = random_targets(rng, size, labels, vocabulary, blank)
+    targets = random_targets(rng, size, labels, vocabulary, blank, transducer)
     if rng.random() < 0.3:
         targets[:] = targets[:, :1]
     scale = rng.choice([0.01, 0.3, 1.0, 3.0, 10.0, 30.0])
     of_bias = rng.choice([0.0, 1.0, 5.0]) * rng.normal(size=vocabulary)
-    of_bias[blank] += rng.choice([0.0, 0.0, 2.0, 6.0, 20.0])
+    of_bias[blank_of(transducer, vocabulary, blank)] += rng.choice([0.0, 0.0, 2.0, 6.0, 20.0])
     inputs = (
         scale * rng.normal(size=(size, frames, hidden)),
         scale * rng.choice([0.0, 0.3, 1.0]) * rng.normal(size=(size, labels + 1, hidden)),

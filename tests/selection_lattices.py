@@ -1,6 +1,7 @@
 """Groups of lattices that are exact in some cells and bounded in others, and what must hold there.
 
-Log-probs, bounds and cells are drawn at random; nothing here knows of a joint network.
+Scores, bounds and cells are drawn at random, for the arcs of any transducer; nothing here knows of
+a joint network.
 """
 
 from __future__ import annotations
@@ -12,35 +13,64 @@ import numpy as np
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
 from cupy_rnnt.ops import BoundedLattice
+from cupy_rnnt.transducer import LABEL, Topology, Transducer
 
 from .device_calls import operations, to_device, to_host
 from .helpers import occupancies
+from .transducer_cases import PLAIN, random_sample
 
 
 class BoundedSample(NamedTuple):
-    """Log-probs and bounds of them, (T, S) each, and which cells are exact.
+    """Scores and bounds of them, (K, T, S) each, and which cells are exact.
 
-    No label leaves the last column: its log-prob is -inf there, and so is its bound.
+    No label leaves the last column: its log-prob is -inf there, and so is its bound. What a delay
+    penalty adds is in neither.
     """
 
-    exact: np.ndarray  # (2, T, S): blank, label
+    exact: np.ndarray
     bounds: np.ndarray
     mask: np.ndarray
+    transducer: Transducer = PLAIN
+    delay_penalty: float = 0.0
+
+    def delayed(self, scores: np.ndarray) -> np.ndarray:
+        """With what the delay penalty adds to labels."""
+        scores, topology = scores.copy(), self.transducer.topology
+        if LABEL in topology.scores:
+            T = self.mask.shape[0]
+            delays = self.delay_penalty * ((T - 1) / 2 - np.arange(T))
+            scores[topology.scores.index(LABEL)] += delays[:, None]
+        return scores
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Cells whose arcs are exact: those of the mask that have what they read aside in it."""
+        inside = self.mask.copy()
+        for arc in self.transducer.topology.arcs:
+            if arc.then is not None and arc.labels:
+                inside[:, :-1] &= self.mask[:, 1:]
+        return inside
+
+    def log_prob(self) -> float:
+        """Of all paths, by the textbook."""
+        exact = self.delayed(self.exact)
+        return float(reference.betas(exact, self.transducer.topology)[0, 0])
 
 
-def random_samples(rng, extents) -> list[BoundedSample]:
+def random_samples(rng, extents, transducer=PLAIN, delay_penalty=0.0) -> list[BoundedSample]:
     """Distributions from flat to nearly certain, some of them with a 0; bounds from the log-probs
     themselves to far above them; and from few to most of the cells exact."""
     samples = []
     for t, s in extents:
-        shares = rng.dirichlet(np.full(3, rng.choice([0.05, 0.5, 5.0])), (t, s))[..., :2]
-        with np.errstate(divide="ignore"):
-            exact = np.log(shares.transpose(2, 0, 1))
+        drawn = random_sample(rng, transducer, t, s - 1, labels=2)
+        # Of such logits, a softmax is a Dirichlet distribution.
+        gammas = rng.standard_gamma(rng.choice([0.05, 0.5, 5.0]), drawn.logits.shape)
+        exact = drawn._replace(logits=np.log(np.maximum(gammas, 1e-300))).scores()
         exact[rng.random(exact.shape) < rng.choice([0.0, 0.0, 0.1])] = -np.inf
-        exact[1, :, -1] = -np.inf
         above = rng.choice([0.0, 0.3, 5.0]) * rng.random(exact.shape)
         mask = rng.random((t, s)) < rng.choice([0.2, 0.8, 0.97])
-        samples.append(BoundedSample(exact, np.minimum(exact + above, 0.0), mask))
+        bounds = np.minimum(exact + above, 0.0)
+        samples.append(BoundedSample(exact, bounds, mask, transducer, delay_penalty))
     samples[0].mask[-1, 0] = True  # a first round computes something
     return samples
 
@@ -52,27 +82,31 @@ def shapes_of(samples):
 
 def made(samples, gradient=True) -> BoundedLattice:
     """Their lattice, bounded and written."""
-    frames, columns = shapes_of(samples)
-    ops = operations()
-    lattice = ops.bounded_lattice(frames, columns, gradient)
-    bounds = np.concatenate([sample.bounds.reshape(2, -1) for sample in samples], axis=1)
+    frames, positions = shapes_of(samples)
+    ops, (first, *_) = operations(), samples
+    lengths = frames, positions, gradient, first.delay_penalty
+    lattice = ops.bounded_lattice(first.transducer, *lengths)
+    scores = len(first.exact)
+    bounds = np.concatenate([sample.bounds.reshape(scores, -1) for sample in samples], axis=1)
     lattice.bound(to_device(np.ascontiguousarray(bounds)))
-    shape = len(samples), int(frames.max()), int(columns.max())
+    shape = len(samples), int(frames.max()), int(positions.max())
     targets = np.ones((shape[0], shape[2] - 1), int)
-    batch = Batch(targets, frames, columns - 1, shape, 2, 0)
+    batch = Batch(targets, frames, positions - 1, shape, 2, 0)
     inside = np.concatenate([sample.mask.ravel() for sample in samples])
-    both = np.concatenate([sample.exact.reshape(2, -1) for sample in samples], axis=1)
+    exact = np.concatenate([sample.exact.reshape(scores, -1) for sample in samples], axis=1)
     if inside.any():
         cells = Coordinates(batch, ops).of(to_device(np.flatnonzero(inside)))
-        lattice.write(cells, *(to_device(of_one[inside]) for of_one in both))
+        lattice.write(cells, to_device(np.ascontiguousarray(exact[:, inside])))
     return lattice
 
 
 class Plain(NamedTuple):
-    """Bounds of log alpha and log beta of each cell, and of what paths that leave C have."""
+    """Bounds of log alpha and log beta of each cell; the log-probability of the paths inside C, and
+    a bound of that of those that leave it."""
 
     alpha: np.ndarray
     beta: np.ndarray
+    inside: float
     leaving: float
 
     def likely(self, mask: np.ndarray, threshold: float) -> np.ndarray:
@@ -80,33 +114,67 @@ class Plain(NamedTuple):
         return (self.alpha + self.beta >= threshold) & ~mask
 
 
-def plain(sample: BoundedSample, most: float = 0.0) -> Plain:
-    """By the definitions, cell after cell. From a cell that is only bounded, no more can come than
-    from the better of the two behind it: both transitions together have at most probability 1. No
-    alpha need be above `most`, which is 0 but for what need not be as tight."""
-    mask = sample.mask
-    blank, label = np.where(mask, sample.exact, sample.bounds)
-    alpha = np.full(mask.shape, -np.inf)
+def arc_weights(scores: np.ndarray, topology: Topology):
+    """Each arc, and its log-probability at each cell; -inf without a label to emit."""
+    for arc in topology.arcs:
+        weight = sum(scores[topology.scores.index(score)] for score in arc.scores)
+        if arc.labels:
+            weight[:, -1] = -np.inf
+        if arc.then is not None:
+            aside = scores[topology.scores.index(arc.then)]
+            if arc.labels:
+                weight[:, :-1] += aside[:, 1:]
+            else:
+                weight = weight + aside
+        yield arc, weight
+
+
+def log_prob_of_paths(scores: np.ndarray, topology: Topology, inside: np.ndarray) -> float:
+    """Of those that leave cells inside only, cell after cell."""
+    T, S = inside.shape
+    beta = np.full((T + topology.reach, S + 1), -np.inf)
+    beta[T, S - 1] = 0.0
+    arcs = list(arc_weights(scores, topology))
+    for t, u in reversed(list(zip(*np.nonzero(inside), strict=True))):
+        for arc, weight in arcs:
+            to = t + arc.frames, u + arc.labels
+            if to != (T, S - 1) or arc.ends:
+                beta[t, u] = np.logaddexp(beta[t, u], weight[t, u] + beta[to])
+    return float(beta[0, 0])
+
+
+def plain(sample: BoundedSample) -> Plain:
+    """By the definitions, cell after cell. From a cell, no more can come than from the best of
+    those behind it, as all arcs together have at most probability 1 but for what a delay penalty
+    adds; where they may have more, so much more."""
+    topology, (T, S) = sample.transducer.topology, sample.mask.shape
+    inside, most = sample.inside, np.log(sample.transducer.most_mass)
+    scores = sample.delayed(np.where(sample.mask, sample.exact, sample.bounds))
+    arcs = list(arc_weights(scores, topology))
+    alpha = np.full((T, S), -np.inf)
     alpha[0, 0] = 0.0
-    for t, u in np.ndindex(mask.shape):
-        if t > 0:
-            alpha[t, u] = alpha[t - 1, u] + blank[t - 1, u]
-        if u > 0:
-            alpha[t, u] = np.logaddexp(alpha[t, u], alpha[t, u - 1] + label[t, u - 1])
-        alpha[t, u] = min(alpha[t, u], most)
-    beta = np.full((mask.shape[0] + 1, mask.shape[1] + 1), -np.inf)
-    leaving = beta.copy()  # from a cell inside: what steps outside at some time
-    beta[-1, -2] = 0.0
-    for t, u in reversed(list(np.ndindex(mask.shape))):
-        behind = beta[t + 1, u], beta[t, u + 1]
-        beta[t, u] = np.logaddexp(blank[t, u] + behind[0], label[t, u] + behind[1])
-        if mask[t, u]:
-            by_blank, by_label = blank[t, u] + leaving[t + 1, u], label[t, u] + leaving[t, u + 1]
-            leaving[t, u] = np.logaddexp(by_blank, by_label)
-        else:
-            beta[t, u] = min(beta[t, u], max(behind))
-            leaving[t, u] = beta[t, u]
-    return Plain(alpha, beta[:-1, :-1], float(leaving[0, 0]))
+    for t, u in np.ndindex(T, S):
+        for arc, weight in arcs:
+            before = t - arc.frames, u - arc.labels
+            if min(before) >= 0:
+                alpha[t, u] = np.logaddexp(alpha[t, u], alpha[before] + weight[before])
+    beta, leave = np.full((2, T + topology.reach, S + 1), -np.inf)
+    beta[T, S - 1] = 0.0
+    for t, u in reversed(list(np.ndindex(T, S))):
+        cap = -np.inf
+        for arc, weight in arcs:
+            to = t + arc.frames, u + arc.labels
+            delay = sample.delay_penalty * ((T - 1) / 2 - t) if arc.labels else 0.0
+            cap = max(cap, beta[to] + delay)  # even of an arc that may not end there: a bound
+            if to == (T, S - 1) and not arc.ends:
+                continue
+            for values in (beta, leave) if inside[t, u] else (beta,):
+                values[t, u] = np.logaddexp(values[t, u], weight[t, u] + values[to])
+        beta[t, u] = min(beta[t, u], cap + most)
+        if not inside[t, u]:
+            leave[t, u] = beta[t, u]
+    of_inside = log_prob_of_paths(scores, topology, inside)
+    return Plain(alpha, beta[:T, :S], of_inside, float(leave[0, 0]))
 
 
 def check_lattice(samples: list[BoundedSample], gradient=True) -> list[float]:
@@ -114,29 +182,25 @@ def check_lattice(samples: list[BoundedSample], gradient=True) -> list[float]:
     beyond those inside; occupancies of the latter are as far from the true ones as it allows.
 
     Given that share eps, the posterior of paths inside is at most eps / (1 + eps) away from that of
-    all in total variation, and a path has T + U transitions. A log-probability in float64 is off by
-    some n**1.5 roundings of 2**-53, n = T + S (see the table of tolerances): for the 50 of these
-    tests and values of a few hundred, 1e-12 is generous.
+    all in total variation, and a path has at most A arcs, of a few scores each. A log-probability
+    in float64 is off by some n**1.5 roundings of 2**-53, n = T + S (see the table of tolerances):
+    for the 50 of these tests and values of a few hundred, 1e-12 is generous.
     """
     lattice = made(samples, gradient)
     lattice.certify()
     check_likely(samples, lattice)
     inside, leaving = to_host(lattice.certify())
     costs = to_host(lattice.solve())
-    both = occupancies(lattice, *shapes_of(samples)) if gradient else ()
+    found_occupancies = occupancies(lattice, costs, *shapes_of(samples)) if gradient else ()
     found = []
-    for i, (exact, _, mask) in enumerate(samples):
+    for i, sample in enumerate(samples):
         # Relative to the bound of all paths: that of what leaves may be far below any float64, and
         # is made up to no less than the least one for each cell.
-        whole = plain(samples[i])
+        whole = plain(sample)
         base = whole.beta[0, 0] if np.isfinite(whole.beta[0, 0]) else 0.0
         shares = np.exp(leaving[i] - base), np.exp(whole.leaving - base)
         np.testing.assert_allclose(*shares, rtol=1e-12, atol=1e-300)
-        every = exact[0], exact[1, :, :-1]
-        masked = np.where(mask, exact, -np.inf)
-        log_prob, log_inside = (
-            reference.betas(*both)[0, 0] for both in (every, (masked[0], masked[1, :, :-1]))
-        )
+        log_inside, log_prob = whole.inside, sample.log_prob()
         np.testing.assert_allclose([inside[i], -costs[i]], log_inside, rtol=1e-13, atol=1e-14)
         assert np.exp(log_prob) <= (np.exp(log_inside) + np.exp(leaving[i])) * (1 + 1e-12)
         if not np.isfinite(log_inside):
@@ -144,26 +208,32 @@ def check_lattice(samples: list[BoundedSample], gradient=True) -> list[float]:
         with np.errstate(over="ignore"):
             eps = float(np.exp(leaving[i] - inside[i]))
         if gradient:
-            of_blank, of_label = both[i]
-            true_blank, true_label, _ = reference.occupancies(*every)
-            error = abs(of_blank - true_blank).sum() + abs(of_label[:, :-1] - true_label).sum()
-            transitions = sum(mask.shape) - 1
-            share = eps / (1 + eps) if eps < np.inf else 1.0
-            assert error <= transitions * (2 * share + 1e-12)
-            assert not of_label[:, -1].any()
-            assert not (of_blank + of_label)[~mask].any()
+            check_occupancies(sample, found_occupancies[i], eps)
         found.append(eps)
     return found
 
 
+def check_occupancies(sample: BoundedSample, of_paths: np.ndarray, eps: float) -> None:
+    """Of the paths inside C, given the share eps that the others may have of theirs."""
+    topology, (T, S) = sample.transducer.topology, sample.mask.shape
+    expected, _ = reference.occupancies(sample.delayed(sample.exact), topology)
+    _, most_arcs = topology.path_arcs(T, S - 1)
+    read = max(len(arc.scores) + (arc.then is not None) for arc in topology.arcs)
+    share = eps / (1 + eps) if eps < np.inf else 1.0
+    assert abs(of_paths - expected).sum() <= most_arcs * read * (2 * share + 1e-12)
+    if LABEL in topology.scores:
+        assert not of_paths[topology.scores.index(LABEL), :, -1].any()
+    assert not of_paths[:, ~sample.mask].any()
+
+
 def check_likely(samples: list[BoundedSample], lattice: BoundedLattice) -> None:
-    """Cells outside C are likely if the products of their bounds are above a threshold, be it with
-    alphas of at most 1 or without that limit. It is half way between two values, so that no
-    rounding decides."""
-    bounds = [(plain(sample), plain(sample, np.inf)) for sample in samples]
+    """Cells outside C are likely if the products of their bounds are above a threshold, or if they
+    are read aside from such a cell, inside C or not. The threshold is half way between two values,
+    so that no rounding decides."""
+    bounds = [plain(sample) for sample in samples]
     thresholds = np.empty(len(samples))
-    for i, both in enumerate(bounds):
-        values = np.concatenate([(one.alpha + one.beta).ravel() for one in both])
+    for i, one in enumerate(bounds):
+        values = (one.alpha + one.beta).ravel()
         values = np.unique(np.append(values[values > -np.inf], [0.0, 1.0]))
         gaps = np.flatnonzero(np.diff(values) > 1e-6)
         at = gaps[(7 * i + len(samples)) % len(gaps)]
@@ -171,8 +241,10 @@ def check_likely(samples: list[BoundedSample], lattice: BoundedLattice) -> None:
     likely = to_host(lattice.likely(to_device(thresholds)))
     assert likely.size == sum(sample.mask.size for sample in samples)
     start = 0
-    for sample, (tight, loose), threshold in zip(samples, bounds, thresholds, strict=True):
-        mine = likely[start : start + sample.mask.size].reshape(sample.mask.shape)
-        assert not (tight.likely(sample.mask, threshold) & ~mine).any()
-        assert not (mine & ~loose.likely(sample.mask, threshold)).any()
-        start += mine.size
+    for sample, one, threshold in zip(samples, bounds, thresholds, strict=True):
+        chosen = likely[start : start + sample.mask.size].reshape(sample.mask.shape)
+        expected = one.likely(np.zeros_like(sample.mask), threshold)
+        if any(arc.then is not None and arc.labels for arc in sample.transducer.topology.arcs):
+            expected[:, 1:] |= expected[:, :-1].copy()
+        np.testing.assert_array_equal(chosen, expected & ~sample.mask)
+        start += sample.mask.size

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import costs
 from cupy_rnnt import engine, joint
-from cupy_rnnt.passes import Kept
+from cupy_rnnt.sources import Kept
 
 from . import kernel_sectors
 from .selection_joints import aligned_case
@@ -19,6 +19,8 @@ VOCABULARY, HIDDEN = 512, 128
 FRAMES, POSITIONS = np.array([60, 40]), np.array([30, 40])
 # What small samples add to it: tables of samples, and rows and diagonals that end inside a sector.
 LEAST, MOST = 0.8, 1.02
+# Scores are not read of arcs that lead nowhere, or out of the cells that were computed.
+MOST_OF = {"lattice_sweep": 1.06, "lattice_occupancies": 1.35}
 
 
 def launched(gpu, tolerance):
@@ -37,14 +39,14 @@ def launched(gpu, tolerance):
         lengths=(FRAMES, POSITIONS - 1),
     )
     inputs = [gpu.asarray(array) for array in case[:4]]
-    names = "clamp", "fastemit_lambda", "zero_infinity", "max_workspace_bytes", "progress"
-    options = dict(zip(names, (-1.0, 0.0, False, None, None), strict=True))
-    call = joint.checked(*inputs, *case[4:], "mean", "tanh", tolerance=tolerance, **options)
+    call = joint.checked(*inputs, *case[4:7], blank=case.blank, tolerance=tolerance)
     source = call.source(gradient=True)
-    result = engine.forward(source, call.batch, call.options, keep=True)
-    kept = Kept(*map(gpu.xp.concatenate, zip(*result.kept, strict=True)))
+    cells = engine.KeptCells()
+    result = engine.scan(source, call.batch, call.options, cells)
+    fields = zip(*cells.parts, strict=True)
+    kept = Kept(*(gpu.xp.concatenate(values, axis=-1) for values in fields))
     engine.backward(source, call.batch, call.options, kept, np.ones(2))
-    info = result.info(call.batch)
+    info = result.info()
     assert info.rounds == 1
     touched = Counter()
     for each in gpu.xp.kernels.launches:
@@ -70,7 +72,10 @@ def test_the_engine_launches_what_is_computed(monkeypatch, tolerance):
     del computed["products"], computed["lists"]  # no kernels of ours
     assert set(found) == set(computed)
     ratios = {name: computed[name] / found[name] for name in found}
-    assert {name: ratio for name, ratio in ratios.items() if not LEAST < ratio < MOST} == {}
+    wrong = {
+        name: ratio for name, ratio in ratios.items() if not LEAST < ratio < MOST_OF.get(name, MOST)
+    }
+    assert not wrong
 
 
 def multiply_adds(operations):

@@ -10,7 +10,6 @@ from threadpoolctl import threadpool_limits
 import cupy_rnnt
 from cupy_rnnt import reference
 from cupy_rnnt.ops.activations import ACTIVATIONS
-from cupy_rnnt.results import REDUCTIONS
 
 from .device_calls import (
     examples,
@@ -38,7 +37,7 @@ SHAPES = {
 }
 OPTIONS = {
     "clamp": st.sampled_from([-1.0, 0.05]),
-    "reduction": st.sampled_from(REDUCTIONS),
+    "reduction": st.sampled_from(("none", "mean", "sum")),
     "fastemit_lambda": st.sampled_from([0.0, 0.3]),
 }
 
@@ -228,14 +227,10 @@ def test_what_is_dropped_is_bounded(device, dtype, tolerance):
         t, s = case.logit_lengths[b], case.target_lengths[b] + 1
         log_probs = case.logits[b, :t, :s].astype(np.float64)
         log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
-        blank, label, _ = reference.occupancies(
-            log_probs[..., case.blank],
-            np.take_along_axis(log_probs[:, :-1], case.targets[b, None, : s - 1, None], axis=2)[
-                ..., 0
-            ],
-        )
-        occupancy = blank.copy()
-        occupancy[:, :-1] += label
+        labels = np.append(case.targets[b, : s - 1], 0)
+        of_label = np.take_along_axis(log_probs, labels[None, :, None], axis=2)[..., 0]
+        of_scores, _ = reference.occupancies(np.stack([log_probs[..., case.blank], of_label]))
+        occupancy = of_scores.sum(axis=0)
         dropped = occupancy < used * (t + s - 1) / (t * s)
         assert not grad[b, :t, :s][dropped].any()
         assert occupancy[dropped].sum() <= used * (t + s - 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cupy_rnnt import reference
-from cupy_rnnt.results import REDUCTIONS
+from cupy_rnnt.options import REDUCTIONS
 
 from .device_calls import joint_rnnt_loss_and_grad, rnnt_loss_and_grad
 from .helpers import random_joint_case, random_logits_case

@@ -31,15 +31,9 @@ FAULTS = "tests.first_light_faults:install"
 def script(monkeypatch):
     """A function that imports one of the benchmarks by name."""
     monkeypatch.syspath_prepend(FOLDER)
-    forget_scripts()  # also parts of them that other tests have left
     yield importlib.import_module
-    forget_scripts()
-
-
-def forget_scripts():
     for name, module in list(sys.modules.items()):
-        of_benchmarks = FOLDER in Path(getattr(module, "__file__", None) or "/").parents
-        if name.split(".")[0] == "light" or (of_benchmarks and "benchmarks" not in name):
+        if FOLDER in Path(getattr(module, "__file__", None) or "/").parents:
             del sys.modules[name]
 
 

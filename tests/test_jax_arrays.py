@@ -305,19 +305,19 @@ def test_normalised_logits_are_noticed():
 def test_an_interrupt_leaves_nothing_behind(kind, monkeypatch):
     batch = made(kind)
     before = workers.threads()
-    original = jax_callbacks.forward_backward
+    original = jax_callbacks.run
 
     def interrupted(source, *args):
-        log_probs = source.log_probs
+        scores = source.scores
 
         def then(*args):
             _thread.interrupt_main()
-            return log_probs(*args)
+            return scores(*args)
 
-        source.log_probs = then
+        source.scores = then
         return original(source, *args)
 
-    monkeypatch.setattr(jax_callbacks, "forward_backward", interrupted)
+    monkeypatch.setattr(jax_callbacks, "run", interrupted)
     with pytest.raises((KeyboardInterrupt, *RUN_TIME)) as error:
         jax.block_until_ready(gradient(batch.loss, batch.inputs))
     assert "KeyboardInterrupt" in repr(error.value)

@@ -8,8 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cupy_rnnt import defaults
-from cupy_rnnt.engine import Options
+from cupy_rnnt.options import Options
 from cupy_rnnt.results import JointGradients
 
 from .helpers import random_joint_case, random_logits_case
@@ -63,12 +62,9 @@ def made(xp, kind, dtype=np.float32, reduction="mean", gradient=True, mapped=(),
     make = random_joint_case if kind == "joint" else random_logits_case
     case = make(np.random.default_rng(0), 2, 4, 2, dtype=dtype, **options)
     count = 4 if kind == "joint" else 1
-    found = Options(-1.0, 0.0, False, defaults.tolerance(np.dtype(dtype)), 2**24, None)
-    common = case.blank % 9, reduction, found
-    if kind == "joint":
-        loss = jax_callbacks.JointLoss(*common, "tanh")
-    else:
-        loss = jax_callbacks.LogitsLoss(*common, True)
+    values = {"blank": case.blank, "reduction": reduction, "max_workspace_bytes": 2**24}
+    make_loss = jax_callbacks.JointLoss if kind == "joint" else jax_callbacks.LogitsLoss
+    loss = make_loss(Options.checked(np.dtype(dtype), **values))
     costs = xp.empty((2,) if reduction == "none" else (), np.float32)
     inputs = [None if x is None else xp.asarray(x) for x in case[:count]]
     gradients = [None if x is None else xp.empty(x.shape, x.dtype) for x in inputs]

@@ -6,51 +6,73 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from cupy_rnnt.batch import Batch
-from cupy_rnnt.ops import Runs, cpu, cuda_bounds, launch
+from cupy_rnnt.batch import Batch, JointInputs
+from cupy_rnnt.ops import Runs, cpu, cuda_bounds, cuda_rows, launch
 from cupy_rnnt.ops.activations import ACTIVATIONS
-from cupy_rnnt.results import JointGradients
 from cupy_rnnt.tangents import Magnitudes, Tangents
+from cupy_rnnt.transducer import LABEL_COLUMN, NAMED
 
 from .helpers import random_joint_case
+from .row_cases import table_of
 from .test_kernels_rows_memory import run_far, shifted
 from .tolerances import unit_roundoff
+from .transducer_cases import TRANSDUCERS, Sample, tdt, transducers, width_of
 
 FORMS = None, *ACTIVATIONS
 HIDDEN_SIZES = 1, 31, 33, 257, 640
 LENGTHS = (70, 20), (1, 1), (3, 17), (64, 16), (9, 5)
 FAR = 2**31 + 2**20
 
+REGULAR = NAMED["regular"]
+SEVERAL = {**TRANSDUCERS, "tdt of eight durations": tdt(range(8))}
+
 every_form = pytest.mark.parametrize("form", FORMS)
+every_transducer = pytest.mark.parametrize("transducer", SEVERAL.values(), ids=SEVERAL)
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+random_rows = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
-def random_inputs(rng, size, dtype, form=None, lengths=LENGTHS, spare=3):
+def row_of(transducer, normalised=False):
+    """With the blank behind some labels and in front of others."""
+    return transducer.row(width_of(transducer, 9), 6, normalised)
+
+
+def random_inputs(rng, size, dtype, form=None, lengths=LENGTHS, spare=3, row=None):
     """Arguments of `bounds` but the last two. Some rows and cells belong to no sample."""
+    row = row or row_of(REGULAR)
+    label = len(set(row.columns) - {LABEL_COLUMN})  # behind the vectors of other scores
     frames, columns = np.array(lengths).T
     starts = [np.cumsum(counts) - counts + spare for counts in (frames, columns, frames * columns)]
     slack = rng.random(len(frames)) / 100
     runs = Runs(starts[0], frames, starts[1], columns, starts[2], slack)
     rows, prefixes = frames.sum() + 2 * spare, columns.sum() + 2 * spare
     encoder, slopes = rng.standard_normal((2, rows, size))
-    predictor, vectors = rng.standard_normal((prefixes, size)), rng.normal(size=(prefixes, 3, size))
+    predictor = rng.standard_normal((prefixes, size))
+    vectors = rng.standard_normal((prefixes, label + 2, size))
     if form is None:
         encoder, predictor = np.exp(2 * encoder), np.exp(-2 * predictor)
-    vector_constants = rng.standard_normal((prefixes, 3))
-    vector_constants[starts[1] + columns - 1, 1] = -np.inf
+    vector_constants = rng.standard_normal((prefixes, label + 2))
+    vector_constants[starts[1] + columns - 1, label] = -np.inf
     constants = rng.standard_normal(rows)
     scale = 1 / np.sqrt(size)
-    arrays = encoder, predictor, form, scale * slopes, constants, scale * vectors, vector_constants
-    return [
-        array.astype(dtype) if i in (0, 1, 3, 5) else array for i, array in enumerate(arrays)
-    ] + [runs]
+    of_type = encoder, predictor, scale * slopes, scale * vectors
+    encoder, predictor, slopes, vectors = (array.astype(dtype) for array in of_type)
+    of_frames, of_prefixes = (slopes, constants), (vectors, vector_constants)
+    return [encoder, predictor, form, row, *of_frames, *of_prefixes, runs]
+
+
+def shape_of_bounds(inputs):
+    row, runs = inputs[3], inputs[-1]
+    return len(row.columns), int((runs.cell + runs.frames * runs.columns).max())
 
 
 def on_host(inputs):
-    cells = int((inputs[-1].cell + inputs[-1].frames * inputs[-1].columns).max())
-    out = np.full((2, cells), np.nan)
+    out = np.full(shape_of_bounds(inputs), np.nan)
     with np.errstate(all="ignore"):
         cpu.bounds(*inputs, np.empty((99, inputs[0].shape[1]), inputs[0].dtype), out)
     return out
@@ -58,22 +80,24 @@ def on_host(inputs):
 
 def on_gpu(gpu, inputs):
     *arrays, runs = inputs
-    out = gpu.xp.empty((2, int((runs.cell + runs.frames * runs.columns).max())))
+    out = gpu.xp.empty(shape_of_bounds(inputs))
     out[:, : runs.cell[0]] = np.nan
     arrays = [gpu.asarray(each) if isinstance(each, np.ndarray) else each for each in arrays]
+    arrays[3] = cuda_rows.device_row(arrays[3])
     cuda_bounds.bounds(*arrays, runs, None, out)
     return gpu.asnumpy(out)
 
 
 def assert_twins(gpu, inputs):
     expected, actual = on_host(inputs), on_gpu(gpu, inputs)
-    e, p, form, slopes, _, vectors, *_ = [
+    e, p, form, row, slopes, _, vectors, *_ = [
         np.where(np.isfinite(each), abs(each), 0) if isinstance(each, np.ndarray) else each
         for each in inputs[:-1]
     ]
     largest = vectors.sum(axis=-1).max() + slopes.sum(axis=-1).max()
     hidden = max(e.max() + p.max(), 1) if form else 1
-    rounding = unit_roundoff(e.dtype) * (e.shape[1] + 16)
+    dots = 1 + max(map(len, row.charged))  # of which a bound is made
+    rounding = unit_roundoff(e.dtype) * (e.shape[1] + 16) * dots / 2
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rounding * largest * hidden)
     return actual
 
@@ -95,9 +119,33 @@ def test_forms(gpu, form, dtype):
 
 
 @every_dtype
+@every_transducer
+def test_transducers(gpu, transducer, dtype):
+    """Also of logits that are under no head."""
+    for normalised in False, True:
+        row = row_of(transducer, normalised)
+        found = assert_twins(
+            gpu, random_inputs(np.random.default_rng(8), 36, dtype, None, [(20, 9), (5, 2)], 3, row)
+        )
+        limits = -np.array(row.shifts)[:, None]
+        written = found[:, 3:]
+        assert (written <= limits).all()
+        assert (written.min(axis=1, where=written > -np.inf, initial=0) < limits[:, 0]).all()
+
+
+@random_rows
+@given(transducer=transducers(), form=st.sampled_from([None, "relu"]))
+def test_transducers_that_nobody_has_invented(gpu, transducer, form):
+    lengths, row = [(3, 4), (1, 2)], row_of(transducer)
+    inputs = random_inputs(np.random.default_rng(9), 5, np.float64, form, lengths, 0, row)
+    inputs[6][2], inputs[7][3] = np.nan, -np.inf
+    assert_twins(gpu, inputs)
+
+
+@every_dtype
 def test_bounds_of_what_is_not_finite(gpu, dtype):
     inputs = random_inputs(np.random.default_rng(1), 40, dtype, lengths=[(30, 20)], spare=0)
-    encoder, predictor, _, slopes, constants, vectors, vector_constants, _ = inputs
+    encoder, predictor, _, _, slopes, constants, vectors, vector_constants, _ = inputs
     encoder[3, 1], predictor[4, 2] = np.nan, np.nan
     slopes[5, 7], constants[6], constants[7] = np.nan, np.nan, -np.inf
     vectors[5, 0, 3], vectors[6, 1, 9], vectors[7, 2, 8] = np.nan, np.nan, np.nan
@@ -125,54 +173,76 @@ def test_a_newton_step_is_as_good_as_a_division(off):
     assert np.abs(found / exact - 1).max() <= 1.001 * unit_roundoff(np.float32)
 
 
+def bounds_and_scores(gpu, case, transducer, activation, dtype):
+    """Bounds (K, cells) of the scores of a joint network, and these."""
+    from cupy_rnnt.ops import cuda
+
+    arrays = [array.astype(dtype) for array in case[:4]]
+    arrays[3][2] = -np.inf
+    shape, vocabulary = (len(case.targets), *(array.shape[1] for array in case[:2])), len(arrays[3])
+    tokens = vocabulary - transducer.durations
+    batch = Batch(case.targets, case.logit_lengths, case.target_lengths, shape, tokens, case.blank)
+    inputs, row = JointInputs(*map(gpu.asarray, arrays)), transducer.row(vocabulary, case.blank)
+    rows, magnitudes = (row, cuda.device_row(row)), Magnitudes.of(cuda, batch, inputs)
+    tangents = Tangents(cuda, batch, np.arange(3), inputs, activation, *rows, magnitudes)
+    widths = vocabulary, vocabulary, *[arrays[2].shape[1]] * 2
+    tiles = [gpu.xp.empty((64, width), dtype) for width in widths]
+    scratch = SimpleNamespace(
+        rows=lambda n: [tile[:n] for tile in tiles], pre=tiles[2], hidden=tiles[3]
+    )
+    for side, count in enumerate(tangents.references):
+        tangents.refer(side, 0, count, scratch)
+    out = gpu.asarray(np.full((len(row.columns), batch.cell_count), np.nan))
+    for start, stop in ((0, 5), (5, tangents.references[0])):
+        tangents.bound(start, stop, scratch, 0, out)
+    encoder, predictor, weight, bias = (array.astype(float) for array in arrays)
+    exact = []
+    for b, (frames, columns) in enumerate(zip(batch.frames, batch.columns, strict=True)):
+        hidden = encoder[b, :frames, None] + predictor[b, None, :columns]
+        ACTIVATIONS[activation].apply(hidden, hidden)
+        labels = case.targets[b, : columns - 1].tolist()
+        of_sample = Sample(hidden @ weight.T + bias, labels, transducer, case.blank).scores()
+        exact.append(of_sample.reshape(len(of_sample), -1))
+    return gpu.asnumpy(out), np.concatenate(exact, axis=1)
+
+
+def joint_case(scale, labels=8, blank=-1, vocabulary=None):
+    case = random_joint_case(
+        np.random.default_rng(3), 3, 14, 9, vocabulary or labels, 19, scale=scale, blank=blank
+    )
+    return case._replace(predictor_out=0.3 * case.predictor_out)
+
+
 @every_dtype
 @every_form
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.slow
 def test_they_are_bounds(gpu, form, dtype, scale):
     """Above the exact log-probs, by the slack that is proven, and not far above all of them."""
-    from cupy_rnnt.ops import cuda
-
-    activation = form or "tanh"
-    case = random_joint_case(np.random.default_rng(3), 3, 14, 9, 8, 19, scale=scale)
-    case = case._replace(
-        encoder_out=case.encoder_out * (30 if form == "tanh" else 1),  # beyond the exponentials
-        predictor_out=0.3 * case.predictor_out,
-    )
-    arrays = [array.astype(dtype) for array in case[:4]]
-    arrays[3][2] = -np.inf
-    shape = case.encoder_out.shape[0], *(array.shape[1] for array in case[:2])
-    batch = Batch(case.targets, case.logit_lengths, case.target_lengths, shape, 8, case.blank)
-    inputs = JointGradients(*map(gpu.asarray, arrays))
-    tangents = Tangents(
-        cuda, batch, np.arange(3), inputs, activation, Magnitudes.of(cuda, batch, inputs)
-    )
-    tiles = [gpu.xp.empty((64, width), dtype) for width in (8, 8, 19, 19)]
-    scratch = SimpleNamespace(
-        rows=lambda n: [tile[:n] for tile in tiles], pre=tiles[2], hidden=tiles[3]
-    )
-    for side, count in enumerate(tangents.references):
-        tangents.refer(side, 0, count, scratch)
-    out = gpu.asarray(np.full((2, batch.cell_count), np.nan))
-    for start, stop in ((0, 5), (5, tangents.references[0])):
-        tangents.bound(start, stop, scratch, 0, out)
-    found, exact = gpu.asnumpy(out), np.empty((2, batch.cell_count))
-    encoder, predictor, weight, bias = (array.astype(float) for array in arrays)
-    for b, (frames, columns) in enumerate(zip(batch.frames, batch.columns, strict=True)):
-        hidden = encoder[b, :frames, None] + predictor[b, None, :columns]
-        ACTIVATIONS[activation].apply(hidden, hidden)
-        log_probs = log_softmax(hidden @ weight.T + bias, axis=-1)
-        labels = np.append(case.targets[b, : columns - 1], 0)
-        mine = slice(batch.offsets[b], batch.offsets[b + 1])
-        exact[0, mine] = log_probs[..., case.blank].ravel()
-        of_labels = np.take_along_axis(log_probs, np.tile(labels, (frames, 1))[..., None], 2)
-        of_labels[:, -1] = -np.inf
-        exact[1, mine] = of_labels.ravel()
+    case = joint_case(scale, blank=7)
+    if form == "tanh":  # beyond the exponentials
+        case = case._replace(encoder_out=30 * case.encoder_out)
+    found, exact = bounds_and_scores(gpu, case, REGULAR, form or "tanh", dtype)
     assert (found >= exact).all()
     finite = np.isfinite(exact)
     above = found[finite] - exact[finite]
     assert above.max() > 0
     assert np.median(above) < (0.5 if scale == 1 else 60)
+
+
+@every_dtype
+@every_transducer
+def test_they_are_bounds_for_every_transducer(gpu, transducer, dtype):
+    vocabulary = width_of(transducer, 8)
+    tokens = vocabulary - transducer.durations
+    case = joint_case(1.0, blank=tokens - 1, vocabulary=vocabulary)
+    rng = np.random.default_rng(5)
+    case = case._replace(targets=rng.integers(0, 8, case.targets.shape))
+    found, exact = bounds_and_scores(gpu, case, transducer, "tanh", dtype)
+    assert (found >= exact).all()
+    for bound, score in zip(found, exact, strict=True):
+        finite = np.isfinite(score)
+        assert np.median(bound[finite] - score[finite]) < 0.5
 
 
 @every_dtype
@@ -189,21 +259,24 @@ def test_the_same_bits_for_any_schedule(gpu, monkeypatch, form, dtype):
     assert results[0] == results[1] == results[2]
 
 
-def test_far_rows_and_cells():
-    lengths, tile = (20, 9), 2**24
-    inputs = random_inputs(np.random.default_rng(6), 40, np.float32, None, [lengths], 0)
-    encoder, predictor, _, slopes, constants, vectors, vector_constants, runs = inputs
+@pytest.mark.parametrize("transducer", [REGULAR, tdt(range(2))], ids=["regular", "tdt"])
+def test_far_rows_and_cells(transducer):
+    lengths, tile, row = (20, 9), 2**24, row_of(transducer)
+    inputs = random_inputs(np.random.default_rng(6), 40, np.float32, None, [lengths], 0, row)
+    encoder, predictor, _, row, slopes, constants, vectors, vector_constants, runs = inputs
     run = np.array([(tile, FAR, FAR, FAR, *lengths, *runs.slack)], cuda_bounds._RUN)
-    out = np.full((2, 20 * 9), np.nan)
-    run_far(
-        "bounds.cu",
-        "bounds<Quotient, float>",
-        tile,
-        *(tile + 1, 1, run.view("i8"), 40),
-        *(shifted(values, FAR) for values in (encoder, slopes, constants)),
-        *(shifted(values, FAR) for values in (predictor, vectors, vector_constants)),
-        *(shifted(values, FAR) for values in out),
-    )
+    out = np.full((len(row.columns), 20 * 9), np.nan)
+    of_tiles, width = (tile + 1, 1, run.view("i8"), 40), np.int32(vectors.shape[1])
+    of_frames = [shifted(values, FAR) for values in (encoder, slopes, constants)]
+    of_prefixes = [shifted(values, FAR) for values in (predictor, vectors, vector_constants)]
+    table, label = table_of(row), np.int32(row.columns.index(LABEL_COLUMN))
+    to = label, out.shape[1], shifted(out.reshape(-1), FAR)
+    if width > 3:
+        group = np.int32(0), np.int32(width - 3)
+        args = *of_tiles, of_frames[0], *of_prefixes, width, *group, *to
+        run_far("bounds.cu", "exact_logits<Quotient, float>", tile, *args)
+    args = *of_tiles, *of_frames, *of_prefixes, width, *table, *to
+    run_far("bounds.cu", "bounds<Quotient, float>", tile, *args)
     np.testing.assert_allclose(out, on_host(inputs), atol=1e-5)
 
 
@@ -213,21 +286,25 @@ def softmax_inputs():
         rng = np.random.default_rng(width)
         logits = 4 * rng.standard_normal((rows, width))
         bias = rng.standard_normal(width).astype(dtype) if biased else None
-        return logits.astype(dtype), bias, int(rng.integers(width))
+        return logits.astype(dtype), bias, REGULAR.row(width, int(rng.integers(width)))
 
     return made
 
 
-def assert_softmax_twins(gpu, logits, bias, blank):
+def assert_softmax_twins(gpu, logits, bias, row):
     expected, actual = logits.copy(), gpu.asarray(logits)
     with np.errstate(all="ignore"):
-        expected_lse = cpu.label_softmax(expected, bias, blank, np.empty_like(logits))
+        expected_lse = cpu.label_softmax(expected, bias, row, np.empty_like(logits))
     biases = None if bias is None else gpu.asarray(bias)
-    lse = gpu.asnumpy(cuda_bounds.label_softmax(actual, biases, blank, None))
+    on_device = cuda_rows.device_row(row)
+    lse = gpu.asnumpy(cuda_bounds.label_softmax(actual, biases, on_device, None))
     found = gpu.asnumpy(actual)
     rounding = 32 * unit_roundoff(logits.dtype)
     np.testing.assert_allclose(lse, expected_lse, rtol=rounding, atol=rounding)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding)
+    others = np.r_[tuple(slice(*bounds) for bounds in row.others)]
+    assert not found[:, others].any()
+    labels = np.delete(np.arange(row.width), others)
+    np.testing.assert_allclose(found[:, labels], expected[:, labels], rtol=0, atol=rounding)
     return found, lse
 
 
@@ -235,24 +312,36 @@ def assert_softmax_twins(gpu, logits, bias, blank):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("width", [2, 31, 32, 33, 257, 2047, 2048, 2500])
 def test_label_softmax(gpu, softmax_inputs, width, dtype, biased):
-    logits, bias, blank = softmax_inputs(11, width, dtype, biased)
-    found, _ = assert_softmax_twins(gpu, logits, bias, blank)
-    assert not found[:, blank].any()
+    logits, bias, row = softmax_inputs(11, width, dtype, biased)
+    found, _ = assert_softmax_twins(gpu, logits, bias, row)
+    assert not found[:, row.columns[0]].any()
     sums = found.sum(axis=1, dtype=float)
     np.testing.assert_allclose(sums, 1, rtol=12 * unit_roundoff(dtype))
 
 
 @every_dtype
+@pytest.mark.parametrize("width", [60, 2500])
+def test_label_softmax_between_blanks_and_durations(gpu, softmax_inputs, width, dtype):
+    logits, bias, _ = softmax_inputs(5, width, dtype, True)
+    several = TRANSDUCERS["tdt"].row(width, 40), TRANSDUCERS["multi-blank"].row(width, 2)
+    for row, others in zip(several, ([40, -3, -2, -1], [0, 1, 2]), strict=True):
+        found, _ = assert_softmax_twins(gpu, logits, bias, row)
+        assert not found[:, others].any()
+        assert (np.delete(found, others, axis=1) > 0).all()
+
+
+@every_dtype
 @pytest.mark.parametrize("width", [5, 2050])
 def test_label_softmax_of_what_is_not_finite_or_large(gpu, softmax_inputs, width, dtype):
-    logits, bias, blank = softmax_inputs(8, width, dtype, True)
+    logits, bias, row = softmax_inputs(8, width, dtype, True)
+    blank = row.columns[0]
     label = (blank + 1) % width
     logits[1, label], logits[2, label], logits[3, label] = -np.inf, np.inf, np.nan
     logits[4] = -np.inf
     logits[5, blank] = np.inf
     logits[6] += dtype(1e6)
     logits[7, label] = 1e30
-    assert_softmax_twins(gpu, logits, bias, blank)
+    assert_softmax_twins(gpu, logits, bias, row)
 
 
 @every_dtype
@@ -272,15 +361,17 @@ def test_far_rows():
     dots, lse, q = np.empty(rows), np.empty(rows), a.copy()
     far = [shifted(values, FAR) for values in (a, b, dots, q, lse)]
     run_far("row_dots.cu", "row_dots<float>", FAR // 8, *far[:2], FAR + rows, width, far[2])
-    expression, rest = "label_softmax<float, 32>", (None, 3, FAR + rows, width)
+    expression, others = "label_softmax<float, 32>", np.array([[3, 4]])
+    rest = None, others, len(others), FAR + rows, width
     run_far("label_softmax.cu", expression, FAR // 8, far[3], *rest, far[4])
     np.testing.assert_allclose(dots, cpu.row_dots(a, b), atol=1e-5)
-    expected = a.copy()
-    np.testing.assert_allclose(lse, cpu.label_softmax(expected, None, 3, a.copy()), rtol=1e-6)
+    expected, row = a.copy(), REGULAR.row(width, 3)
+    np.testing.assert_allclose(lse, cpu.label_softmax(expected, None, row, a.copy()), rtol=1e-6)
     np.testing.assert_allclose(q, expected, atol=1e-6)
 
 
 def test_there_may_be_no_rows(gpu):
     none = gpu.xp.empty((0, 5), np.float32)
     assert len(cuda_bounds.row_dots(none, none)) == 0
-    assert len(cuda_bounds.label_softmax(none, None, 0, None)) == 0
+    row = cuda_rows.device_row(REGULAR.row(5, 0))
+    assert len(cuda_bounds.label_softmax(none, None, row, None)) == 0

@@ -5,20 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cupy_rnnt.ops import cuda_bounds, cuda_lattice, launch
+from cupy_rnnt.ops import cuda_bounds, cuda_lattice, cuda_rows, launch
+from cupy_rnnt.transducer import LABEL, NAMED, Arc, Topology, Transducer
 
 from . import devices, test_kernels_rows_faults
 from .emulated.memory import UninitialisedRead
 from .lattice_cases import Side, random_case
 from .ptxemu import KernelError
-from .test_kernels_bounds import on_gpu, random_inputs
+from .test_kernels_bounds import on_gpu, random_inputs, row_of
+from .transducer_cases import multi_blank, tdt
 
 BARRIER = "__syncthreads();"
 
 # What runs, file, what is replaced by what, what is found
 FAULTS = {
     "diagonals overwritten before they are read": (
-        *("exact", "lattice.cuh", f"{BARRIER}\n    }}\n    return", "}\n    return"),
+        *("exact", "lattice.cuh", f"{BARRIER}\n    }}\n    double end", "}\n    double end"),
         "race",
     ),
     "diagonals of beta overwritten before they are read": (
@@ -29,32 +31,47 @@ FAULTS = {
         *("exact", "lattice.cu", f"        {BARRIER}  // the sweep before has been read\n", ""),
         "race",
     ),
-    "a cell with one that stays too many": (
-        *("exact", "lattice.cuh", "if (c < d) value", "if (c <= d) value"),
-        "uninitialised",
+    "an arc from before the first frame": (
+        *("exact", "lattice.cuh", "if (frame < arc.frames || ", "if ("),
+        "out-of-bounds|uninitialised",
     ),
-    "a cell with one that steps too many": (
-        *("exact", "lattice.cuh", "if (c > 0) value", "if (c >= 0) value"),
+    "an arc from before the first position": (
+        *("exact", "lattice.cuh", " || position < arc.labels) return;", ") return;"),
         "out-of-bounds|uninitialised",
     ),
     "a frame too many behind a cell": (
-        *("exact", "lattice.cuh", "if (d + 1 - c < lattice.rows())", "if (true)"),
-        "uninitialised",
-    ),
-    "a column too many behind a cell": (
-        *("exact", "lattice.cuh", "if (c + 1 < lattice.columns())", "if (true)"),
+        *("exact", "lattice.cuh", "if (frame >= lattice.frames || position", "if (position"),
         "out-of-bounds|uninitialised",
+    ),
+    "a position too many behind a cell": (
+        *("exact", "lattice.cuh", "|| position >= lattice.positions) return -inf", ") return -inf"),
+        "out-of-bounds|uninitialised",
+    ),
+    "an end from before the first frame": (
+        *("long arcs", "lattice.cuh", "if (lattice.frames < arc.frames || ", "if ("),
+        "out-of-bounds|uninitialised|invalid-address",
+    ),
+    "a diagonal too few in shared memory": (
+        *("exact", "lattice.cuh", "d % (T::reach + 1)", "d % T::reach"),
+        "race|uninitialised",
+    ),
+    "exact cells beside the last position": (
+        "aside",
+        "lattice.cuh",
+        "|| d - lattice.frame_of(d, c) + T::aside >= lattice.positions) return true",
+        ") return true",
+        "out-of-bounds|uninitialised|misaligned",
     ),
     "diagonals longer than their room": (
         *("exact", "lattice.cuh", "lattice.columns() <= room", "true"),
         "out-of-bounds",
     ),
     "occupancies by the cost of another sample": (
-        *("exact", "lattice.cu", "found - lattices", "found + samples - lattices"),
+        *("exact", "lattice.cu", "costs[&found - lattices]", "costs[&found + samples - lattices]"),
         "out-of-bounds",
     ),
     "a sweep whose diagonals are not kept": (
-        *("exact", "lattice.cu", "if (all) all[place] = value;", ""),
+        *("exact", "lattice.cu", "if (all) all[lattice.place(d, c)] = value;", ""),
         "uninitialised",
     ),
     "two that poison a sample": (
@@ -86,12 +103,20 @@ FAULTS = {
         "race",
     ),
     "frames behind the last": (
-        *("bounds", "bounds.cu", "t < min(tile.frames, kFrames)", "t < kFrames"),
+        *("bounds", "bounds.cu", "t < tile.frames && ", ""),
         "race|out-of-bounds",
     ),
     "positions behind the last": (
-        *("bounds", "bounds.cu", "if (u >= tile.positions) continue;", ""),
+        *("bounds", "bounds.cu", " && u < tile.positions", ""),
         "race|out-of-bounds",
+    ),
+    "vectors behind the last": (
+        *("bounds of labels", "bounds.cu", "0 <= number && number < from.width", "true"),
+        "out-of-bounds",
+    ),
+    "logits that are not there": (
+        *("bounds of many", "bounds.cu", "if (k < count)", "if (k == 0)"),
+        "uninitialised",
     ),
     "rows behind the last": (
         *("bounds", "bounds.cu", "row < count && j + k < width", "j + k < width"),
@@ -122,12 +147,16 @@ FAULTS = {
 kernels = test_kernels_rows_faults.kernels
 
 
+def lattices(transducer=NAMED["regular"]):
+    shapes = (36, 34), (1, 1), (9, 4), (7, 12), (1, 1)
+    return random_case(np.random.default_rng(0), shapes, 0, transducer)
+
+
 def exact(gpu, case):
-    case.blank[case.cells.sample == 2] = np.nan
+    case.scores[0, case.cells.sample == 2] = np.nan
     side = Side(case, gpu)
     of = side.exact()
-    side.costs(of)
-    side.occupancies(of)
+    side.occupancies(of, side.costs(of))
 
 
 def bounded(gpu, case):
@@ -139,25 +168,38 @@ def bounded(gpu, case):
     side.costs(of)
 
 
-def bounds(gpu, _):
-    on_gpu(
-        gpu, random_inputs(np.random.default_rng(0), 35, np.float32, None, [(70, 9), (3, 20)], 0)
-    )
+def bounds(gpu, transducer=NAMED["regular"]):
+    row = row_of(transducer)
+    lengths = [(70, 9), (3, 20)]
+    inputs = random_inputs(np.random.default_rng(0), 35, np.float32, None, lengths, 0, row)
+    on_gpu(gpu, inputs)
 
 
-def softmax(gpu, _):
+def softmax(gpu):
     rows = gpu.asarray(np.ones((3, 2100)))
-    gpu.asnumpy(cuda_bounds.label_softmax(rows, None, 5, None))
+    row = cuda_rows.device_row(NAMED["regular"].row(2100, 5))
+    gpu.asnumpy(cuda_bounds.label_softmax(rows, None, row, None))
     gpu.asnumpy(cuda_bounds.row_dots(rows, rows))
+
+
+RUNS = {
+    "exact": lambda gpu: exact(gpu, lattices()),
+    "long arcs": lambda gpu: exact(gpu, lattices(multi_blank((2, 4)))),
+    "bounded": lambda gpu: bounded(gpu, lattices()),
+    "aside": lambda gpu: bounded(gpu, lattices(NAMED["constrained"])),
+    "bounds": bounds,
+    "bounds of many": lambda gpu: bounds(gpu, tdt(range(3))),
+    "bounds of labels": lambda gpu: bounds(gpu, Transducer(Topology((Arc(1, 1, (LABEL,)),)))),
+    "softmax": softmax,
+}
 
 
 def run(name, monkeypatch):
     """In so few blocks that each has several items; one lattice does not fit into shared memory."""
     monkeypatch.setattr(launch, "MOST_BLOCKS", 2)
-    monkeypatch.setattr(cuda_lattice, "_ROOM", 33)
-    case = random_case(np.random.default_rng(0), [(36, 34), (1, 1), (9, 4), (1, 1), (7, 12)])
+    monkeypatch.setattr(cuda_lattice, "_room", lambda _: 33)
     with devices.emulated() as gpu:
-        globals()[name](gpu, case)
+        RUNS[name](gpu)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -34,7 +34,7 @@ FAULTS = {
         "misaligned",
     ),
     "rows one too many": (
-        *("row_log_probs", 64, "row_log_probs.cu", "i < rows;", "i <= rows;"),
+        *("row_scores", 64, "row_scores.cu", "i < rows;", "i <= rows;"),
         "out-of-bounds",
     ),
     "cells one too many": (
@@ -50,18 +50,30 @@ FAULTS = {
         "uninitialised",
     ),
     "parts of warps read too early": (
-        *("row_log_probs", 2049, "common.cuh", f"= part;\n        {BARRIER}", "= part;"),
+        *("row_scores", 2049, "common.cuh", f"= part;\n        {BARRIER}", "= part;"),
         "race",
     ),
     "parts of warps overwritten": (
         *(
-            "row_log_probs",
+            "row_scores",
             2049,
             "common.cuh",
             f"parts[warp]);\n        {BARRIER}",
             "parts[warp]);",
         ),
         "race",
+    ),
+    "one head, however many there are": (
+        *("row_scores", 64, "row_scores.cu", "g < table.heads; ++g) {", "g < 1; ++g) {"),
+        "out-of-bounds|uninitialised",
+    ),
+    "ranges one too many": (
+        *("logits_grad", 64, "logits_grad.cu", "r < table.ranges", "r <= table.ranges"),
+        "out-of-bounds|misaligned|race",
+    ),
+    "a softmax of columns under no head": (
+        *("log_probs_grad", 64, "logits_grad.cu", "if (g >= 0) {", "if (true) {"),
+        "out-of-bounds",
     ),
     "rows beyond the last chunk": (
         *("add_column_sum", 64, "column_sum.cu", "min((i + 1) * chunk, rows)", "(i + 1) * chunk"),

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from cupy_rnnt.ops import cpu, launch
+from cupy_rnnt.transducer import LABEL_COLUMN, Row, RowHead
 
 from . import ptxemu
-from .row_cases import OPERATIONS, Device
+from .kernel_resources import CUPY_OPTIONS
+from .row_cases import OPERATIONS, Device, table_of
 from .test_kernels_rows import every_operation
 
 FAR = 2**24  # rows, or chunks of rows: with 200 elements each, bytes beyond 2**33
@@ -40,7 +42,8 @@ def run_far(source: str, expression: str, first_block: int, *arguments: Any) -> 
     text = launch.source_text(source)
     text = text.replace("blockIdx.x", f"({first_block}u + blockIdx.x)")
     text = text.replace("gridDim.x", "(1u << 30)")
-    module = ptxemu.Module(text, options=launch.OPTIONS, name_expressions=[expression])
+    options = *launch.OPTIONS, *CUPY_OPTIONS
+    module = ptxemu.Module(text, options=options, name_expressions=[expression])
     kernel = next(kernel for kernel in launch.KERNELS if expression.split("<")[0] == kernel.name)
     module.get_function(expression)(1, kernel.block, arguments)
 
@@ -90,37 +93,42 @@ def test_far_rows_to_and_fro():
     np.testing.assert_array_equal(target[index], source[index])
 
 
+# Scores and heads are as far apart as there are rows, and the rows between them are not here: a
+# softmax at both sides of a column and a score under it, at a fixed column or that of the label.
+HEADS = (RowHead(((0, 5), (6, WIDTH)), True, True),)
+one_score = pytest.mark.parametrize(
+    "row",
+    [Row(WIDTH, (column,), HEADS, ((0,),), (0.5,), WIDTH, ()) for column in (7, LABEL_COLUMN)],
+)
+
+
+@one_score
 @pytest.mark.parametrize("threads", [32, 256])
-def test_far_rows_of_logits(threads):
+def test_far_rows_of_logits(threads, row):
     rows = 256 // threads
     logits, chosen = random(rows, WIDTH), np.arange(rows)
-    results = [ptxemu.empty(rows, np.float64) for _ in range(3)]
+    results = [ptxemu.empty(rows, np.float64) for _ in range(2)]
     run_far(
-        "row_log_probs.cu",
-        f"row_log_probs<float, {threads}>",
+        "row_scores.cu",
+        f"row_scores<float, {threads}>",
         FAR // rows,
-        *(shifted(logits, FAR), None, 5, shifted(chosen, FAR), FAR + rows, WIDTH),
+        *(shifted(logits, FAR), None, *table_of(row), shifted(chosen, FAR), FAR + rows, WIDTH),
         *(shifted(values, FAR) for values in results),
     )
-    expected = cpu.row_log_probs(logits, None, 5, chosen, np.empty_like(logits))
-    np.testing.assert_allclose(results, expected, rtol=1e-6)
+    expected = cpu.row_scores(logits, None, row, chosen, np.empty_like(logits))
+    np.testing.assert_allclose(results, np.concatenate(expected), rtol=1e-6)
 
 
-def test_far_rows_of_gradients():
+@one_score
+def test_far_rows_of_gradients(row):
     logits, chosen, occupancy = random(ROWS, WIDTH), np.arange(ROWS), abs(random(ROWS))
-    lse, written = np.log(np.exp(logits).sum(axis=1, dtype=float)), ptxemu.empty((ROWS, WIDTH))
-    expected, given = logits.copy(), (occupancy, occupancy, 5, chosen)
-    cpu.logits_grad(expected, None, lse, *given, -1.0, None, np.empty_like(logits))
-    occupancies = [shifted(occupancy, FAR)] * 2
-    finish = *occupancies, 5, shifted(chosen, FAR), np.inf, None, *FAR_ROWS
-    far = shifted(logits, FAR)
-    args = far, None, shifted(lse, FAR), -45.0, *finish, far
+    lse, _ = cpu.row_scores(logits, None, row, chosen, np.empty_like(logits))
+    expected, given = logits.copy(), (lse, occupancy[None], chosen)
+    cpu.logits_grad(expected, None, row, *given, -1.0, None, np.empty_like(logits))
+    far = [shifted(values, FAR) for values in (logits, lse[0], occupancy, chosen)]
+    args = far[0], None, *table_of(row), far[1], -45.0, *far[2:], np.inf, None, *FAR_ROWS, far[0]
     run_far("logits_grad.cu", "logits_grad<float, float>", FAR // 8, *args)
     np.testing.assert_allclose(logits, expected, atol=1e-6)
-    args = *finish, shifted(written, FAR)
-    run_far("log_probs_grad.cu", "log_probs_grad<float, float>", FAR // 8, *args)
-    cpu.log_probs_grad(expected, *given, -1.0, None)
-    np.testing.assert_array_equal(written, expected)
 
 
 def test_far_elements():
@@ -169,16 +177,3 @@ def test_far_runs_of_rows():
     expected = np.zeros_like(out)
     np.add.at(expected, targets[1:] - FAR, tile[::-1])
     np.testing.assert_allclose(out, expected, atol=1e-5)
-
-
-def test_far_cells_that_hold_enough():
-    first_block = 2**24
-    first = 256 * first_block
-    occupancy, keeps = np.linspace(0, 0.5, 256), ptxemu.empty(256, bool)
-    firsts, least = np.array([0, first + 100]), np.array([0.2, 0.8])
-    far = shifted(occupancy, first)
-    args = far, far, firsts, least, 2, first + 256, shifted(keeps, first)
-    run_far("keep.cu", "keep", first_block, *args)
-    np.testing.assert_array_equal(
-        keeps, 2 * occupancy >= least[(np.arange(256) >= 100).astype(int)]
-    )

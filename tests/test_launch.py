@@ -8,8 +8,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from cupy_rnnt.ops import launch
+from cupy_rnnt.ops import cuda_lattice, launch
 
+from .transducer_cases import multi_blank
 from .trivial import REVERSED, ROW_SUMS, SCALED, SOURCE
 
 FLOATS = "float16", "bfloat16", "float32", "float64"
@@ -125,6 +126,35 @@ def test_template_arguments():
 def test_kernels_of_an_element_type_are_compiled_together():
     assert launch.units(SOURCE)[("float",)] == ["scaled<float>", "row_sums<float>"]
     assert launch.units(SOURCE)[()] == ["reversed"]
+
+
+def test_a_first_template_argument_may_be_another_one():
+    """Of kernels that say so; with it, all of a source are compiled that have one."""
+    other, sweep = multi_blank((2, 4, 8)).topology.cpp, cuda_lattice._SWEEP[128]
+    assert (other, "128") not in sweep.variants
+    assert sweep.has((other, "128"))
+    assert not sweep.has((other, "512"))
+    assert not sweep.has((other,))
+    assert not SCALED.has(("int",))
+    assert launch.compiled_with("lattice.cu", (other,)) == [
+        f"lattice_keep<{other}>",
+        f"lattice_occupancies<{other}>",
+        f"lattice_sweep<{other}, 128>",
+        f"lattice_sweep<{other}, 512>",
+    ]
+    assert launch.compiled_with("lattice.cu", ()) == ["lattice_write"]
+    assert launch.compiled_with(SOURCE, ("int",)) == []
+    assert set(launch.units("lattice.cu")) == {(), *cuda_lattice._TOPOLOGIES}
+
+
+def test_kernels_of_another_first_argument_run(gpu):
+    other = multi_blank((3,)).topology.cpp
+    keeps = gpu.xp.empty(1, np.bool_)
+    arrays = np.zeros((1, 2), np.int64), np.zeros(1), np.zeros(1), np.zeros(1), np.ones(1)
+    table, *values = map(gpu.asarray, arrays)
+    table[0, 1] = 1 + 2**32  # a frame and a position
+    cuda_lattice._KEEP[other](1, 1, 1, table, *values, keeps)
+    assert gpu.asnumpy(keeps).tolist() == [False]
 
 
 def test_every_file_is_included_once_and_lines_are_kept(tmp_path, monkeypatch):

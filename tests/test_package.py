@@ -17,8 +17,13 @@ from cupy_rnnt import reference
 
 ROOT = Path(cupy_rnnt.__file__).parent
 PUBLIC = {
+    "Arc",
+    "Head",
     "Info",
     "JointGradients",
+    "Score",
+    "Topology",
+    "Transducer",
     "joint_rnnt_loss",
     "joint_rnnt_loss_and_grad",
     "rnnt_loss",

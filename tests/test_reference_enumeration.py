@@ -57,16 +57,18 @@ def test_unreachable_paths_count_for_nothing():
 def test_alphas_betas_and_occupancies_tell_one_story():
     rng = np.random.default_rng(5)
     T, U = 6, 4
-    blank_log_probs, label_log_probs = np.log(rng.random((T, U + 1))), np.log(rng.random((T, U)))
-    alpha = reference.alphas(blank_log_probs, label_log_probs)
-    beta = reference.betas(blank_log_probs, label_log_probs)
-    blank, label, log_prob = occupancies(blank_log_probs, label_log_probs)
+    scores = np.log(rng.random((2, T, U + 1)))
+    alpha, beta = reference.alphas(scores), reference.betas(scores)
+    (blank, label), log_prob = occupancies(scores)
 
-    np.testing.assert_allclose(alpha[-1, -1] + blank_log_probs[-1, -1], log_prob, **EXACT)
+    np.testing.assert_allclose(alpha[-1, -1] + scores[0, -1, -1], log_prob, **EXACT)
     # Every path crosses every anti-diagonal once.
     for n in range(T + U):
         cells = [(t, n - t) for t in range(T) if 0 <= n - t <= U]
         total = logsumexp([alpha[cell] + beta[cell] for cell in cells])
         np.testing.assert_allclose(total, log_prob, **EXACT)
     np.testing.assert_allclose(blank.sum(axis=1), 1.0, **EXACT)
-    np.testing.assert_allclose(label.sum(axis=0), 1.0, **EXACT)
+    np.testing.assert_allclose(label[:, :-1].sum(axis=0), 1.0, **EXACT)
+    assert not label[:, -1].any()
+    scores[1, :, -1] = np.nan  # not read
+    np.testing.assert_array_equal(occupancies(scores)[0], [blank, label])

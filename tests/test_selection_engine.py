@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from cupy_rnnt import engine, passes, reference
 from cupy_rnnt.joint_source import JointSource
 from cupy_rnnt.ops.activations import ACTIVATIONS
+from cupy_rnnt.sources import Kept
 
 from .device_calls import (
     examples,
@@ -159,12 +160,12 @@ def test_fused_forward_alone_and_two_phases_agree(device, astray, hidden):
     call = checked_call(case, **tolerance)
     source = selected(call.source, gradient=True)
     with computed_cells() as of_first:
-        result = selected(
-            engine.forward, source, call.batch, call.options, keep=True, astray=astray
-        )
-    kept = passes.Kept(*map(operations().xp.concatenate, zip(*result.kept, strict=True)))
+        cells = engine.KeptCells()
+        result = selected(engine.scan, source, call.batch, call.options, cells, astray=astray)
+    fields = zip(*cells.parts, strict=True)
+    kept = Kept(*(operations().xp.concatenate(values, axis=-1) for values in fields))
     engine.backward(source, call.batch, call.options, kept, weights)
-    info_two = to_host(result.info(call.batch))
+    info_two = to_host(result.info())
     assert info.computed < info.cells
     assert info.rounds == 1 + astray
     for other, its_info, cells in (

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import cupy_rnnt
-from cupy_rnnt import passes
+from cupy_rnnt import selection
 from cupy_rnnt.ops import cpu
-from cupy_rnnt.ops.bounded import BoundedLattice
+from cupy_rnnt.ops.bounded import BoundedSweeps
 from cupy_rnnt.tangents import Tangents
 
 from .selection_cases import below, check_bounds, check_certificate, with_holes
@@ -53,8 +53,9 @@ def slopes_of_the_next_frame():
     """What is no tangent of anything."""
     original = cpu.bounds
 
-    def bounds(encoder, predictor, activation, slopes, *others):
-        return original(encoder, predictor, activation, np.roll(slopes, 1, axis=0), *others)
+    def bounds(encoder, predictor, activation, row, slopes, *others):
+        astray = np.roll(slopes, 1, axis=0)
+        return original(encoder, predictor, activation, row, astray, *others)
 
     return mock.patch.object(cpu, "bounds", bounds)
 
@@ -66,7 +67,7 @@ def constants_too_high():
     def refer(self, side, start, stop, scratch):
         original(self, side, start, stop, scratch)
         if side == 1:
-            self._vector_constants[start:stop, 2] += 0.1
+            self._vector_constants[start:stop, -1] += 0.1
 
     return mock.patch.object(Tangents, "refer", refer)
 
@@ -74,8 +75,10 @@ def constants_too_high():
 def tangents_that_count_the_blank():
     """Its logit is added to them, so that it counts twice."""
 
-    def label_softmax(logits, bias, blank, scratch):
-        return original(logits, bias, 0 if blank else 1, scratch)
+    def label_softmax(logits, bias, row, scratch):
+        ((blank, _),) = row.others
+        other = 0 if blank else 1
+        return original(logits, bias, row._replace(others=((other, other + 1),)), scratch)
 
     original = cpu.label_softmax
     return mock.patch.object(cpu, "label_softmax", label_softmax)
@@ -87,52 +90,52 @@ def negative_slack():
 
 def nothing_leaves():
     """All that is not computed is forgotten as soon as something is."""
-    original = BoundedLattice.certify
+    original = BoundedSweeps.certify
 
     def certify(self):
         inside, leaving = original(self)
         return inside, np.where(self._exact.any(), -np.inf, leaving)
 
-    return mock.patch.object(BoundedLattice, "certify", certify)
+    return mock.patch.object(BoundedSweeps, "certify", certify)
 
 
 def nothing_is_known_outside():
     """Bounds outside C are forgotten when it comes to certify it, as if they were of 0."""
-    original = BoundedLattice.certify
+    original = BoundedSweeps.certify
 
     def certify(self):
         if self._exact.any():
-            for values in (self._stay, self._step):
-                np.copyto(values, -np.inf, where=~self._exact)
+            np.copyto(self._scores, -np.inf, where=~self._exact)
         return original(self)
 
-    return mock.patch.object(BoundedLattice, "certify", certify)
+    return mock.patch.object(BoundedSweeps, "certify", certify)
 
 
 def betas_too_low():
     """What leaves C is taken for less than it may be."""
-    original = BoundedLattice._bound_beta
+    original = BoundedSweeps._backward
 
-    def bound_beta(self):
-        original(self)
-        if self._exact.any():
-            self._upper_beta -= 1.0
+    def backward(self, passing=None, cap=None):
+        beta = original(self, passing, cap)
+        if cap is not None and self._exact.any():
+            beta -= 1.0
+        return beta
 
-    return mock.patch.object(BoundedLattice, "_bound_beta", bound_beta)
+    return mock.patch.object(BoundedSweeps, "_backward", backward)
 
 
 def any_certificate_will_do():
     """What is too large is let through."""
-    original = passes.next_cells
+    original = selection.next_cells
 
-    def next_cells(lattice, frames, columns, chosen, rounds, tolerance):
+    def next_cells(lattice, lengths, chosen, rounds, tolerance):
         if rounds == 0:
             return lattice.likely(lattice.certify()[1] - 1.0), None
-        _, certificate = original(lattice, frames, columns, chosen, rounds, tolerance)
+        _, certificate = original(lattice, lengths, chosen, rounds, tolerance)
         lattice.certify()
         return np.zeros_like(chosen), certificate
 
-    return mock.patch.object(passes, "next_cells", next_cells)
+    return mock.patch.object(selection, "next_cells", next_cells)
 
 
 MUTATIONS = [

@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from cupy_rnnt.options import DEFAULTS
+
 from .tolerances import assert_gradient_close
 from .torch_cases import (
     adapter,
@@ -29,9 +31,10 @@ def _fresh_compiler():
 
 def arguments(kind, batch, reduction, *, leaves=None):
     """Of the operators of a loss."""
-    own = "silu" if kind == "joint" else True
-    options = own, 0.3, 0.1, False, None, 2**24
-    return leaves or batch.leaves, *batch.rest[:-1], reduction, batch.rest[-1], *options
+    *lattice, blank = batch.rest
+    values = DEFAULTS | {"blank": blank, "reduction": reduction, "activation": "silu"}
+    values |= {"clamp": 0.3, "fastemit_lambda": 0.1, "max_workspace_bytes": 2**24}
+    return torch_ops.Arguments(leaves or batch.leaves, lattice, values).flat()
 
 
 @every_kind

@@ -18,6 +18,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ..batch import Cells
+    from ..transducer import Row, Topology, Transducer
 
 Shape = tuple[int, ...]
 Tile = tuple[int, int]
@@ -82,41 +83,49 @@ class Runs(NamedTuple):
 
 
 class Lattice(Protocol):
-    """The lattices of a group of samples, in float64."""
+    """The lattices of a group of samples, in float64, for the K scores of a topology."""
 
-    def write(self, cells: Cells, blank: Any, label: Any) -> None:
-        """Store both transition log-probs of cells; ``cells.sample`` counts within the group."""
+    def write(self, cells: Cells, scores: Any) -> None:
+        """Store the scores (K, n) of cells; ``cells.sample`` counts within the group. That of a
+        label is not read where there is none. What a delay penalty says is added to it."""
 
     def solve(self) -> Any:
-        """Costs of the samples, float64, in nats (section 3.1 of Graves 2012).
+        """Costs of the samples, float64, in nats (section 3.1 of Graves 2012). A sample with a NaN
+        or +inf score costs NaN."""
 
-        If the lattice was made with ``gradient=True``, the occupancies take the place of the
-        log-probs; those of a sample whose cost is not finite are 0. A sample with a NaN or +inf
-        log-prob costs NaN.
+    def keep(self, least: Any) -> Any:
+        """Cells that paths with at least a posterior probability, (n,) by samples, lead through:
+        their numbers in packed order, ascending, int64. Also cells that these paths read beside
+        their own; then half of that probability does.
+
+        :meth:`solve` must have gone before, of a lattice that was made with ``gradient=True``.
         """
 
-    def keep(self, least: Any) -> tuple[Any, Any, Any]:
-        """Cells whose occupancies add up to at least that of their sample, (n,): their numbers in
-        packed order, ascending, int64, and both occupancies. Needs ``gradient=True``."""
+    def occupancies(self, cells: Any, of_labels: float, dtype: np.dtype) -> Any:
+        """Occupancies of the scores (K, n) of some cells, given by their numbers: the posterior
+        probability of all arcs that a score is part of, those that emit a label taken `of_labels`
+        times. After :meth:`keep`, of cells of samples whose cost is finite."""
 
 
 class BoundedLattice(Lattice, Protocol):
-    """Lattices that hold exact log-probs in the cells that were written, the set C, and upper
-    bounds of log-probs in others; in the rest nothing, which is a probability of 0.
+    """Lattices that hold exact scores in the cells that were written, the set C, and upper bounds
+    of scores in others; in the rest nothing, which is a probability of 0.
 
-    :meth:`solve` and :meth:`keep` are those of the paths inside C.
+    :meth:`solve` and what follows are those of the paths inside C. Where an arc reads a second
+    cell, both must be in C.
     """
 
     def bound(self, bounds: Any) -> None:
-        """Store bounds of blank and label log-probs, float64 (2, cells), in packed order; -inf
-        where there are none."""
+        """Store bounds of the scores, float64 (K, cells), in packed order; -inf where there are
+        none."""
 
     def certify(self) -> tuple[Any, Any]:
         """Log-probability of the paths inside C, and a bound of that of the others, (n,)."""
 
     def likely(self, thresholds: Any) -> Any:
         """Cells outside C through which paths of at least a log-probability may lead, by bounds of
-        alpha and beta, given a threshold (n,) for each sample: bool (cells,), in packed order.
+        alpha and beta, given a threshold (n,) for each sample, and cells that these paths read
+        beside their own: bool (cells,), in packed order.
 
         :meth:`certify` must have gone before.
         """
@@ -162,13 +171,30 @@ class Operations(Protocol):
 
     def zeros(self, shape: Shape, dtype: Any) -> Any: ...
 
-    def lattice(self, frames: np.ndarray, columns: np.ndarray, gradient: bool) -> Lattice: ...
+    def device_row(self, row: Row) -> Any:
+        """What operations on rows of logits take in the place of a row."""
+
+    def lattice(
+        self,
+        transducer: Transducer,
+        frames: np.ndarray,
+        positions: np.ndarray,
+        gradient: bool,
+        delay_penalty: float,
+    ) -> Lattice: ...
 
     def bounded_lattice(
-        self, frames: np.ndarray, columns: np.ndarray, gradient: bool
+        self,
+        transducer: Transducer,
+        frames: np.ndarray,
+        positions: np.ndarray,
+        gradient: bool,
+        delay_penalty: float,
     ) -> BoundedLattice: ...
 
-    def lattice_nbytes(self, diagonals: int, width: int, gradient: bool, bounded: bool) -> int:
+    def lattice_nbytes(
+        self, topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
+    ) -> int:
         """Bytes a lattice takes while it is solved."""
 
     def factor_dtype(self, dtype: np.dtype) -> np.dtype | None:
@@ -200,9 +226,9 @@ class Operations(Protocol):
     def activate(self, activation: str, pre: Any, out: Any) -> None:
         """``out = act(pre)``; `out` may be `pre`."""
 
-    def label_softmax(self, logits: Any, bias: Any | None, blank: int, scratch: Any) -> Any:
-        """Overwrite `logits` (n, V) compute by the softmax of logits + bias over the labels, 0 at
-        the blank; return its log-sum-exp, float64 (n,)."""
+    def label_softmax(self, logits: Any, bias: Any | None, row: Any, scratch: Any) -> Any:
+        """Overwrite `logits` (n, V) compute by the softmax of logits + bias over the labels, 0 in
+        other columns; return its log-sum-exp, float64 (n,)."""
 
     def row_dots(self, a: Any, b: Any) -> Any:
         """``(a * b).sum(axis=1)``, float64 (n,)."""
@@ -221,6 +247,7 @@ class Operations(Protocol):
         encoder: Any,
         predictor: Any,
         activation: str | None,
+        row: Any,
         slopes: Any,
         constants: Any,
         vectors: Any,
@@ -229,69 +256,49 @@ class Operations(Protocol):
         scratch: Any,
         out: Any,
     ) -> None:
-        """Upper bounds of the log-probs of blank and label in some frames of some samples, float64
-        (2, cells); never above 0, and 0, which says nothing, where a number that goes into them is
-        NaN. `scratch` is (rows, H) compute.
+        """Upper bounds of the scores in some frames of some samples, float64 (K, cells); never
+        above 0, and 0, which says nothing, where a number that goes into them is NaN, but for the
+        shifts of a row. `scratch` is (rows, H) compute.
 
         With a hidden vector ``h = act(encoder[t] + predictor[u])``, or ``predictor[u] /
-        (predictor[u] + encoder[t])`` if there is no activation, the logits are ``vectors[u, 0] . h
-        + vector_constants[u, 0]`` of the blank and the same with 1 of the label, and two bounds of
-        the log-sum-exp over the labels are that with 2 and ``slopes[t] . h + constants[t]``.
-        ``runs.slack`` is added to the bounds of both log-probs.
+        (predictor[u] + encoder[t])`` if there is no activation, logits are ``vectors[u, i] . h +
+        vector_constants[u, i]``, of the scores in their order and without that of the label, which
+        comes behind them. Two bounds of the log-sum-exp over the labels are the same of the last
+        vector and ``slopes[t] . h + constants[t]``. ``runs.slack`` is added to a score for each
+        head that it is charged.
         """
 
-    def row_log_probs(
-        self,
-        logits: Any,
-        bias: Any | None,
-        blank: int,
-        labels: Any,
-        scratch: Any,
-    ) -> tuple[Any, Any, Any]:
-        """Log-sum-exp of each row of logits + bias, and the log-probs of blank and label.
+    def row_scores(
+        self, logits: Any, bias: Any | None, row: Any, labels: Any, scratch: Any
+    ) -> tuple[Any, Any]:
+        """Log-sum-exps (G, n) of the heads of each row of logits + bias, and its scores (K, n).
 
-        `logits` (n, V) compute is left as it is. Results are float64 (n,); the log-sum-exp is kept
-        in float64 so that a large common offset of a row costs no accuracy.
+        `logits` (n, V) compute is left as it is. Results are float64; the log-sum-exp is kept in
+        float64 so that a large common offset of a row costs no accuracy.
         """
 
     def logits_grad(
         self,
         logits: Any,
         bias: Any | None,
+        row: Any,
         lse: Any,
-        blank_occupancy: Any,
-        label_occupancy: Any,
-        blank: int,
+        occupancies: Any,
         labels: Any,
         clamp: float,
         weights: Any | None,
         scratch: Any,
         out: Any | None = None,
     ) -> None:
-        """Overwrite `logits` (n, V) compute by d cost / d logits: occupancy times softmax, less
-        the occupancies at blank and label. Where there is a factor dtype, it may go to `out`, of
-        that dtype, instead.
+        """Overwrite `logits` (n, V) compute by d cost / d logits: of each head its softmax times
+        the occupancies (K, n) that are charged it, less the occupancies at the columns of the
+        scores. Where there is a factor dtype, it may go to `out`, of that dtype, instead. Logits
+        under no head are not read.
 
         Elements are bounded to ``[-clamp, clamp]`` if ``clamp > 0``, then multiplied by `weights`
         (n,). Softmax values below 3e-20 (float32) become 0 exactly: they are far under rounding of
         the others, and their products would be denormal numbers, which slow a GEMM tenfold.
         """
-
-    def pick_log_probs(self, log_probs: Any, blank: int, labels: Any) -> tuple[Any, Any, Any]:
-        """:meth:`row_log_probs` of rows that are normalised already: their log-sum-exp is 0."""
-
-    def log_probs_grad(
-        self,
-        log_probs: Any,
-        blank_occupancy: Any,
-        label_occupancy: Any,
-        blank: int,
-        labels: Any,
-        clamp: float,
-        weights: Any | None,
-    ) -> None:
-        """Overwrite `log_probs` (n, V) by d cost / d log_probs: the occupancies at blank and label,
-        negative, and 0 elsewhere; bounded and weighted as by :meth:`logits_grad`."""
 
     def matmul(self, a: Any, b: Any, out: Any) -> None:
         """``out = a @ b``, compute, with both factors of the same dtype, compute or

@@ -4,104 +4,169 @@ With both, sweeps over the anti-diagonals bound the true alpha and beta of every
 The alpha of paths that never leave C needs exact log-probs only; where such a path first steps out
 of C, alpha times the bound of beta is a bound of all its continuations. Their sum over the edge of
 C bounds the probability of all paths that are not inside: positive terms, nothing cancels.
+
+Where an arc reads a second cell, a cell counts as inside C if both are there.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from ..batch import Cells
-from .lattice import Lattice, logaddexp
+from .lattice import Lattice, Sweeps
 
 _BLOCK = 2**15  # entries of some diagonals
 
 
-class BoundedLattice(Lattice):
-    """See :class:`cupy_rnnt.ops.BoundedLattice`; parameters are those of :class:`Lattice`."""
+class BoundedSweeps(Sweeps):
+    """Parameters are those of :class:`Sweeps`."""
 
-    def __init__(self, frames: np.ndarray, columns: np.ndarray, gradient: bool) -> None:
-        super().__init__(frames, columns, gradient)
-        self._exact = np.zeros((self._rows, self._width), bool)
-        self._inside: tuple[np.ndarray, np.ndarray] | None = None
+    def __init__(self, *parameters: Any) -> None:
+        super().__init__(*parameters)
+        self._exact = np.zeros(self._scores.shape[1:], bool)
+        self._found: tuple[np.ndarray, np.ndarray] | None = None
 
-    def bound(self, bounds: np.ndarray) -> None:
-        first = 0
-        for i, extents in enumerate(self._extents):
-            mine = slice(first, first + math.prod(extents))
-            for view, values in zip(self._views(i), bounds[:, mine], strict=True):
-                view[...] = values.reshape(extents)
-            first = mine.stop
+    def bound(self, sample: int, bounds: np.ndarray) -> None:
+        """Store bounds (K, cells) of the scores of a sample, in packed order."""
+        frames, positions = self.grid.frames[sample], self.grid.positions[sample]
+        for score, values, stored in zip(self._row_of, bounds, self._scores, strict=True):
+            view = self.grid.view(stored, sample)
+            view[...] = values.reshape(frames, positions)
+            if score.kind == "label" and self._delay_penalty:
+                view += self._delay(frames, np.arange(frames)[:, None])
 
-    def write(self, cells: Cells, blank: np.ndarray, label: np.ndarray) -> None:
-        super().write(cells, blank, label)
-        self._exact.reshape(-1)[self._places(cells)] = True
+    def write(self, sample: Any, frame: Any, position: Any, *others: Any) -> None:
+        super().write(sample, frame, position, *others)
+        self._exact.reshape(-1)[self.grid.places(sample, frame, position)] = True
+
+    def _is_inside(self) -> np.ndarray:
+        """Cells whose arcs are exact, (rows, width)."""
+        exact, grid = self._exact[: self.grid.rows], self.grid
+        inside = exact
+        for labels in {arc.labels for arc in self._topology.arcs if arc.then is not None}:
+            # Aside of a cell without a label to emit is no cell, which nothing is read of.
+            offset = grid.offset(0, labels)
+            aside = self._exact.reshape(-1)[offset : offset + exact.size].reshape(exact.shape)
+            inside = inside & (aside | ~self._emits())
+        return inside
+
+    def _emits(self) -> np.ndarray:
+        """Cells that have a label to emit, (rows, width)."""
+        grid = self.grid
+        emits = np.zeros((grid.rows, grid.width), bool)
+        for sample in range(len(grid.first)):
+            grid.view(emits, sample)[:, :-1] = True
+        return emits
 
     def certify(self) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`cupy_rnnt.ops.BoundedLattice`."""
+        grid = self.grid
         with np.errstate(all="ignore"):
-            self._bound_beta()
-            total = self._upper_beta[0, self._first]
+            self._upper_beta = self._backward(cap=self._cap)
+            total = self._upper_beta.reshape(-1)[grid.first]
             if not self._exact.any():
                 return np.full_like(total, -np.inf), total
-            last, alpha = self._inside = self._forward(True, self._exact)
+            inside = self._is_inside()
+            log_prob, alpha = self._found = self._forward(True, inside)
             # Shares of the bound of all paths: linear, as none is above 1. Those that vanish in
             # float64 are made up for by the least number for every cell.
-            base = np.repeat(np.where(total > -np.inf, total, 0.0)[self._order], self._sizes)
-            shares = np.full(self._width, np.finfo(np.float64).tiny * self._rows)
+            base = grid.repeat(np.where(total > -np.inf, total, 0.0), 0.0)
+            shares = np.full(grid.width, np.finfo(np.float64).tiny * grid.rows)
             for rows in self._blocks():
-                exact = self._exact[rows]
-                share = alpha[rows] + self._upper_beta[rows]
+                share = alpha[rows] + self._upper_beta[: grid.rows][rows]
                 share -= base
                 np.exp(share, out=share)
-                np.copyto(share, 0.0, where=exact)
+                np.copyto(share, 0.0, where=inside[rows])
                 shares += share.sum(axis=0)
-                np.copyto(alpha[rows], -np.inf, where=~exact)
-            starts = np.cumsum(self._sizes) - self._sizes
-            leaving = np.empty_like(total)
-            leaving[self._order] = np.log(np.add.reduceat(shares, starts)) + base[starts]
-            return last + self._last_blank(), leaving
+                np.copyto(alpha[rows], -np.inf, where=~inside[rows])
+            return log_prob, np.log(grid.sums(shares)) + base[grid.first]
 
     def _blocks(self) -> Iterator[slice]:
         """Some diagonals at a time: what is worked on stays small."""
-        rows = max(1, _BLOCK // self._width)
-        return (slice(start, start + rows) for start in range(0, self._rows, rows))
+        rows = max(1, _BLOCK // self.grid.width)
+        return (slice(start, start + rows) for start in range(0, self.grid.rows, rows))
 
-    def _bound_beta(self) -> None:
-        """Sweep the bounds of log beta backward, into ``_upper_beta``."""
-        self._upper_beta = np.full((self._rows, self._width), -np.inf)
-        beta = np.full(self._width + 1, -np.inf)
-        spare = np.empty((4, self._width))
-        exit_column = self._last_column + self._flipped
-        for d in range(self._rows - 1, -1, -1):
-            if self._alive[d + 1] < self._alive[d]:
-                beta[exit_column[self._order[self._alive[d + 1] : self._alive[d]]]] = 0.0
-            n = self._ends[d]
-            stay, step, most, work = spare[:, :n]
-            here, there = beta[:n], beta[1 : n + 1]
-            np.maximum(here, there, out=most)  # as b + l <= 1
-            np.add(self._stay[d, :n], here, out=stay)
-            np.add(self._step[d, :n], there, out=step)
-            logaddexp(stay, step, here, work)
-            np.minimum(here, most, out=here)
-            self._upper_beta[d, :n] = here
+    def _cap(self, row: int, beta: np.ndarray, out: np.ndarray, work: np.ndarray) -> None:
+        """The most that bounds of beta can be in a row, given those of the rows below.
 
-    def likely(self, thresholds: np.ndarray) -> np.ndarray:
-        self._inside = None  # cells will be added, and its memory is needed
-        least = np.repeat(thresholds[self._order], self._sizes)
-        chosen = np.empty((self._rows, self._width), bool)
+        The probabilities of the arcs that leave a cell add up to no more than 1 (or a small number,
+        see :attr:`cupy_rnnt.transducer.Transducer.most_mass`), but for what a delay penalty adds.
+        """
+        for i, step in enumerate(self._steps):
+            start = self.grid.start(row + step.ahead) + step.shift
+            below = beta[start : start + len(out)]
+            if step.arc.labels and self._delay_penalty:
+                below = np.add(below, self._delays(row)[: len(out)], out=work)
+            if i == 0:
+                np.copyto(out, below)
+            else:
+                np.maximum(out, below, out=out)
+        if self._most_mass > 1:
+            out += np.log(self._most_mass)
+
+    def _delays(self, row: int) -> np.ndarray:
+        """What the delay penalty adds to labels in a row."""
+        grid = self.grid
+        column = np.arange(grid.width) - grid.repeat(grid.first, 0)
+        frame = column if grid.flipped else row - column
+        delays: np.ndarray = self._delay(grid.repeat(grid.frames, 1), frame)
+        return delays
+
+    def likely(self, thresholds: np.ndarray) -> list[np.ndarray]:
+        """See :class:`cupy_rnnt.ops.BoundedLattice`: bool (cells,) of each sample."""
+        self._found = None  # cells will be added, and its memory is needed
+        grid = self.grid
+        least = grid.repeat(thresholds, np.inf)
+        chosen = np.empty((grid.rows, grid.width), bool)
         with np.errstate(all="ignore"):
             _, alpha = self._forward(True)
             for rows in self._blocks():
-                np.greater_equal(alpha[rows] + self._upper_beta[rows], least, out=chosen[rows])
-        chosen &= ~self._exact
-        return np.concatenate([self._view(chosen, b).ravel() for b in range(len(self._extents))])
+                beta = self._upper_beta[: grid.rows][rows]
+                np.greater_equal(alpha[rows] + beta, least, out=chosen[rows])
+        views = [grid.view(chosen, sample) for sample in range(len(grid.first))]
+        if self._topology.looks_aside:  # to be inside, a cell needs the one that is read beside it
+            for view in views:
+                view[:, 1:] |= view[:, :-1].copy()
+        chosen &= ~self._exact[: grid.rows]
+        return [view.ravel() for view in views]
 
     def solve(self) -> np.ndarray:
-        np.copyto(self._both, -np.inf, where=~self._exact)
+        np.copyto(self._scores, -np.inf, where=~self._exact)
+        del self._upper_beta  # which makes room for beta
         return super().solve()
 
-    def _alpha(self) -> tuple[np.ndarray, np.ndarray]:
-        assert self._inside is not None  # of the last certify()
-        return self._inside
+    def _inside(self) -> tuple[np.ndarray, np.ndarray]:
+        # The last certify() has found it, but where nothing is exact on this side.
+        return self._found or self._forward(True, self._is_inside())
+
+    def _outside(self) -> np.ndarray:
+        inside = self._is_inside() if self._topology.looks_aside else None
+        return self._backward(passing=inside)
+
+
+class BoundedLattice(Lattice):
+    """See :class:`cupy_rnnt.ops.BoundedLattice`."""
+
+    sweeps = BoundedSweeps
+
+    def bound(self, bounds: np.ndarray) -> None:
+        for sweeps, samples in self._used():
+            for number, sample in enumerate(samples.tolist()):
+                first = self._first[sample]
+                sweeps.bound(number, bounds[:, first : first + self._cells[sample]])
+
+    def certify(self) -> tuple[np.ndarray, np.ndarray]:
+        inside, leaving = np.empty((2, len(self._cells)))
+        for sweeps, samples in self._used():
+            inside[samples], leaving[samples] = sweeps.certify()
+        return inside, leaving
+
+    def likely(self, thresholds: np.ndarray) -> np.ndarray:
+        chosen: list[Any] = [None] * len(self._cells)
+        for sweeps, samples in self._used():
+            of_samples = sweeps.likely(thresholds[samples])
+            for sample, cells in zip(samples.tolist(), of_samples, strict=True):
+                chosen[sample] = cells
+        return np.concatenate(chosen)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from ..transducer import LABEL_COLUMN, Row, RowHead
 from . import Runs
 from .activations import ACTIVATIONS
 from .lattice import logaddexp
@@ -30,35 +33,11 @@ def largest_row_sum(weight: np.ndarray) -> np.ndarray:
     return largest
 
 
-def label_softmax(
-    logits: np.ndarray, bias: np.ndarray | None, blank: int, scratch: np.ndarray
-) -> np.ndarray:
-    lse = np.empty(len(logits))
-    for start in range(0, len(logits), len(scratch)):
-        rows = slice(start, start + len(scratch))
-        x = logits[rows]
-        if bias is not None:
-            x += bias
-        x[:, blank] = -np.inf
-        top = x.max(axis=1)
-        x -= top[:, None]
-        exponentials = np.exp(x, out=scratch[: len(x)])
-        of_rows = np.log(exponentials.sum(axis=1, dtype=np.float64))
-        x -= of_rows.astype(x.dtype)[:, None]
-        np.exp(x, out=x)
-        lse[rows] = of_rows + top
-    return lse
-
-
-def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    dots: np.ndarray = np.einsum("nh,nh->n", a, b)
-    return dots.astype(np.float64)
-
-
 def bounds(
     encoder: np.ndarray,
     predictor: np.ndarray,
     activation: str | None,
+    row: Row,
     slopes: np.ndarray,
     constants: np.ndarray,
     vectors: np.ndarray,
@@ -69,31 +48,31 @@ def bounds(
 ) -> None:
     hidden = scratch[: max(1, _BLOCK_ELEMENTS // scratch.shape[1])]
     for frame, frames, prefix, columns, cell, slack in zip(*runs, strict=True):
-        mine = slice(prefix, prefix + columns)
-        of_prefixes = predictor[mine], vectors[mine], vector_constants[mine]
+        prefixes = slice(prefix, prefix + columns)
+        of_prefixes = predictor[prefixes], vectors[prefixes], vector_constants[prefixes]
         rows = max(1, len(scratch) // columns)
         for start in range(frame, frame + frames, rows):
             some = slice(start, min(start + rows, frame + frames))
             of_frames = encoder[some], slopes[some], constants[some]
-            both = _bounds(of_frames, of_prefixes, activation, slack, hidden)
+            logits, tangent = _dots(of_frames, of_prefixes, activation, hidden)
             place = cell + (start - frame) * columns
-            for values, to in zip(both, out, strict=True):
-                to[place : place + values.size] = values.reshape(-1)
+            cells = slice(place, place + tangent.size)
+            for values, to in zip(_bounds(logits, tangent, row, slack), out, strict=True):
+                to[cells] = values.reshape(-1)
 
 
-def _bounds(
+def _dots(
     of_frames: tuple[np.ndarray, np.ndarray, np.ndarray],
     of_prefixes: tuple[np.ndarray, np.ndarray, np.ndarray],
     activation: str | None,
-    slack: float,
     scratch: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of blank and label in some frames of a sample, (n, S)."""
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Exact logits, (frames, prefixes) each, the label's last, and the larger tangent."""
     encoder, slopes, constants = of_frames
     predictor, vectors, vector_constants = of_prefixes
     shape = len(encoder), len(predictor)
     of_frame = np.empty((*shape, 1), encoder.dtype)
-    of_prefix = np.empty((3, *shape), encoder.dtype)
+    of_prefix = np.empty((vectors.shape[1], *shape), encoder.dtype)
     widest = min(len(predictor), len(scratch))
     for first in range(0, len(predictor), widest):
         columns = slice(first, first + widest)
@@ -111,13 +90,43 @@ def _bounds(
             np.matmul(hidden, slopes[rows, :, None], out=of_frame[rows, columns])
             dots = np.matmul(hidden.transpose(1, 0, 2), vectors[columns].transpose(0, 2, 1))
             of_prefix[:, rows, columns] = dots.transpose(2, 1, 0)
-    blank, label, tangent = of_prefix + vector_constants.T[:, None]
+    *logits, tangent = of_prefix + vector_constants.T[:, None]
     np.maximum(tangent, of_frame[..., 0] + constants[:, None], out=tangent)
+    return logits, tangent
+
+
+def _bounds(
+    logits: list[np.ndarray], tangent: np.ndarray, row: Row, slack: float
+) -> Iterator[np.ndarray]:
+    """Of each score, from exact logits and a lower bound of the log-sum-exp over the labels."""
+    *exact, label = logits
+    others = iter(exact)
+    of_scores = [label if column == LABEL_COLUMN else next(others) for column in row.columns]
     np.maximum(tangent, label, out=tangent)
-    denominator = np.empty(shape)
-    logaddexp(blank, tangent, denominator, np.empty(shape))
-    for numerator in blank, label:
-        numerator -= denominator
-        numerator += slack
-        np.fmin(numerator, 0.0, out=numerator)  # of NaN and 0 that is 0
-    return blank, label
+    lower = [_lower_lse(of_scores, tangent, row, head) for head in row.heads]
+    for logit, charged, shift in zip(of_scores, row.charged, row.shifts, strict=True):
+        for g in charged:
+            logit -= lower[g]
+        logit += slack * max(1, len(charged))
+        np.fmin(logit, 0.0, out=logit)  # of NaN and 0 that is 0
+        yield logit - shift if shift else logit
+
+
+def _lower_lse(
+    of_scores: list[np.ndarray], tangent: np.ndarray, row: Row, head: RowHead
+) -> np.ndarray:
+    """A lower bound of the log-sum-exp of a head, from what is known of its columns."""
+    terms = [
+        logit
+        for logit, column in zip(of_scores, row.columns, strict=True)
+        if any(start <= column < stop for start, stop in head.ranges)
+    ]
+    terms += [tangent] * head.labels + [np.zeros_like(tangent)] * head.zero
+    if len(terms) == 1:
+        return terms[0].copy()
+    lower = np.full_like(tangent, -np.inf) if not terms else terms[0]
+    for term in terms[1:]:
+        total, work = np.empty((2, *tangent.shape))
+        logaddexp(lower, term, total, work)
+        lower = total
+    return lower

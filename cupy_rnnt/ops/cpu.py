@@ -11,11 +11,13 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ..batch import Cells
+from ..transducer import Row
 from . import Shape, Sizes, float16
 from .activations import ACTIVATIONS
 from .bounded import BoundedLattice
-from .bounds import bounds, label_softmax, largest_row_sum, magnitudes, means, row_dots
+from .bounds import bounds, largest_row_sum, magnitudes, means
 from .lattice import Lattice, lattice_nbytes
+from .rows import block_rows, label_softmax, logits_grad, row_dots, row_scores
 from .workers import threads, workers
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "bounded_lattice",
     "bounds",
     "device_of",
+    "device_row",
     "empty",
     "factor_dtype",
     "gather",
@@ -40,15 +43,13 @@ __all__ = [
     "largest_row_sum",
     "lattice",
     "lattice_nbytes",
-    "log_probs_grad",
     "logits_grad",
     "magnitudes",
     "matmul",
     "means",
-    "pick_log_probs",
     "repeat",
     "row_dots",
-    "row_log_probs",
+    "row_scores",
     "scatter",
     "scratch_rows",
     "sizes",
@@ -86,15 +87,13 @@ sizes = Sizes(
     cuts_groups=True,
 )
 
-_BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
-
-# Softmax values below exp(-45) = 3e-20 are flushed to 0. The occupancy that multiplies the others
-# is 0 or at least 1e-14 (eps**2), so that no product comes near the denormals below 1e-38.
-_EXPONENT_FLOOR = {"float32": -45.0, "float64": -300.0}
-
 
 def device_of(array: np.ndarray) -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def device_row(row: Row) -> Row:
+    return row
 
 
 def asarray(array: np.ndarray) -> np.ndarray:
@@ -114,10 +113,6 @@ def zeros(shape: Shape, dtype: Any) -> np.ndarray:
 
 def indices(mask: np.ndarray, count: int | None = None) -> np.ndarray:
     return np.flatnonzero(mask)
-
-
-def block_rows(rows: int, width: int) -> int:
-    return min(rows, max(1, _BLOCK_ELEMENTS // width))
 
 
 scratch_rows = block_rows
@@ -175,125 +170,6 @@ def hidden(
 
 def activate(activation: str, pre: np.ndarray, out: np.ndarray) -> None:
     ACTIVATIONS[activation].apply(pre, out)
-
-
-def row_log_probs(
-    logits: np.ndarray,
-    bias: np.ndarray | None,
-    blank: int,
-    labels: np.ndarray,
-    scratch: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    n, block = len(logits), len(scratch)
-    sums = np.empty(n, logits.dtype)
-    ones = np.ones(logits.shape[1], logits.dtype)
-    for start in range(0, n, block):
-        x = logits[start : start + block]
-        work = scratch[: len(x)]
-        if bias is not None:
-            x = np.add(x, bias, out=work)
-        np.exp(x, out=work)
-        np.dot(work, ones, out=sums[start : start + block])
-    lse = np.log(sums, dtype=np.float64)
-    # Few rows need their maximum taken out first, and that costs as much as all the rest.
-    limits = np.finfo(logits.dtype)
-    safe = (sums > limits.tiny / limits.eps) & (sums < limits.max * limits.eps)
-    unsafe = np.flatnonzero(~safe)
-    for start in range(0, len(unsafe), block):
-        rows = unsafe[start : start + block]
-        work = np.take(logits, rows, axis=0, out=scratch[: len(rows)], mode="clip")
-        if bias is not None:
-            work += bias
-        top = work.max(axis=1)
-        work -= top[:, None]
-        np.exp(work, out=work)
-        lse[rows] = np.log(work.sum(axis=1), dtype=np.float64) + top
-    of_blank, of_label = logits[:, blank], logits[np.arange(n), labels]
-    if bias is not None:  # rounded as in the sum, so that a softmax near 1 has a log near 0
-        of_blank, of_label = of_blank + bias[blank], of_label + bias[labels]
-    return lse, of_blank - lse, of_label - lse
-
-
-def pick_log_probs(
-    log_probs: np.ndarray, blank: int, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    n = len(log_probs)
-    of_blank, of_label = log_probs[:, blank], log_probs[np.arange(n), labels]
-    return np.zeros(n), of_blank.astype(np.float64), of_label.astype(np.float64)
-
-
-def logits_grad(
-    logits: np.ndarray,
-    bias: np.ndarray | None,
-    lse: np.ndarray,
-    blank_occupancy: np.ndarray,
-    label_occupancy: np.ndarray,
-    blank: int,
-    labels: np.ndarray,
-    clamp: float,
-    weights: np.ndarray | None,
-    scratch: np.ndarray,
-    out: None = None,
-) -> None:
-    occupancy = blank_occupancy + label_occupancy
-    block = len(scratch)
-    for start in range(0, len(logits), block):
-        rows = slice(start, start + block)
-        x = logits[rows]
-        if bias is not None:
-            x += bias
-        _softmax_times(x, lse[rows], occupancy[rows], scratch)
-    _finish_grad(logits, blank_occupancy, label_occupancy, blank, labels, clamp, weights)
-
-
-def _softmax_times(x: np.ndarray, lse: np.ndarray, factor: np.ndarray, floor: np.ndarray) -> None:
-    """Overwrite some rows of logits by their softmax times a factor a row."""
-    dtype = x.dtype
-    least = _EXPONENT_FLOOR[dtype.name]
-    if abs(lse).max() < -least and x.min() > lse.max() + least:
-        np.exp(x, out=x)  # nothing overflows, and nothing is small enough to be flushed
-        x *= (np.exp(-lse) * factor).astype(dtype)[:, None]
-        return
-    # exp(x - lse) with lse split into what the dtype holds and the rest: the difference is exact
-    # where the softmax is large, whatever the offset of the row.
-    shift = lse.astype(dtype)
-    x -= shift[:, None]
-    # Whole rows of the floor, not a scalar: np.maximum is three times faster so.
-    floor.fill(least)
-    np.maximum(x, floor[: len(x)], out=x)
-    np.exp(x, out=x)
-    x -= np.exp(floor[:1, :1])
-    x *= (np.exp(shift - lse) * factor).astype(dtype)[:, None]
-
-
-def log_probs_grad(
-    log_probs: np.ndarray,
-    blank_occupancy: np.ndarray,
-    label_occupancy: np.ndarray,
-    blank: int,
-    labels: np.ndarray,
-    clamp: float,
-    weights: np.ndarray | None,
-) -> None:
-    log_probs.fill(0)
-    _finish_grad(log_probs, blank_occupancy, label_occupancy, blank, labels, clamp, weights)
-
-
-def _finish_grad(
-    grad: np.ndarray,
-    blank_occupancy: np.ndarray,
-    label_occupancy: np.ndarray,
-    blank: int,
-    labels: np.ndarray,
-    clamp: float,
-    weights: np.ndarray | None,
-) -> None:
-    grad[:, blank] -= blank_occupancy
-    grad[np.arange(len(grad)), labels] -= label_occupancy
-    if clamp > 0:
-        np.clip(grad, -clamp, clamp, out=grad)
-    if weights is not None:
-        grad *= weights.astype(grad.dtype)[:, None]
 
 
 def factor_dtype(dtype: np.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Upper bounds of transition log-probs on CuPy arrays, and what they are made from."""
+"""Upper bounds of scores on CuPy arrays, and what they are made from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from . import Runs
 from .activations import ACTIVATIONS
+from .cuda_rows import DeviceRow
 from .launch import BLOCK, WARP, Kernel, cupy
 
 __all__ = ["bounds", "label_softmax", "row_dots"]
@@ -19,6 +20,7 @@ _FORMS: dict[str | None, str] = {
     **{name: name.capitalize() for name in ACTIVATIONS},
 }
 _TILE_FRAMES, _TILE_POSITIONS = 64, 16  # as in bounds.cu
+_VECTORS = 3  # of a launch, as in bounds.cu
 _LONG_ROW = 2048  # elements from which on a row is shared by a block
 
 _RUN = np.dtype(  # as in bounds.cu
@@ -28,12 +30,15 @@ _RUN = np.dtype(  # as in bounds.cu
     }
 )
 
-_BOUNDS = Kernel(
-    "bounds",
-    "bounds.cu",
-    threads=BLOCK,
-    block=128,
-    variants=tuple((form, *c) for form, c in product(_FORMS.values(), _COMPUTE)),
+_EXACT_LOGITS, _BOUNDS = (
+    Kernel(
+        name,
+        "bounds.cu",
+        threads=BLOCK,
+        block=128,
+        variants=tuple((form, *c) for form, c in product(_FORMS.values(), _COMPUTE)),
+    )
+    for name in ("exact_logits", "bounds")
 )
 _SHORT_SOFTMAX, _LONG_SOFTMAX = (
     Kernel(
@@ -44,12 +49,12 @@ _SHORT_SOFTMAX, _LONG_SOFTMAX = (
 _ROW_DOTS = Kernel("row_dots", "row_dots.cu", threads=WARP, variants=_COMPUTE)
 
 
-def label_softmax(logits: Any, bias: Any | None, blank: int, scratch: Any) -> Any:
+def label_softmax(logits: Any, bias: Any | None, row: DeviceRow, scratch: Any) -> Any:
     """As the contract says; `scratch` is not used."""
     rows, width = logits.shape
     lse = cupy().empty(rows)
     kernel, threads = (_LONG_SOFTMAX, 256) if width >= _LONG_ROW else (_SHORT_SOFTMAX, 32)
-    kernel[logits.dtype, threads](rows, logits, bias, blank, rows, width, lse)
+    kernel[logits.dtype, threads](rows, logits, bias, row.others, len(row.others), rows, width, lse)
     return lse
 
 
@@ -64,6 +69,7 @@ def bounds(
     encoder: Any,
     predictor: Any,
     activation: str | None,
+    row: DeviceRow,
     slopes: Any,
     constants: Any,
     vectors: Any,
@@ -78,18 +84,15 @@ def bounds(
     table["tile"] = np.cumsum(tiles) - tiles
     for name, values in zip(runs._fields, runs, strict=True):
         table[name] = values
-    count = int(tiles.sum())
-    _BOUNDS[_FORMS[activation], encoder.dtype](
-        count,
-        count,
-        len(table),
-        cupy().asarray(table.view("i8").reshape(len(table), -1)),
-        encoder.shape[1],
-        encoder,
-        slopes,
-        constants,
-        predictor,
-        vectors,
-        vector_constants,
-        *out,
-    )
+    count, variant = int(tiles.sum()), (_FORMS[activation], encoder.dtype)
+    on_device = cupy().asarray(table.view("i8").reshape(len(table), -1))
+    tiles_of_runs = count, len(table), on_device, encoder.shape[1]
+    width, label, cells = vectors.shape[1], np.int32(row.label), out.shape[1]
+    of_prefixes = predictor, vectors, vector_constants, np.int32(width)
+    for first in range(0, width - _VECTORS, _VECTORS):
+        group = np.int32(first), np.int32(min(_VECTORS, width - _VECTORS - first))
+        _EXACT_LOGITS[variant](
+            count, *tiles_of_runs, encoder, *of_prefixes, *group, label, cells, out
+        )
+    of_frames = encoder, slopes, constants
+    _BOUNDS[variant](count, *tiles_of_runs, *of_frames, *of_prefixes, *row.table, label, cells, out)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..batch import Cells
 from ..defaults import compute_dtype
+from ..transducer import LABEL_COLUMN, Row, RowHead
 from .activations import ACTIVATIONS
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy
 
@@ -21,14 +22,12 @@ __all__ = [
     "activate",
     "add_column_sum",
     "add_rows",
+    "device_row",
     "gather",
     "hidden",
     "hidden_grad",
-    "keep",
-    "log_probs_grad",
     "logits_grad",
-    "pick_log_probs",
-    "row_log_probs",
+    "row_scores",
     "scatter",
     "scratch_rows",
 ]
@@ -48,18 +47,16 @@ _HIDDEN = Kernel(
 )
 _ACTIVATE = Kernel("activate", "activate.cu", variants=_ACTIVATED)
 _HIDDEN_GRAD = Kernel("hidden_grad", "hidden_grad.cu", variants=_ACTIVATED)
-_SHORT_ROW_LOG_PROBS = Kernel(
-    "row_log_probs", "row_log_probs.cu", threads=WARP, variants=tuple((*t, "32") for t in FLOATS)
+_SHORT_ROW_SCORES = Kernel(
+    "row_scores", "row_scores.cu", threads=WARP, variants=tuple((*t, "32") for t in FLOATS)
 )
-_LONG_ROW_LOG_PROBS = Kernel(
-    "row_log_probs", "row_log_probs.cu", threads=BLOCK, variants=tuple((*t, "256") for t in FLOATS)
+_LONG_ROW_SCORES = Kernel(
+    "row_scores", "row_scores.cu", threads=BLOCK, variants=tuple((*t, "256") for t in FLOATS)
 )
 _LOGITS_GRAD = Kernel("logits_grad", "logits_grad.cu", threads=WARP, variants=_GRADS)
-_LOG_PROBS_GRAD = Kernel("log_probs_grad", "log_probs_grad.cu", threads=WARP, variants=_GRADS)
 _COLUMN_SUM = Kernel("column_sum", "column_sum.cu", threads=WARP)
 _ADD_ROWS = Kernel("add_rows", "add_rows.cu", threads=BLOCK, block=128, variants=_COMPUTE)
 _ADD_LONG_RUNS = Kernel("add_long_runs", "add_rows.cu", threads=BLOCK, block=128, variants=_COMPUTE)
-_KEEP = Kernel("keep", "keep.cu", variants=((),))
 
 _WARP_ELEMENTS = 1024  # of a row; more are shared by several warps
 _LONG_ROW = 2048  # elements from which on a row is summed by a block
@@ -127,80 +124,78 @@ def _packs(array: Any) -> int:
     return -(-int(array.nbytes) // 16)
 
 
-def row_log_probs(
-    logits: Any, bias: Any | None, blank: int, labels: Any, scratch: Any
-) -> tuple[Any, Any, Any]:
+class DeviceRow(NamedTuple):
+    """A row as kernels read it."""
+
+    heads: int
+    scores: int
+    label: int  # which of the scores is that of the label; as many as there are if none is
+    table: tuple[Any, ...]  # a RowTable of kernels/row.cuh
+    others: Any  # int64, (ranges, 2)
+
+
+def device_row(row: Row) -> DeviceRow:
+    ranges = [(*one, g) for g, head in enumerate(row.heads) for one in head.ranges]
+    ranges += [(*one, -1) for one in row.under_no_head]
+    label = (*row.columns, LABEL_COLUMN).index(LABEL_COLUMN)
+    charges = [sum(1 << g for g in charged) for charged in row.charged]
+    shifts = np.array(row.shifts, np.float64).view(np.int64).tolist()
+    scores = zip(row.columns, charges, shifts, strict=True)
+    counts = len(row.heads), len(row.columns)
+    words: list[int] = []
+    of_heads = tuple(_held(head, row.columns) for head in row.heads)
+    for entry in (*ranges, of_heads, *scores):
+        words.extend(entry)
+    others = [bound for one in row.others for bound in one]
+    both = cupy().asarray(np.array(words + others, np.int64))
+    in_pairs = both[len(words) :].reshape(-1, 2)
+    table = both, *map(np.int32, (*counts, len(ranges)))
+    return DeviceRow(*counts, label, table, in_pairs)
+
+
+def _held(head: RowHead, columns: tuple[int, ...]) -> int:
+    """What is in the sum of a head, a bit each: the columns of the scores, labels, a zero."""
+    bits = [any(start <= column < stop for start, stop in head.ranges) for column in columns]
+    return sum(bit << k for k, bit in enumerate((*bits, head.labels, head.zero)))
+
+
+def row_scores(
+    logits: Any, bias: Any | None, row: DeviceRow, labels: Any, scratch: Any
+) -> tuple[Any, Any]:
     """As the contract says, of logits of any type; `scratch` is not used."""
     rows, width = logits.shape
-    lse, of_blank, of_label = cupy().empty((3, rows), np.float64)
-    kernel, threads = _SHORT_ROW_LOG_PROBS, 32
+    lse = cupy().empty((row.heads, rows), np.float64)
+    scores = cupy().empty((row.scores, rows), np.float64)
+    kernel, threads = _SHORT_ROW_SCORES, 32
     if width >= _LONG_ROW:
-        kernel, threads = _LONG_ROW_LOG_PROBS, 256
-    kernel[logits.dtype, threads](
-        rows, logits, bias, blank, _entries(labels), rows, width, lse, of_blank, of_label
-    )
-    return lse, of_blank, of_label
-
-
-def pick_log_probs(log_probs: Any, blank: int, labels: Any) -> tuple[Any, Any, Any]:
-    library = cupy()
-    rows = len(log_probs)
-    of_blank, of_label = log_probs[:, blank], log_probs[library.arange(rows), labels]
-    return library.zeros(rows), of_blank.astype(np.float64), of_label.astype(np.float64)
+        kernel, threads = _LONG_ROW_SCORES, 256
+    inputs = logits, bias, *row.table, _entries(labels), rows, width
+    kernel[logits.dtype, threads](rows, *inputs, lse, scores)
+    return lse, scores
 
 
 def logits_grad(
     logits: Any,
     bias: Any | None,
+    row: DeviceRow,
     lse: Any,
-    blank_occupancy: Any,
-    label_occupancy: Any,
-    blank: int,
+    occupancies: Any,
     labels: Any,
     clamp: float,
     weights: Any | None,
     scratch: Any,
     out: Any | None = None,
 ) -> None:
-    """As the contract says; `scratch` is not used."""
+    """As the contract says; `scratch` is not used. Without heads also of rows of half types."""
     out = logits if out is None else out
-    dtype = logits.dtype
+    dtype = compute_dtype(logits.dtype)
     items, shares = _shares(logits.shape)
-    softmax = logits, bias, _entries(lse, np.float64), _EXPONENT_FLOOR[dtype.name]
-    finish = _finish(dtype, blank_occupancy, label_occupancy, blank, labels, clamp, weights)
-    _LOGITS_GRAD[dtype, out.dtype](items, *softmax, *finish, *shares, out)
-
-
-def log_probs_grad(
-    log_probs: Any,
-    blank_occupancy: Any,
-    label_occupancy: Any,
-    blank: int,
-    labels: Any,
-    clamp: float,
-    weights: Any | None,
-) -> None:
-    """As the contract says, of log-probs of any type."""
-    dtype = compute_dtype(log_probs.dtype)
-    items, shares = _shares(log_probs.shape)
-    finish = _finish(dtype, blank_occupancy, label_occupancy, blank, labels, clamp, weights)
-    _LOG_PROBS_GRAD[dtype, log_probs.dtype](items, *finish, *shares, log_probs)
-
-
-def _finish(
-    dtype: np.dtype,
-    blank_occupancy: Any,
-    label_occupancy: Any,
-    blank: int,
-    labels: Any,
-    clamp: float,
-    weights: Any | None,
-) -> tuple[Any, ...]:
-    """The arguments of the kernels' ``RowGrad``."""
-    occupancies = _entries(blank_occupancy, dtype), _entries(label_occupancy, dtype)
+    softmax = _entries(lse, np.float64), _EXPONENT_FLOOR[dtype.name]
     bound = float(clamp) if clamp > 0 else math.inf
     weights = None if weights is None else _entries(weights, dtype)
-    return *occupancies, blank, _entries(labels), bound, weights
+    grads = _entries(occupancies, dtype), _entries(labels), bound, weights
+    inputs = logits, bias, *row.table, *softmax, *grads
+    _LOGITS_GRAD[dtype, out.dtype](items, *inputs, *shares, out)
 
 
 def scratch_rows(rows: int, width: int) -> int:
@@ -226,26 +221,3 @@ def add_rows(tile: Any, rows: Any, out: Any, scratch: Any) -> None:
     chunks = -(-count // _CHUNK)
     _ADD_ROWS[tile.dtype](chunks, tile, order, targets, count, width, out, scratch)
     _ADD_LONG_RUNS[tile.dtype](chunks, scratch, targets, count, width, out)
-
-
-def keep(blank_occupancy: Any, label_occupancy: Any, offsets: Any, least: Any) -> Any:
-    """Which cells of a group hold at least a given occupancy, blank and label together.
-
-    Parameters
-    ----------
-    blank_occupancy, label_occupancy : cupy.ndarray, shape (cells,), float64
-        In packed order.
-    offsets : cupy.ndarray, shape (samples + 1,), int64
-        Where the cells of each sample begin and end.
-    least : cupy.ndarray, shape (samples,), float64
-        No cell of a sample is kept if that is NaN.
-
-    Returns
-    -------
-    cupy.ndarray, shape (kept,), int64
-        Indices of these cells, ascending. Their number has to come to the host.
-    """
-    cells = len(blank_occupancy)
-    mask = cupy().empty(cells, np.bool_)
-    _KEEP[()](cells, blank_occupancy, label_occupancy, offsets, least, len(least), cells, mask)
-    return cupy().flatnonzero(mask)

@@ -121,6 +121,8 @@ class Kernel:
         Template arguments, all that are ever used. A function that is no template has ``((),)``.
     shared_bytes : int
         The most dynamic shared memory that a block is given.
+    any_first : bool
+        Whether the first template argument may also be another one than those of `variants`.
     """
 
     name: str
@@ -129,12 +131,18 @@ class Kernel:
     block: int = 256
     variants: tuple[tuple[str, ...], ...] = FLOATS
     shared_bytes: int = 0
+    any_first: bool = False
 
     def __post_init__(self) -> None:
         KERNELS.append(self)
 
     def __getitem__(self, arguments: Any) -> Launch:
         return Launch(self, template_arguments(arguments))
+
+    def has(self, variant: tuple[str, ...]) -> bool:
+        """Whether it may be launched with these template arguments."""
+        others = {declared[1:] for declared in self.variants}
+        return variant in self.variants or (self.any_first and variant[1:] in others)
 
     def expression(self, variant: tuple[str, ...]) -> str:
         """``name<float, 4>``"""
@@ -187,12 +195,20 @@ def _template_argument(argument: Any) -> str:
 
 def units(source: str) -> dict[tuple[str, ...], list[str]]:
     """What is compiled together: name expressions, by the first template argument."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for kernel in KERNELS:
-        if kernel.source == source:
-            for variant in kernel.variants:
-                found.setdefault(variant[:1], []).append(kernel.expression(variant))
-    return found
+    kernels = [kernel for kernel in KERNELS if kernel.source == source]
+    firsts = dict.fromkeys(variant[:1] for kernel in kernels for variant in kernel.variants)
+    return {first: compiled_with(source, first) for first in firsts}
+
+
+def compiled_with(source: str, first: tuple[str, ...]) -> list[str]:
+    """The name expressions that are compiled together for a first template argument, or none."""
+    kernels = [kernel for kernel in KERNELS if kernel.source == source]
+    return [
+        kernel.expression(variant)
+        for kernel in kernels
+        for variant in dict.fromkeys((*first, *declared[1:]) for declared in kernel.variants)
+        if bool(first) == bool(kernel.variants[0]) and kernel.has(variant)
+    ]
 
 
 @functools.cache
@@ -259,11 +275,11 @@ def dotted(version: int) -> str:
 @functools.cache
 def _function(library: Any, device: int, kernel: Kernel, variant: tuple[str, ...]) -> Any:
     """A function of CuPy, compiled for a device."""
-    if variant not in kernel.variants:
+    if not kernel.has(variant):
         raise TypeError(f"no kernel {kernel.expression(variant)} was declared")
     _check_capability(library, device)
     try:
-        expressions = tuple(units(kernel.source)[variant[:1]])
+        expressions = tuple(compiled_with(kernel.source, variant[:1]))
         module = _module(library, kernel.source, expressions)
         return module.get_function(kernel.expression(variant))
     except library.cuda.compiler.CompileException as error:

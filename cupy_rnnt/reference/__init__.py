@@ -18,124 +18,104 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, log_softmax
+from scipy.special import logsumexp
 
-from .results import JointGradients
+from ..results import JointGradients
+from ..transducer import LABEL, LABEL_COLUMN, Row, Topology, Transducer, transducer_of
+from .activations import ACTIVATIONS, Pair
+from .lattice import FloatArray, alphas, betas, occupancies, quiet
 
-FloatArray = NDArray[np.float64]
+__all__ = [
+    "ACTIVATIONS",
+    "alphas",
+    "betas",
+    "joint_rnnt_loss",
+    "joint_rnnt_loss_and_grad",
+    "occupancies",
+    "rnnt_loss",
+    "rnnt_loss_and_grad",
+]
+
 IntArray = NDArray[np.int64]
-Pair = tuple[FloatArray, FloatArray]
-quiet = np.errstate(invalid="ignore")  # NaN in, NaN out: no reason to warn
+Kind = str | Transducer
 
 
-@quiet
-def alphas(blank_log_probs: FloatArray, label_log_probs: FloatArray) -> FloatArray:
-    """Log-probability (T, S) of reaching each cell from the first one, section 2.4 of [1]_.
+class _Cells:
+    """The scores of the cells of one sample, and the gradient of its rows of logits.
 
-    Parameters
-    ----------
-    blank_log_probs, label_log_probs : (T, S) and (T, U) arrays
-        Log-probability of the blank at (t, u), which leads to (t + 1, u), and of the next label,
-        which leads to (t, u + 1).
+    `frames` starts a sweep over the frames of logits, (S, V) each; it is called twice.
     """
-    alpha = np.full(blank_log_probs.shape, -np.inf)
-    alpha[0, 0] = 0.0
-    for t, u in np.ndindex(alpha.shape):
-        if t > 0:
-            alpha[t, u] = alpha[t - 1, u] + blank_log_probs[t - 1, u]
-        if u > 0:
-            alpha[t, u] = np.logaddexp(alpha[t, u], alpha[t, u - 1] + label_log_probs[t, u - 1])
-    return alpha
 
+    def __init__(
+        self,
+        frames: Callable[[], Iterable[FloatArray]],
+        labels: IntArray,
+        row: Row,
+        topology: Topology,
+        delay_penalty: float,
+    ) -> None:
+        self.frames, self.labels, self.row, self.topology = frames, labels, row, topology
+        # The column of each score at each position; where no label is left, any.
+        of_label = np.append(labels, 0)
+        self.columns = [of_label if c == LABEL_COLUMN else of_label * 0 + c for c in row.columns]
+        self.scores = np.stack([self.scores_of(frame) for frame in frames()], axis=1)
+        if LABEL in topology.scores:
+            of_labels = self.scores[topology.scores.index(LABEL)]
+            of_labels[:, -1] = -np.inf
+            T = len(of_labels)
+            of_labels += delay_penalty * ((T - 1) / 2 - np.arange(T)[:, None])
 
-@quiet
-def betas(blank_log_probs: FloatArray, label_log_probs: FloatArray) -> FloatArray:
-    """Log-probability (T, S) of finishing from each cell; at [0, 0], of all paths together.
+    @quiet
+    def log_sum_exps(self, logits: FloatArray) -> FloatArray:
+        """Of each head, (G, S)."""
+        sums = np.empty((len(self.row.heads), len(logits)))
+        for of_head, head in zip(sums, self.row.heads, strict=True):
+            parts = [logits[:, start:stop] for start, stop in head.ranges]
+            parts.append(np.full((len(logits), 1), 0.0 if head.zero else -np.inf))
+            of_head[:] = logsumexp(np.concatenate(parts, axis=1), axis=1)
+        return sums
 
-    Takes what `alphas` takes. Of the last frame only the last blank is read: it ends every path.
-    """
-    T, S = blank_log_probs.shape
-    beta = np.full((T, S), -np.inf)
-    beta[-1, -1] = blank_log_probs[-1, -1]
-    for t, u in reversed(list(np.ndindex(beta.shape))):
-        if t < T - 1:
-            beta[t, u] = beta[t + 1, u] + blank_log_probs[t, u]
-        if u < S - 1:
-            beta[t, u] = np.logaddexp(beta[t, u], beta[t, u + 1] + label_log_probs[t, u])
-    return beta
+    @quiet
+    def scores_of(self, logits: FloatArray) -> FloatArray:
+        """Of the cells of a frame, (K, S)."""
+        positions, sums = np.arange(len(logits)), self.log_sum_exps(logits)
+        kinds = zip(self.columns, self.row.charged, self.row.shifts, strict=True)
+        return np.array(
+            [
+                logits[positions, columns] - sum(sums[g] for g in charged) - shift
+                for columns, charged, shift in kinds
+            ]
+        )
 
+    def gradients(self, clamp: float, of_labels: float) -> tuple[float, Iterator[FloatArray]]:
+        """Cost of the sample, and its gradient frame by frame; none if it is not finite."""
+        if np.isnan(self.scores).any():
+            return np.nan, iter(())
+        found, log_prob = occupancies(self.scores, self.topology, of_labels)
+        if not np.isfinite(log_prob):
+            return -log_prob, iter(())
 
-def occupancies(
-    blank_log_probs: FloatArray, label_log_probs: FloatArray
-) -> tuple[FloatArray, FloatArray, float]:
-    """Posterior probability that a path takes each transition: minus the gradient of the cost.
+        def frames() -> Iterator[FloatArray]:
+            for logits, of_frame in zip(self.frames(), found.swapaxes(0, 1), strict=True):
+                grad = self.gradient_of(logits, of_frame)
+                yield np.clip(grad, -clamp, clamp) if clamp > 0 else grad
 
-    Takes what `alphas` takes.
+        return -log_prob, frames()
 
-    Returns
-    -------
-    blank_occupancy, label_occupancy : (T, S) and (T, U) arrays
-        Rows of the first and columns of the second sum to 1, as a path leaves each frame and emits
-        each label once. All 0 if the cost is not finite, for then there is no posterior.
-    log_prob : float, of all paths together
-
-    Examples
-    --------
-    >>> blank, label, _ = occupancies(np.log([[0.5, 0.5], [0.5, 0.5]]), np.log([[0.6], [0.2]]))
-    >>> label.round(6).tolist()
-    [[0.75], [0.25]]
-    """
-    alpha = alphas(blank_log_probs, label_log_probs)
-    beta = betas(blank_log_probs, label_log_probs)
-    blank, label = np.zeros_like(blank_log_probs), np.zeros_like(label_log_probs)
-    if np.isfinite(log_prob := float(beta[0, 0])):
-        blank[:-1] = np.exp(alpha[:-1] + blank_log_probs[:-1] + beta[1:] - log_prob)
-        blank[-1, -1] = 1.0
-        label[:] = np.exp(alpha[:, :-1] + label_log_probs + beta[:, 1:] - log_prob)
-    return blank, label, log_prob
-
-
-@quiet
-def _transitions(frames: Iterable[FloatArray], labels: IntArray, blank: int) -> Pair:
-    """Pick what the lattice reads, (T, S) and (T, U), from frames of (S, V) log-probabilities."""
-    columns = np.arange(len(labels))
-    # Copies: a view of the blank's column would keep its whole frame alive.
-    picked = [(frame[:, blank].copy(), frame[columns, labels]) for frame in frames]
-    blanks, of_labels = map(np.stack, zip(*picked, strict=True))
-    if np.isnan(blanks).any():
-        blanks[-1, -1] = np.nan  # no path takes another blank of the last frame
-    return blanks, of_labels
-
-
-def _cost_and_gradients(
-    frames: Callable[[], Iterable[FloatArray]],
-    labels: IntArray,
-    blank: int,
-    clamp: float,
-    fastemit_lambda: float,
-    fused_log_softmax: bool = True,
-) -> tuple[float, Iterator[FloatArray]]:
-    """Cost of one sample, and its gradient frame by frame, (S, V) each; none if it is not finite.
-
-    `frames` starts a sweep over the frames of log-probabilities; it is called twice.
-    """
-    blank_occ, label_occ, log_prob = occupancies(*_transitions(frames(), labels, blank))
-    label_occ *= 1.0 + fastemit_lambda
-
-    def gradients() -> Iterator[FloatArray]:
-        for log_probs, by_blank, by_label in zip(frames(), blank_occ, label_occ, strict=True):
-            grad = np.zeros_like(log_probs)
-            if fused_log_softmax:
-                occupancy = by_blank + np.append(by_label, 0.0)
-                # A cell no path visits has no gradient, not even where its softmax is undefined.
-                visited = occupancy > 0
-                grad[visited] = occupancy[visited, None] * np.exp(log_probs[visited])
-            # Two statements, since a target may equal the blank.
-            grad[:, blank] -= by_blank
-            grad[np.arange(len(labels)), labels] -= by_label
-            yield np.clip(grad, -clamp, clamp) if clamp > 0 else grad
-
-    return -log_prob, gradients() if np.isfinite(log_prob) else iter(())
+    def gradient_of(self, logits: FloatArray, found: FloatArray) -> FloatArray:
+        """Of the logits (S, V) of a frame, from occupancies (K, S)."""
+        grad, sums = np.zeros_like(logits), self.log_sum_exps(logits)
+        for g, head in enumerate(self.row.heads):
+            of_scores = [o for o, c in zip(found, self.row.charged, strict=True) if g in c]
+            mass = sum(of_scores, np.zeros(len(grad)))
+            # A cell no path visits has no gradient, not even where its softmax is undefined.
+            visited = np.flatnonzero(mass > 0)
+            for start, stop in head.ranges:
+                softmax = np.exp(logits[visited, start:stop] - sums[g, visited, None])
+                grad[visited, start:stop] = mass[visited, None] * softmax
+        for columns, of_score in zip(self.columns, found, strict=True):
+            grad[np.arange(len(grad)), columns] -= of_score
+        return grad
 
 
 def _samples(
@@ -161,12 +141,24 @@ def _weights(cost_weights: ArrayLike | None, batch: int, reduction: str) -> Floa
     return np.full(batch, 1.0 / batch if reduction == "mean" else 1.0)
 
 
-def _logit_frames(logits: NDArray[np.generic], fused_log_softmax: bool) -> Iterator[FloatArray]:
-    """Frames (S, V) of log-probabilities of one sample's logits (T, S, V)."""
+def _logit_frames(logits: NDArray[np.generic]) -> Iterator[FloatArray]:
+    """Frames (S, V) of one sample's logits (T, S, V); +inf is NaN, as inf / inf is no number."""
     for frame in logits:
-        # A softmax of +inf would be inf / inf.
-        values = np.where(frame < np.inf, frame, np.nan).astype(np.float64)
-        yield log_softmax(values, axis=-1) if fused_log_softmax else values
+        yield np.where(frame < np.inf, frame, np.nan).astype(np.float64)
+
+
+def _cells(
+    frames: Callable[[], Iterable[FloatArray]],
+    labels: IntArray,
+    width: int,
+    blank: int,
+    transducer: Kind,
+    delay_penalty: float,
+    fused_log_softmax: bool = True,
+) -> _Cells:
+    value = transducer_of("transducer", transducer)
+    row = value.row(width, blank % (width - value.durations), not fused_log_softmax)
+    return _Cells(frames, labels, row, value.topology, delay_penalty)
 
 
 def rnnt_loss(
@@ -179,6 +171,8 @@ def rnnt_loss(
     reduction: str = "mean",
     fused_log_softmax: bool = True,
     *,
+    transducer: Kind = "regular",
+    delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
     zero_infinity: bool = False,
 ) -> np.float64 | FloatArray:
@@ -200,6 +194,10 @@ def rnnt_loss(
         Over the batch.
     fused_log_softmax : bool
         Whether a log-softmax over V comes first. If not, `logits` are taken as log-probabilities.
+    transducer : str or Transducer
+        Which scores, arcs and heads there are; see :mod:`cupy_rnnt.transducer`.
+    delay_penalty : float
+        ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every label.
     fastemit_lambda : float
         Label occupancies count ``1 + fastemit_lambda`` times in the gradient, not the loss [2]_.
     zero_infinity : bool
@@ -221,8 +219,9 @@ def rnnt_loss(
     logits = np.asarray(logits)
     costs = np.zeros(len(logits))
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
-        frames = _logit_frames(logits[b, :T, : len(labels) + 1], fused_log_softmax)
-        costs[b] = -betas(*_transitions(frames, labels, blank))[0, 0]
+        frames = partial(_logit_frames, logits[b, :T, : len(labels) + 1])
+        kind = logits.shape[-1], blank, transducer, delay_penalty, fused_log_softmax
+        costs[b], _ = _cells(frames, labels, *kind).gradients(-1.0, 1.0)
     return _reduce(costs, reduction, zero_infinity)
 
 
@@ -236,6 +235,8 @@ def rnnt_loss_and_grad(
     reduction: str = "mean",
     fused_log_softmax: bool = True,
     *,
+    transducer: Kind = "regular",
+    delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
     zero_infinity: bool = False,
     cost_weights: ArrayLike | None = None,
@@ -257,32 +258,13 @@ def rnnt_loss_and_grad(
     weights = _weights(cost_weights, len(logits), reduction)
     costs, grad_logits = np.zeros(len(logits)), np.zeros(logits.shape)
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
-        frames = partial(_logit_frames, logits[b, :T, : len(labels) + 1], fused_log_softmax)
-        costs[b], gradients = _cost_and_gradients(
-            frames, labels, blank, clamp, fastemit_lambda, fused_log_softmax
-        )
+        frames = partial(_logit_frames, logits[b, :T, : len(labels) + 1])
+        kind = logits.shape[-1], blank, transducer, delay_penalty, fused_log_softmax
+        cells = _cells(frames, labels, *kind)
+        costs[b], gradients = cells.gradients(clamp, 1.0 + fastemit_lambda)
         for t, grad in enumerate(gradients):
             grad_logits[b, t, : len(grad)] = weights[b] * grad
     return _reduce(costs, reduction, zero_infinity), grad_logits
-
-
-def _gelu(x: FloatArray) -> Pair:
-    scale = np.sqrt(2 / np.pi)
-    inner = np.clip(x, -10, 10)  # where tanh is 1 in float64 already, and no power overflows
-    tanh = np.tanh(scale * (inner + 0.044715 * inner**3))
-    slope = scale * (1 + 3 * 0.044715 * inner**2) * (1 - tanh**2)
-    return x * ((1 + tanh) / 2), (1 + tanh + inner * slope) / 2
-
-
-#: Value and derivative of each activation; "gelu" is the tanh approximation.
-ACTIVATIONS: dict[str, Callable[[FloatArray], Pair]] = {
-    "tanh": lambda x: (np.tanh(x), 1 - np.tanh(x) ** 2),
-    "relu": lambda x: (np.maximum(x, 0.0), np.where(x > 0, 1.0, 0.0)),
-    "sigmoid": lambda x: (expit(x), expit(x) * expit(-x)),
-    "gelu": _gelu,
-    "silu": lambda x: (x * expit(x), expit(x) * (1 + x * expit(-x))),
-    "identity": lambda x: (x, np.ones_like(x)),
-}
 
 
 class _Joint:
@@ -301,11 +283,11 @@ class _Joint:
         return self.activation(np.add(frame, columns, dtype=np.float64))
 
     def frames(self, b: int, T: int, S: int) -> Iterator[FloatArray]:
-        """Frames (S, V) of log-probabilities of one sample."""
+        """Frames (S, V) of logits of one sample; +inf is NaN."""
         for t in range(T):
             hidden, _ = self.hidden(b, t, S)
             logits = hidden @ self.weight.T + self.bias
-            yield log_softmax(np.where(logits < np.inf, logits, np.nan), axis=-1)
+            yield np.where(logits < np.inf, logits, np.nan)
 
 
 def joint_rnnt_loss(
@@ -321,6 +303,8 @@ def joint_rnnt_loss(
     reduction: str = "mean",
     *,
     activation: str = "tanh",
+    transducer: Kind = "regular",
+    delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
     zero_infinity: bool = False,
 ) -> np.float64 | FloatArray:
@@ -332,7 +316,8 @@ def joint_rnnt_loss(
         Outputs of the two networks, projected to the width of the joint.
     weight, bias : (V, H) array, and (V,) array or None
         Output layer.
-    targets, logit_lengths, target_lengths, blank, clamp, reduction, fastemit_lambda, zero_infinity
+    targets, logit_lengths, target_lengths, blank, clamp, reduction, transducer, delay_penalty, \
+fastemit_lambda, zero_infinity
         As in `rnnt_loss`.
     activation : str
         A key of `ACTIVATIONS`.
@@ -346,8 +331,9 @@ def joint_rnnt_loss(
     joint = _Joint(JointGradients(encoder_out, predictor_out, weight, bias), activation)
     costs = np.zeros(len(joint.encoder_out))
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
-        frames = joint.frames(b, T, len(labels) + 1)
-        costs[b] = -betas(*_transitions(frames, labels, blank))[0, 0]
+        frames = partial(joint.frames, b, T, len(labels) + 1)
+        kind = len(joint.weight), blank, transducer, delay_penalty
+        costs[b], _ = _cells(frames, labels, *kind).gradients(-1.0, 1.0)
     return _reduce(costs, reduction, zero_infinity)
 
 
@@ -364,6 +350,8 @@ def joint_rnnt_loss_and_grad(
     reduction: str = "mean",
     *,
     activation: str = "tanh",
+    transducer: Kind = "regular",
+    delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
     zero_infinity: bool = False,
     cost_weights: ArrayLike | None = None,
@@ -386,7 +374,8 @@ def joint_rnnt_loss_and_grad(
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         S = len(labels) + 1
         frames = partial(joint.frames, b, T, S)
-        costs[b], gradients = _cost_and_gradients(frames, labels, blank, clamp, fastemit_lambda)
+        cells = _cells(frames, labels, len(joint.weight), blank, transducer, delay_penalty)
+        costs[b], gradients = cells.gradients(clamp, 1.0 + fastemit_lambda)
         for t, grad in enumerate(gradients):
             hidden, slope = joint.hidden(b, t, S)
             d_logits = weights[b] * grad

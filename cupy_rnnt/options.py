@@ -1,0 +1,134 @@
+"""Every keyword of the public functions: its type, its default and its check, once.
+
+A new keyword is two edits: its lines in this file (in the :class:`TypedDict` of the functions that
+take it and in :class:`Options`), and the place that uses the value. The signatures of the public
+functions, the schemas of the PyTorch operators and the JAX callbacks follow from here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial, wraps
+from typing import Any, TypedDict, TypeVar, get_type_hints
+
+import numpy as np
+
+from . import checks, defaults
+from .ops.activations import ACTIVATIONS
+from .transducer import NAMED, Transducer, transducer_of
+
+Progress = Callable[[int, int], object]
+REDUCTIONS = "none", "mean", "sum"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Keywords(TypedDict, total=False):
+    """What every loss takes by keyword."""
+
+    transducer: str | Transducer
+    delay_penalty: float
+    fastemit_lambda: float
+    zero_infinity: bool
+    tolerance: float | None
+    max_workspace_bytes: int | None
+
+
+class JointKeywords(Keywords, total=False):
+    """What every loss of a joint network takes by keyword."""
+
+    activation: str
+
+
+class ReportingKeywords(Keywords, total=False):
+    """What a loss takes that reports to Python while it runs, or about how it ran."""
+
+    progress: Progress | None
+    return_info: bool
+
+
+def _by(check: Callable[..., Any], **limits: Any) -> dict[str, Any]:
+    return {"check": partial(check, **limits)}
+
+
+_ABSENT: Any = None  # until a value is worked out that depends on the dtype
+
+
+@dataclass(frozen=True)
+class Options:
+    """The value of every keyword in one call; the public functions document them."""
+
+    blank: int = field(default=-1, metadata=_by(checks.integer))
+    clamp: float = field(default=-1.0, metadata=_by(checks.number))
+    reduction: str = field(default="mean", metadata=_by(checks.choice, choices=REDUCTIONS))
+    fused_log_softmax: bool = field(default=True, metadata=_by(checks.boolean))
+    activation: str = field(default="tanh", metadata=_by(checks.choice, choices=tuple(ACTIVATIONS)))
+    transducer: Transducer = field(default=NAMED["regular"], metadata=_by(transducer_of))
+    delay_penalty: float = field(default=0.0, metadata=_by(checks.number))
+    fastemit_lambda: float = field(default=0.0, metadata=_by(checks.number, low=0.0, below=1e6))
+    zero_infinity: bool = field(default=False, metadata=_by(checks.boolean))
+    tolerance: float = field(default=_ABSENT, metadata=_by(checks.number, low=0.0, below=1.0))
+    max_workspace_bytes: int = field(default=_ABSENT, metadata=_by(checks.integer))
+    progress: Progress | None = field(default=None, metadata=_by(checks.callback))
+    return_info: bool = field(default=False, metadata=_by(checks.boolean))
+
+    @staticmethod
+    def checked(dtype: np.dtype, **values: Any) -> Options:
+        """Validate values; the others get their defaults, for inputs of a dtype."""
+        for one in fields(Options):
+            value = values.get(one.name)
+            if one.name in values and (value is not None or one.default is not None):
+                values[one.name] = one.metadata["check"](one.name, value)
+        if values.get("tolerance") is None:
+            values["tolerance"] = defaults.tolerance(dtype)
+        if values.get("max_workspace_bytes") is None:
+            values["max_workspace_bytes"] = defaults.MAX_WORKSPACE_BYTES
+        return Options(**values)
+
+    def tokens(self, width: int) -> tuple[int, int, int]:
+        """Of rows of so many logits: how many are tokens, which is the blank, how many blanks."""
+        transducer = self.transducer
+        vocabulary = checks.vocabulary(width, transducer.durations)
+        return vocabulary, self.blank, transducer.blanks
+
+    def values(self) -> dict[str, Any]:
+        """By the names of the keywords."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+DEFAULTS = {one.name: one.default for one in fields(Options)} | {"transducer": "regular"}
+"""Of every keyword, as one would write it; None is no value, or one that depends on the dtype."""
+
+
+def spells_out(keywords: type) -> Callable[[Function], Function]:
+    """Give a function with ``**options`` the signature that names its `keywords`, a
+    :class:`TypedDict`, and let it refuse all others, as Python does without ``**options``."""
+
+    def decorated(function: Function) -> Function:
+        signature = inspect.signature(function)
+        *explicit, _ = signature.parameters.values()
+        named = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=kind
+            )
+            for name, kind in get_type_hints(keywords).items()
+        ]
+        signature = signature.replace(parameters=[*explicit, *named])
+        known = frozenset(signature.parameters)
+
+        @wraps(function)
+        def refusing(*arguments: Any, **options: Any) -> Any:
+            for name in options:
+                if name not in known:
+                    raise TypeError(
+                        f"{function.__name__}() got an unexpected keyword argument {name!r}"
+                    )
+            return function(*arguments, **options)
+
+        refusing.__signature__ = signature  # type: ignore[attr-defined]
+        hints = {name: one.annotation for name, one in signature.parameters.items()}
+        refusing.__annotations__ = hints | {"return": signature.return_annotation}
+        return refusing  # type: ignore[return-value]
+
+    return decorated

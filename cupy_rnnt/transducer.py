@@ -1,0 +1,400 @@
+"""What a transducer is, as values: scores, arcs and heads. No arrays and no device.
+
+A row of logits gives a cell ``(t, u)`` a few *scores*, log-probabilities of a blank, of the next
+label, of a duration. An *arc* leads from the cell to another one and adds some scores up. A *head*
+is a softmax over a part of the row. The plain transducer of Graves has two scores, two arcs and one
+head; whoever adds another one writes down its arcs and heads as a value, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+KINDS = "blank", "label", "duration"
+LABEL_COLUMN = -1
+"""In :attr:`Row.columns`: the column of the label that leaves the cell, another one in each row."""
+
+
+class Score(NamedTuple):
+    """A log-probability of a cell: its kind, and which one of that kind.
+
+    Kinds are ``"blank"``, ``"label"``, of which there is one, and ``"duration"``.
+    """
+
+    kind: str
+    number: int = 0
+
+
+BLANK, LABEL = Score("blank"), Score("label")
+
+
+class Arc(NamedTuple):
+    """A transition from ``(t, u)`` to ``(t + frames, u + labels)``.
+
+    Its log-probability is the sum of `scores` at ``(t, u)`` and, if there is one, of the score
+    `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc
+    without `ends` may not lead there.
+    """
+
+    frames: int
+    labels: int
+    scores: tuple[Score, ...]
+    then: Score | None = None
+    ends: bool = True
+
+
+class Head(NamedTuple):
+    """A softmax over the columns of some kinds of scores, and a logit of 0 if there is a `zero`.
+
+    The scores of the kinds in `charges` (all in `kinds`, by default) are less its log-sum-exp.
+
+    Examples
+    --------
+    The blank by its logistic sigmoid, of which the labels have what is left:
+
+    >>> from cupy_rnnt import Head
+    >>> Head(("blank",), zero=True, charges=("blank", "label")).charged
+    ('blank', 'label')
+    """
+
+    kinds: tuple[str, ...]
+    zero: bool = False
+    charges: tuple[str, ...] | None = None
+
+    @property
+    def charged(self) -> tuple[str, ...]:
+        return self.kinds if self.charges is None else self.charges
+
+
+SOFTMAX = (Head(KINDS),)
+"""One softmax over the whole row."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The arcs that leave every cell.
+
+    Raises
+    ------
+    ValueError
+        If an arc goes nowhere, or back, if its scores do not fit the labels that it emits, or if no
+        path comes to an end.
+
+    Examples
+    --------
+    >>> from cupy_rnnt import Arc, Score, Topology
+    >>> wait, emit = Arc(1, 0, (Score("blank"),)), Arc(1, 1, (Score("label"),))
+    >>> topology = Topology((wait, emit))
+    >>> topology.reach
+    2
+    """
+
+    arcs: tuple[Arc, ...]
+
+    def __post_init__(self) -> None:
+        for i, arc in enumerate(self.arcs):
+            fault = self._fault_of(arc)
+            if arc in self.arcs[:i]:
+                fault = f"is the same as arcs[{self.arcs.index(arc)}]"
+            if fault:
+                raise ValueError(f"arcs[{i}] {fault}")
+        if not any(arc.ends and arc.frames for arc in self.arcs):
+            raise ValueError("no arc leads to the end of a path: one with frames must end paths")
+
+    def _fault_of(self, arc: Arc) -> str:
+        unknown = [one for one in self.read_by(arc) if one.kind not in KINDS or one.number < 0]
+        if arc.frames < 0 or arc.labels not in (0, 1) or arc.frames + arc.labels == 0:
+            ahead = f"leads {arc.frames} frames and {arc.labels} labels ahead"
+            return f"{ahead}, but must lead at least one of them ahead, and at most one label"
+        if unknown:
+            return f"has the score {unknown[0]}, but kinds are {KINDS}"
+        if any(one.kind == "label" and one != LABEL for one in self.read_by(arc)):
+            return "has a second score of the label, but there is one column for it"
+        if not arc.scores or len(set(arc.scores)) < len(arc.scores):
+            return f"has the scores {arc.scores}, but must have at least one, and none twice"
+        if arc.scores.count(LABEL) != arc.labels or arc.then == LABEL:
+            scores = f"emits {arc.labels} labels, but its scores are {arc.scores} then {arc.then}"
+            return f"{scores}: that of the label must be among the first once for each label"
+        return ""
+
+    @staticmethod
+    def read_by(arc: Arc) -> tuple[Score, ...]:
+        return arc.scores if arc.then is None else (*arc.scores, arc.then)
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The K different ones: blanks, the label, durations."""
+        different = {one for arc in self.arcs for one in self.read_by(arc)}
+        return tuple(sorted(different, key=lambda one: (KINDS.index(one.kind), one.number)))
+
+    @property
+    def reach(self) -> int:
+        """How many anti-diagonals ``t + u`` the longest arc crosses."""
+        return max(arc.frames + arc.labels for arc in self.arcs)
+
+    @property
+    def looks_aside(self) -> bool:
+        """Whether some arc reads the score of a second cell."""
+        return any(arc.then is not None and arc.labels > 0 for arc in self.arcs)
+
+    @property
+    def cpp(self) -> str:
+        """The template argument of kernels, see ``kernels/topology.cuh``."""
+        return f"Topology<{', '.join(map(self._cpp_of, self.arcs))}>"
+
+    def _cpp_of(self, arc: Arc) -> str:
+        number = self.scores.index
+        then = -1 if arc.then is None else number(arc.then)
+        values = arc.frames, arc.labels, str(arc.ends).lower(), then, *map(number, arc.scores)
+        return f"Arc<{', '.join(map(str, values))}>"
+
+    def path_arcs(self, frames: Any, labels: Any) -> tuple[Any, Any]:
+        """Bounds of how many arcs a path of so many frames and labels has, from below and above.
+
+        Both are exact where arcs of one kind take equally many frames.
+        """
+        emitting = [arc.frames for arc in self.arcs if arc.labels] or [0]
+        waiting = [arc.frames for arc in self.arcs if not arc.labels]
+        if not waiting:
+            return labels, labels
+        least, most = (np.maximum(frames - labels * take(emitting), 0) for take in (max, min))
+        return labels - (-least // max(waiting)), labels + most // min(waiting)
+
+
+class RowHead(NamedTuple):
+    """A softmax over columns ``start`` to ``stop - 1`` for each of some ranges, and a logit of 0 if
+    there is a `zero`; `labels` says whether labels are among these columns."""
+
+    ranges: tuple[tuple[int, int], ...]
+    zero: bool
+    labels: bool
+
+
+class Row(NamedTuple):
+    """How K scores come out of a row of logits: ``scores[k] = logits[columns[k]] - sum(lse[g] for g
+    in charged[k]) - shifts[k]``, with the log-sum-exps of G heads.
+
+    The first columns are those of `tokens`; `others` are the ranges of columns that are no labels.
+    """
+
+    width: int
+    columns: tuple[int, ...]
+    heads: tuple[RowHead, ...]
+    charged: tuple[tuple[int, ...], ...]
+    shifts: tuple[float, ...]
+    tokens: int
+    others: tuple[tuple[int, int], ...]
+
+    @property
+    def under_no_head(self) -> list[tuple[int, int]]:
+        """Ranges of columns that no softmax is over."""
+        ranges, behind = [], 0
+        for start, stop in sorted(one for head in self.heads for one in head.ranges):
+            if start > behind:
+                ranges.append((behind, start))
+            behind = stop
+        return [*ranges, (behind, self.width)] if behind < self.width else ranges
+
+
+@dataclass(frozen=True)
+class Transducer:
+    """A topology, the heads that its scores are charged, and `sigma`, which the scores of tokens
+    are less.
+
+    Tokens come first in a row of logits: the labels, the blank and, in front of the blank, the
+    second, third and further blank. Durations follow. What is called V, and counts for an index
+    below 0 of the blank, are the tokens.
+
+    Raises
+    ------
+    ValueError
+        If a kind of score is in two heads, or is unknown, if a head is over no column, or if
+        `sigma` is not finite or below 0.
+
+    Examples
+    --------
+    A transducer with a second blank, of two frames, which is the column in front of the blank:
+
+    >>> import numpy as np, cupy_rnnt
+    >>> from cupy_rnnt import Arc, Score, Topology, Transducer
+    >>> blank, label, of_two = Score("blank"), Score("label"), Score("blank", 1)
+    >>> arcs = Arc(1, 0, (blank,)), Arc(2, 0, (of_two,)), Arc(0, 1, (label,))
+    >>> transducer = Transducer(Topology(arcs))
+    >>> logits = np.zeros((1, 2, 1, 4))  # two frames and no label: one blank, or two
+    >>> loss = cupy_rnnt.rnnt_loss(
+    ...     logits, np.zeros((1, 0), int), [2], [0], blank=3, transducer=transducer)
+    >>> bool(np.isclose(loss, -np.log(1 / 4 + 1 / 4**2)))
+    True
+    """
+
+    topology: Topology
+    heads: tuple[Head, ...] = SOFTMAX
+    sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        kinds = [kind for head in self.heads for kind in head.kinds]
+        twice = {kind for kind in kinds if kinds.count(kind) > 1 or kind not in KINDS}
+        if twice:
+            raise ValueError(
+                f"heads name {sorted(twice)}, but each of {', '.join(KINDS)} may be in one head"
+            )
+        absent = set() if self.durations else {"duration"}
+        for g, head in enumerate(self.heads):
+            if not head.zero and not set(head.kinds) - absent:
+                raise ValueError(f"heads[{g}] is over the columns of {head.kinds}, but none exists")
+            unknown = set(head.charged) - set(KINDS)
+            if unknown:
+                raise ValueError(f"heads[{g}] charges {sorted(unknown)}, but kinds are {KINDS}")
+        if not 0 <= self.sigma < np.inf:
+            raise ValueError(f"sigma is {self.sigma}, but it must be finite and at least 0")
+
+    @property
+    def blanks(self) -> int:
+        """How many tokens are blanks: one at least, whether an arc has its score or not."""
+        return max(1, self._count("blank"))
+
+    @property
+    def durations(self) -> int:
+        """How many columns of durations follow the tokens."""
+        return self._count("duration")
+
+    def _count(self, kind: str) -> int:
+        indices = [one.number for one in self.topology.scores if one.kind == kind]
+        return 1 + max(indices, default=-1)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether no score is above 0: each is less the log-sum-exp of the head that its column is
+        under, and of others only if they have a zero, so that they are above 0."""
+        charges = [(head, kind) for head in self.heads for kind in head.charged]
+        own = {kind for head, kind in charges if kind in head.kinds}
+        above = {kind for head, kind in charges if kind not in head.kinds and not head.zero}
+        return {score.kind for score in self.topology.scores} <= own - above
+
+    @property
+    def most_mass(self) -> int:
+        """A bound of the sum of the probabilities of all arcs that leave a cell, if the transducer
+        `normalises`: 1 for those in use, whose arcs exclude each other."""
+        return self._most_mass([arc.scores for arc in self.topology.arcs])
+
+    def _most_mass(self, products: Iterable[tuple[Score, ...]]) -> int:
+        """Of products of scores: those with different scores of one head exclude each other."""
+        ended, following = 0, dict[Score, list[tuple[Score, ...]]]()
+        for scores in products:
+            if scores:
+                following.setdefault(scores[0], []).append(scores[1:])
+            else:
+                ended += 1
+        groups: list[list[Score]] = []
+        for score in following:
+            for group in groups:
+                if all(self._exclude_each_other(score, other) for other in group):
+                    group.append(score)
+                    break
+            else:
+                groups.append([score])
+        masses = (max(self._most_mass(following[score]) for score in group) for group in groups)
+        return ended + sum(masses)
+
+    def _exclude_each_other(self, one: Score, other: Score) -> bool:
+        """Whether different scores take shares of one softmax: of its columns, or one its zero."""
+        for head in self.heads:
+            charged = [score for score in (one, other) if score.kind in head.charged]
+            own = sum(score.kind in head.kinds for score in charged)
+            if len(charged) == 2 and own + head.zero >= 2:
+                return True
+        return False
+
+    def row(self, width: int, blank: int, normalised: bool = False) -> Row:
+        """Its scores in a row of so many logits, whose blank is column `blank`; without heads where
+        logits are `normalised`, log-probabilities already."""
+        tokens, blanks = width - self.durations, self.blanks
+        of_kind = {
+            "blank": [(blank - blanks + 1, blank + 1)],
+            "label": [(0, blank - blanks + 1), (blank + 1, tokens)],
+            "duration": [(tokens, width)],
+        }
+        first = {"blank": blank, "label": LABEL_COLUMN, "duration": tokens}
+        step = {"blank": -1, "label": 0, "duration": 1}
+        scores = self.topology.scores
+        heads = () if normalised else self.heads
+        return Row(
+            width,
+            tuple(first[one.kind] + step[one.kind] * one.number for one in scores),
+            tuple(
+                RowHead(
+                    _joined(of_kind[kind] for kind in head.kinds), head.zero, "label" in head.kinds
+                )
+                for head in heads
+            ),
+            tuple(
+                tuple(g for g, head in enumerate(heads) if one.kind in head.charged)
+                for one in scores
+            ),
+            tuple(0.0 if one.kind == "duration" else self.sigma for one in scores),
+            tokens,
+            _joined((of_kind["blank"], of_kind["duration"])),
+        )
+
+    def __str__(self) -> str:
+        names = (name for name, one in NAMED.items() if one == self)
+        return next(names, json.dumps(astuple(self)))
+
+    @staticmethod
+    def parse(text: str) -> Transducer:
+        """The inverse of :func:`str`."""
+        if text in NAMED:
+            return NAMED[text]
+        (arcs,), heads, sigma = json.loads(text)
+        return Transducer(Topology(tuple(map(_arc, arcs))), tuple(map(_head, heads)), sigma)
+
+
+def _arc(fields: list[Any]) -> Arc:
+    frames, labels, scores, then, ends = fields
+    then = None if then is None else Score(*then)
+    return Arc(frames, labels, tuple(Score(*one) for one in scores), then, ends)
+
+
+def _head(fields: list[Any]) -> Head:
+    kinds, zero, charges = fields
+    return Head(tuple(kinds), zero, None if charges is None else tuple(charges))
+
+
+def _joined(kinds: Iterable[list[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:
+    """Ranges in ascending order, with those joined that touch, and without empty ones."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(one for ranges in kinds for one in ranges if one[0] < one[1]):
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], stop
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+_WAIT = Arc(1, 0, (BLANK,))
+NAMED = {
+    # Graves 2012, arXiv 1211.3711.
+    "regular": Transducer(Topology((_WAIT, Arc(0, 1, (LABEL,))))),
+    # k2's: a label takes a frame, too, and may be the last arc.
+    "modified": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,))))),
+    # k2's: a label is followed by a blank of the same frame.
+    "constrained": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,), then=BLANK)))),
+}
+"""The transducers that a name says."""
+
+
+def transducer_of(name: str, value: Any) -> Transducer:
+    """The value of an argument `name` that is a transducer, or says which one."""
+    if isinstance(value, Transducer):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}, but a name or a Transducer is needed")
+    try:
+        return Transducer.parse(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}, but one of {', '.join(NAMED)} is needed") from None

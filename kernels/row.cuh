@@ -1,0 +1,63 @@
+#pragma once
+// Which columns of a row of logits are under which softmax (a head), where its scores are, and what
+// they are charged: a cupy_rnnt.transducer.Row as words of 64 bits, which cuda_rows.py writes.
+
+#include "common.cuh"
+
+struct RowTable {
+    const int64* words;
+    int heads, scores, ranges;
+
+    // A range of columns, and the head that it is under, or -1. Ranges are in the order of heads.
+    __device__ int64 start(int r) const { return words[3 * r]; }
+    __device__ int64 stop(int r) const { return words[3 * r + 1]; }
+    __device__ int head(int r) const { return words[3 * r + 2]; }
+
+    // What is in the sum of a head: the column of score k, unless that is the label's; at `scores`,
+    // those of all labels; behind that, a logit of 0 beside its columns.
+    __device__ bool holds(int g, int k) const { return words[3 * ranges + g] >> k & 1; }
+    __device__ bool zero(int g) const { return holds(g, scores + 1); }
+
+    // The column of a score, and the heads that it is charged, a bit each.
+    __device__ int64 column(int k, int64 label) const {
+        const int64 column = of_score(k)[0];
+        return column < 0 ? label : column;
+    }
+    __device__ bool charged(int k, int g) const { return of_score(k)[1] >> g & 1; }
+    __device__ int charges(int k) const { return __popcll(of_score(k)[1]); }
+    __device__ double shift(int k) const { return __longlong_as_double(of_score(k)[2]); }
+
+    __device__ const int64* of_score(int k) const { return words + 3 * ranges + heads + 3 * k; }
+};
+
+// The end of the gradient of a row, whatever it began with.
+template <typename C> struct RowGrad {
+    RowTable table;
+    const C* occupancies;  // of the row, `stride` from one score to the next
+    int64 stride, label;
+    C bound, weight;
+
+    __device__ C mass(int g) const {
+        C sum = 0;
+        for (int k = 0; k < table.scores; ++k)
+            if (table.charged(k, g)) sum += occupancies[k * stride];
+        return sum;
+    }
+
+    // Takes the occupancies off elements j to j + N - 1, bounds these and applies the weight.
+    template <int N> __device__ void finish(int64 j, Pack<C, N>& x) const {
+#pragma unroll 1
+        for (int k = 0; k < table.scores; ++k) {
+            const auto at = static_cast<unsigned long long>(table.column(k, label) - j);
+            if (at < N) {
+                const C occupancy = occupancies[k * stride];
+                for (int n = 0; n < N; ++n)
+                    if (n == at) x[n] -= occupancy;
+            }
+        }
+        for (int n = 0; n < N; ++n) {
+            x[n] = x[n] < -bound ? -bound : x[n] > bound ? bound : x[n];
+            x[n] *= weight;
+        }
+    }
+};

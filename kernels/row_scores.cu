@@ -1,0 +1,86 @@
+// Log-sum-exps of each row of logits + bias, one for each head, and its scores, with the largest
+// exponent so far taken out of the sum as the row goes by, so that it is read once (Milakov and
+// Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867).
+//
+// Grid: a warp or a block a row. Moves V sizeof(T) + 8 (1 + G + K) bytes a row; the bias stays in the
+// cache.
+
+#include "row.cuh"
+
+// exp(top) * sum. The top is finite from the start, which keeps rows of -inf free of NaN; +inf and
+// NaN give NaN.
+template <typename C> struct Exponentials {
+    C top, sum;
+
+    template <int N> __device__ void include(Pack<C, N> x) {
+        C largest = x[0];
+        for (int k = 1; k < N; ++k) largest = fmax(largest, x[k]);
+        if (largest > top) {
+            sum *= exp(top - largest);
+            top = largest;
+        }
+        for (int k = 0; k < N; ++k) sum += exp(x[k] - top);
+    }
+    __device__ void add(Exponentials other) {
+        C largest = fmax(top, other.top);
+        sum = sum * exp(top - largest) + other.sum * exp(other.top - largest);
+        top = largest;
+    }
+    __device__ Exponentials across(int distance) const {
+        return {__shfl_xor_sync(~0u, top, distance), __shfl_xor_sync(~0u, sum, distance)};
+    }
+};
+
+template <typename T> struct LogitRow {
+    const T* logits;
+    const Compute<T>* bias;
+    int64 first;  // column of a range
+    Exponentials<Compute<T>> part;
+
+    template <int n> __device__ Pack<Compute<T>, n> at(int64 j) const {
+        auto x = load<n>(logits + j);
+        if (bias) x += load<n>(bias + j);
+        return x;
+    }
+    template <int n> __device__ void operator()(int64 j, Count<n>) {
+        part.include(at<n>(first + j));
+    }
+};
+
+template <typename T, int THREADS>
+__global__ void __launch_bounds__(256, 3)
+row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
+           int heads, int scores, int ranges, const int64* __restrict__ labels, int64 rows,
+           int64 width, double* lse, double* __restrict__ results) {
+    constexpr int N = kPack<T>;
+    const RowTable table{words, heads, scores, ranges};
+    const int thread = threadIdx.x % THREADS;
+    for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
+        int r = 0;
+        for (int g = 0; g < table.heads; ++g) {
+            Exponentials<Compute<T>> part = {ComputeOf<T>::lowest, 0};
+            if (table.zero(g) && thread == 0) part.include(Pack<Compute<T>, 1>{});
+            for (; r < table.ranges && table.head(r) == g; ++r) {
+                const int64 start = table.start(r), count = table.stop(r) - start;
+                LogitRow<T> row = {logits + i * width, bias, start, part};
+                const int64 aligned =
+                    head<N>(count, row.logits + start, bias ? bias + start : nullptr);
+                sweep<N>(count, aligned, thread, THREADS, row);
+                part = row.part;
+            }
+            const auto whole = total<THREADS>(part);
+            if (thread == 0)
+                lse[g * rows + i] = log(static_cast<double>(whole.sum)) + whole.top;
+        }
+        if (thread == 0) {
+            for (int k = 0; k < table.scores; ++k) {
+                const int64 column = table.column(k, labels[i]);
+                const LogitRow<T> row = {logits + i * width, bias, 0, {}};
+                double score = row.template at<1>(column)[0];
+                for (int g = 0; g < table.heads; ++g)
+                    if (table.charged(k, g)) score -= lse[g * rows + i];
+                results[k * rows + i] = score - table.shift(k);
+            }
+        }
+    }
+}
