@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from workloads import WORKLOADS, Joint, fresh
 
 import cupy_rnnt
-from cupy_rnnt.joint_source import JointSource
+from cupy_rnnt.engine.joint_source import JointSource
 
 JOINTS = {
     "tiny": lambda: fresh([20, 16], [5, 4], 32, 64),

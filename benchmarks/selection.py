@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from workloads import SELECTION_WORKLOADS, Joint, fresh, speech
 
 import cupy_rnnt
-from cupy_rnnt import joint_source
-from cupy_rnnt import selection as cells
-from cupy_rnnt.ops import cpu, cuda
-from cupy_rnnt.passes import Passes
-from cupy_rnnt.tangents import Tangents
+from cupy_rnnt.engine import joint_source
+from cupy_rnnt.engine import selection as cells
+from cupy_rnnt.engine.passes import Passes
+from cupy_rnnt.engine.tangents import Tangents
+from cupy_rnnt.ops import cuda
+from cupy_rnnt.ops import numpy as cpu
 
 QUICK = {
     "quick untrained": lambda: speech("untrained", ["0"]),

@@ -20,7 +20,7 @@ from workloads import Joint, speech
 
 import cupy_rnnt
 from cupy_rnnt import engine
-from cupy_rnnt.passes import Passes, Solved
+from cupy_rnnt.engine.passes import Passes, Solved
 
 STAGES = {"untrained": "untrained", "half trained": "half_trained", "trained": "trained"}
 UTTERANCES = ["0", "1", "2", "3", "4"]

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import costs
 import numpy as np
 
-import cupy_rnnt.__main__ as command
-from cupy_rnnt import Info
+from cupy_rnnt import Info, cli
 
 DATA = Path(__file__).parent / "data"
 
@@ -114,7 +113,7 @@ def speech(
 
 
 def _libri8() -> Joint:
-    frames, labels = command.librispeech_lengths(8)
+    frames, labels = cli.librispeech_lengths(8)
     return fresh(frames, labels, 500, 512)
 
 

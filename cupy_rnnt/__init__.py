@@ -5,7 +5,7 @@ Importing this package imports NumPy and SciPy, and no framework.
 
 from . import reference
 from .joint import joint_rnnt_loss, joint_rnnt_loss_and_grad
-from .loss import rnnt_loss, rnnt_loss_and_grad
+from .logits import rnnt_loss, rnnt_loss_and_grad
 from .results import Info, JointGradients
 from .transducer import Arc, Head, Score, Topology, Transducer
 

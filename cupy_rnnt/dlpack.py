@@ -122,7 +122,7 @@ def imported(value: Any) -> Any:
     if device_type in _ON_HOST:
         library: Any = np
     elif device_type in _ON_CUDA:
-        from .ops.launch import cupy
+        from .ops.cuda.launch import cupy
 
         library = cupy()
     else:

@@ -8,7 +8,7 @@ from . import checks
 from .batch import Batch, JointInputs
 from .dlpack import exported
 from .engine import returned, run
-from .joint_source import JointSource
+from .engine.joint_source import JointSource
 from .ops import operations_for
 from .options import JointKeywords, Options, ReportingKeywords, spells_out
 from .results import JointGradients, weights_of

@@ -16,7 +16,7 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 import numpy as np
 
 from . import checks, defaults
-from .ops.activations import ACTIVATIONS
+from .ops.numpy.activations import ACTIVATIONS
 from .transducer import NAMED, Transducer, transducer_of
 
 Progress = Callable[[int, int], object]

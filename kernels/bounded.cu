@@ -1,6 +1,6 @@
 // Lattices that hold exact log-probs in some cells, the set C, and upper bounds in the others: how
 // much may lead out of C, and which of the cells outside can matter. The method is that of
-// cupy_rnnt/ops/bounded.py; how lattices lie in memory is said in lattice.cuh.
+// cupy_rnnt/ops/numpy/bounded.py; how lattices lie in memory is said in lattice.cuh.
 
 #include "lattice.cuh"
 

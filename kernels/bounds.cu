@@ -1,5 +1,5 @@
 // Upper bounds of the scores in all cells of some samples, from dot products with the hidden vector
-// of a cell, which is nowhere stored. The idea and the formulas are those of cupy_rnnt/tangents.py
+// of a cell, which is nowhere stored. The idea and the formulas are those of cupy_rnnt/engine/tangents.py
 // and of the contract of `bounds` in cupy_rnnt/ops/__init__.py.
 //
 // The vectors of a position are those of the scores but that of the label, in their order, then the

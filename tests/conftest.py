@@ -3,14 +3,14 @@ from collections import Counter
 
 import pytest
 
-from cupy_rnnt.ops import launch
+from cupy_rnnt.ops.cuda import launch
 
 from . import device_calls, devices
 
 # Assertions of theirs explain themselves, too.
-for family in "argument", "dlpack", "jax", "reference", "selection", "torch":
-    pytest.register_assert_rewrite(f"tests.{family}_cases")
-pytest.register_assert_rewrite("tests.selection_lattices")
+for folder in "arguments", "dlpack", "jax", "reference", "engine.selection", "torch":
+    pytest.register_assert_rewrite(f"tests.{folder}.cases")
+pytest.register_assert_rewrite("tests.engine.selection.lattices")
 # Processes share a GPU here, of whose memory the first one would take three quarters.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -52,8 +52,8 @@ def device(request):
 
 @pytest.fixture
 def library(request):
-    """One library after the other: see tests/dlpack_cases.py."""
-    from .dlpack_cases import library_of
+    """One library after the other: see tests/dlpack/cases.py."""
+    from .dlpack.cases import library_of
 
     with library_of(request.param) as found:
         yield found

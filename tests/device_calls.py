@@ -17,7 +17,8 @@ import numpy as np
 from hypothesis import given, settings
 
 import cupy_rnnt
-from cupy_rnnt.ops import Operations, cpu
+from cupy_rnnt.ops import Operations
+from cupy_rnnt.ops import numpy as cpu
 
 from .devices import Device
 

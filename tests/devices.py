@@ -42,7 +42,7 @@ def emulated(capability: str = "80") -> Iterator[Device]:
         find_nvrtc()
     except CompileError as error:
         pytest.skip(str(error))
-    from cupy_rnnt.ops import launch
+    from cupy_rnnt.ops.cuda import launch
 
     from . import emulated as xp
 

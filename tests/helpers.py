@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from .device_calls import to_device, to_host
-from .transducer_cases import PLAIN, Columns
+from .transducers.cases import PLAIN, Columns
 
 
 class LogitsCase(NamedTuple):

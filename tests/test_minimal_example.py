@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,10 @@ import pytest
 import cupy_rnnt
 from cupy_rnnt import reference
 
+from . import ROOT
 from .helpers import random_joint_case
 
-PATH = Path(__file__).parent.parent / "examples" / "minimal.py"
+PATH = ROOT / "examples" / "minimal.py"
 MOST_LINES = 175
 
 

@@ -8,7 +8,7 @@ import ml_dtypes  # noqa: F401, tells NumPy of bfloat16
 import numpy as np
 from workloads import Joint
 
-from cupy_rnnt.ops.launch import cupy
+from cupy_rnnt.ops.cuda.launch import cupy
 
 _DISTINCT_ROWS = 1024
 

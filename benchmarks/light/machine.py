@@ -15,8 +15,8 @@ from typing import Any
 import common
 import numpy as np
 
-from cupy_rnnt import __main__ as command
-from cupy_rnnt.ops import launch
+from cupy_rnnt import cli
+from cupy_rnnt.ops.cuda import launch
 
 from . import Report, in_short, require
 
@@ -154,7 +154,7 @@ def main_job(report: Report) -> None:
     words = ["--device", "cuda"]
     if report.small:
         frames, labels = _TOY_LENGTHS
-        command.librispeech_lengths = lambda size: (frames[:size], labels[:size])
+        cli.librispeech_lengths = lambda size: (frames[:size], labels[:size])
         words += ["--batch", "2", "--vocab", "11", "--hidden", "6"]
     status, text = _command_line(*words)
     lines = [" ".join(line.split()) for line in text.splitlines()]
@@ -169,5 +169,5 @@ def _command_line(*words: str) -> tuple[int, str]:
     """Exit status and output of ``python -m cupy_rnnt``, in this process."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        status = command.main(words)
+        status = cli.main(words)
     return status, out.getvalue()

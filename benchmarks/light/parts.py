@@ -11,7 +11,7 @@ import numpy as np
 
 from cupy_rnnt.batch import Cells
 from cupy_rnnt.ops import cuda
-from cupy_rnnt.ops.launch import cupy
+from cupy_rnnt.ops.cuda.launch import cupy
 
 from . import Report
 from .arrays import normal

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
-from cupy_rnnt.ops import cuda_products
-from cupy_rnnt.ops.launch import KERNELS, Launch, cupy
+from cupy_rnnt.ops.cuda import products as cuda_products
+from cupy_rnnt.ops.cuda.launch import KERNELS, Launch, cupy
 
 PRODUCTS = "products"
 _REPEATS = 5

@@ -10,7 +10,7 @@ import numpy as np
 from workloads import Joint, fresh, speech
 
 import cupy_rnnt
-from cupy_rnnt.ops.launch import cupy
+from cupy_rnnt.ops.cuda.launch import cupy
 
 from . import Report, require
 from .arrays import on_device

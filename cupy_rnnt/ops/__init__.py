@@ -1,7 +1,7 @@
 """The array operations the engine is written in: their contracts, and the choice of a device.
 
 The engine knows no device. It calls the operations below, which NumPy implements in
-:mod:`cupy_rnnt.ops.cpu` and CuPy in :mod:`cupy_rnnt.ops.cuda`. What has an entry for each cell is
+:mod:`cupy_rnnt.ops.numpy` and CuPy in :mod:`cupy_rnnt.ops.cuda`. What has an entry for each cell is
 on the device, and so are costs; lengths are on the host, and all that follows from them alone.
 Shapes use ``n`` for the rows of a tile (cells), ``V`` for the vocabulary, ``H`` for the
 hidden size; "compute" is the dtype of the arithmetic (float32, or float64 for float64 input).
@@ -325,7 +325,7 @@ def operations_for(array: Any) -> Operations:
         from . import cuda
 
         return cuda
-    from . import cpu
+    from . import numpy as cpu
 
     return cpu
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import capsules
+from ..dlpack import capsules
 from . import arrays, cuda, memory
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ptxemu
-from ..kernel_resources import CUPY_OPTIONS
+from ..ops.cuda.kernel_resources import CUPY_OPTIONS
 from ..ptxemu.compile import CompileError
 from . import cuda, memory
 from .arrays import ndarray

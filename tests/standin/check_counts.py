@@ -112,9 +112,9 @@ def test_modules_are_kept_on_disk(monkeypatch):
     import cupy
     import numpy as np
 
-    from cupy_rnnt.ops import launch
+    from cupy_rnnt.ops.cuda import launch
 
-    from ..trivial import SCALED
+    from ..ops.cuda.trivial import SCALED
 
     class NothingIsCompiled:
         def __init__(self, *_: Any, **__: Any) -> None:

@@ -1,0 +1,193 @@
+"""The sample-wise engine: two passes over lists of cells, a tile at a time, in a fixed workspace.
+
+    for group in plan:
+        select                     # the cells that can matter: by bounds, or all
+        for tile of these cells:   # pass 1: the log-probs of blank and label of each cell
+        certify                    # that the others do not matter, or select more
+        lattice                    # costs and occupancies of all samples of the group
+        keep                       # the cells whose gradient matters
+        for tile of kept cells:    # pass 2: their gradient
+
+It goes beyond Braun, McDermott and Hsiao (arXiv 2211.16270) in that a tile is a run of cells, not
+a sample, so that nothing is padded, and in that both passes leave out cells without posterior mass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..batch import Batch
+from ..dlpack import exported
+from ..options import Options
+from ..results import Info, reduced
+from .passes import Passes, Solved
+from .plan import Plan, plan
+from .sources import Kept, Source
+
+
+@dataclass
+class Result:
+    """What a scan has found."""
+
+    batch: Batch
+    options: Options
+    dtype: np.dtype  # of the arithmetic and of the loss
+    plan: Plan
+    costs: Any  # float64, (B,)
+    certificate: Any  # float64, (B,)
+    computed_count: int = 0
+    kept_count: int = 0
+    rounds: int = 1
+
+    def add(self, solved: Solved) -> None:
+        """Take over the costs of a part."""
+        samples = slice(solved.group.start, solved.group.stop)
+        costs = self.costs[samples]
+        costs[...] = solved.costs
+        if self.options.zero_infinity:
+            costs[~(abs(costs) < np.inf)] = 0.0
+        self.certificate[samples] = solved.certificate
+        self.computed_count += solved.computed
+        self.rounds = max(self.rounds, solved.rounds)
+
+    def loss(self) -> Any:
+        return reduced(self.costs, self.options.reduction, self.dtype)
+
+    def info(self) -> Info:
+        return Info(
+            cells=self.batch.cell_count,
+            computed=self.computed_count,
+            kept=self.kept_count,
+            certificate=self.certificate,
+            rounds=self.rounds,
+            workspace_bytes=self.plan.workspace_bytes,
+        )
+
+
+class ReadOut(Protocol):
+    """What is read from the lattices that :func:`scan` solves."""
+
+    gradient: bool
+    """Whether occupancies are read, not the costs alone."""
+    store: bool
+    """Whether it has a use for logits of pass 1."""
+    passes: int
+    """How many there are over the cells, of which progress tells."""
+
+    def reading(self, passes: Passes) -> AbstractContextManager[Callable[[Solved], int]]:
+        """A function that reads from the lattices of a part, and returns how many cells it kept."""
+
+
+class Costs:
+    """Nothing but the costs."""
+
+    gradient, store, passes = False, False, 1
+
+    @contextmanager
+    def reading(self, passes: Passes) -> Iterator[Callable[[Solved], int]]:
+        yield lambda solved: 0
+
+
+class KeptCells:
+    """The cells whose gradient matters, which :func:`backward` takes all together."""
+
+    gradient, store, passes = True, False, 1
+
+    def __init__(self) -> None:
+        self.parts: list[Kept] = []  # in packed order
+
+    @contextmanager
+    def reading(self, passes: Passes) -> Iterator[Callable[[Solved], int]]:
+        def read(solved: Solved) -> int:
+            self.parts.append(solved.kept())
+            return len(self.parts[-1].packed)
+
+        yield read
+
+
+class Gradients:
+    """Gradients, given weights of the costs: logits of pass 1 serve pass 2 as far as the workspace
+    goes."""
+
+    gradient, store, passes = True, True, 2
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self._weights = weights
+
+    @contextmanager
+    def reading(self, passes: Passes) -> Iterator[Callable[[Solved], int]]:
+        with passes.sums(passes.source.ops.asarray(self._weights)) as sums:
+
+            def read(solved: Solved) -> int:
+                kept = solved.kept()
+                passes.second(sums, solved.group, kept)
+                return len(kept.packed)
+
+            yield read
+
+
+def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> Result:
+    """Solve the lattices of a batch, part by part, and let something be read from each part."""
+    chosen = make_plan(source, batch, options, read_out.gradient, read_out.store)
+    arrays = source.ops.xp.empty((2, batch.size))
+    result = Result(batch, options, source.dtype, chosen, *arrays)
+    with (
+        _running(source, batch, options, chosen, read_out.passes) as passes,
+        read_out.reading(passes) as read,
+    ):
+        for part in passes.parts():
+            solved = passes.first(part, read_out.gradient)
+            result.add(solved)
+            result.kept_count += read(solved)
+    return result
+
+
+def run(
+    source: Source, batch: Batch, options: Options, weights: np.ndarray | None = None
+) -> Result:
+    """Costs, and given weights of them also the gradient."""
+    return scan(source, batch, options, Costs() if weights is None else Gradients(weights))
+
+
+def backward(source: Source, batch: Batch, options: Options, kept: Kept, weights: Any) -> None:
+    """Pass 2 over the cells that were kept, with cost weights known only now."""
+    ops = source.ops
+    chosen = make_plan(source, batch, options, gradient=True, store=False)
+    behind = ops.asarray(batch.offsets[[group.stop for group in chosen.groups]])
+    ends = ops.host(ops.xp.searchsorted(kept.packed, behind))[0].tolist()
+    with (
+        _running(source, batch, options, chosen, 1) as passes,
+        passes.sums(ops.asarray(weights)) as sums,
+    ):
+        for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
+            passes.second(sums, group, kept.part(slice(start, end)))
+
+
+def returned(result: Result, like: Any, *gradients: Any) -> Any:
+    """What a public function returns: arrays of the kind of its argument `like`."""
+    info = [result.info()] if result.options.return_info else []
+    values = exported(result.loss(), like), *gradients, *info
+    return values if len(values) > 1 else values[0]
+
+
+def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
+    budget, select = options.max_workspace_bytes, options.tolerance > 0
+    transducer = options.transducer
+    return plan(batch, source, source.ops, transducer, budget, gradient, store, select)
+
+
+@contextmanager
+def _running(
+    source: Source, batch: Batch, options: Options, plan: Plan, count: int
+) -> Iterator[Passes]:
+    """Passes over the batch, `count` of them in all; a gradient that is too large for its dtype is
+    inf, and no reason to warn."""
+    with np.errstate(all="ignore"):
+        yield Passes(source, batch, options, plan, source.ops.workers(plan.workers), count)
+    if options.progress is not None:
+        options.progress(batch.cell_count, batch.cell_count)

@@ -1,0 +1,176 @@
+"""Where the gradient of a joint network goes: a :class:`cupy_rnnt.engine.sources.Sums`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..batch import Cells
+from ..ops import Operations
+from ..results import JointGradients
+from .exponents import WeightExponents
+from .plan import Group
+from .sources import Kept
+
+if TYPE_CHECKING:
+    from .joint_source import JointScratch, JointSource
+
+_LARGEST_EXPONENT = 14  # of a gradient of logits in float16, which ends below 2**16
+
+
+class JointSums:
+    """Gradients of a whole batch, all 0 at first; they are whole when :meth:`close` was called.
+
+    Every worker sums over its own tiles; the order of these sums never depends on timing.
+    """
+
+    def __init__(
+        self,
+        source: JointSource,
+        gradients: JointGradients,
+        workers: int,
+        weights: Any,
+        largest: Any,
+    ) -> None:
+        ops, dtype = source.ops, source.dtype
+        self._source, self.ops, self._gradients = source, ops, gradients
+        self._workers, self.weights = workers, weights
+        self._d_weight = ops.zeros((workers, source.width, source.hidden_size), dtype)
+        self._d_bias = ops.zeros((workers, source.width), dtype)
+        self._scale: Any | None = None
+        if source.factor_dtype is not None:
+            # A power of two, so that the gradient of the logits, as large as `largest`, neither
+            # overflows nor vanishes in float16.
+            xp = ops.xp
+            usable = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
+            self._scale = xp.exp2(_LARGEST_EXPONENT - xp.ceil(xp.log2(usable))).astype(dtype)
+        self._exponents: WeightExponents | None = None
+        if ops.slow_denormals:
+            self._exponents = WeightExponents(weights, workers)
+            self.weights = self._exponents.fractions
+
+    @contextmanager
+    def of_group(self, group: Group, kept: Any) -> Iterator[_GroupSums]:
+        """See :meth:`cupy_rnnt.engine.sources.Sums.of_group`."""
+        source, gradients = self._source, self._gradients
+        frames = _Places.of(self.ops, group, source.batch.frames)
+        prefixes = _Places.of(self.ops, group, source.batch.columns)
+        sums = _GroupSums(self, group.start, frames, prefixes)
+        yield sums
+        for parts, places, gradient in (
+            (sums.d_encoder, frames, gradients.encoder_out),
+            (sums.d_predictor, prefixes, gradients.predictor_out),
+        ):
+            total = self._total(parts)
+            if self._exponents is not None:
+                self._exponents.put_back(total, places.sample)
+            self.ops.scatter(total, (places.sample, places.row), gradient)
+
+    def zeros(self, rows: int) -> Any:
+        """Sums of each worker, (workers, rows, H)."""
+        return self.ops.zeros((self._workers, rows, self._source.hidden_size), self._source.dtype)
+
+    def add(
+        self,
+        worker: int,
+        cells: Cells,
+        kept: Kept,
+        stored: tuple[Any, Any] | None,
+        clamp: float,
+        weights: Any | None,
+        scratch: JointScratch,
+    ) -> None:
+        """Add the gradients of weight and bias that belong to some cells; leave that of their
+        hidden inputs in ``scratch.d_hidden``."""
+        ops, source = self.ops, self._source
+        logits, block, pre, _, factors, _, d_hidden, slab = scratch
+        hidden = factors[:, : source.hidden_size]
+        source.write_hidden(cells, scratch)
+        if stored is None:
+            source.write_logits(factors, logits)
+        else:
+            ops.gather(stored[0], (stored[1],), logits)
+        occupancies = kept.occupancies
+        if self._scale is not None and weights is not None:
+            weights = weights * self._scale
+        elif self._scale is not None:
+            occupancies = self._scale * occupancies
+        rows = logits, source.bias, source.device_row, kept.lse, occupancies, cells.label
+        ops.logits_grad(*rows, clamp, weights, block, scratch.d_logits)
+        d_logits = logits if scratch.d_logits is None else scratch.d_logits
+        source.write_d_hidden(d_logits, d_hidden)
+        sums = self._d_weight[worker], self._d_bias[worker]
+        if self._exponents is not None:
+            # Only now: what belongs to one sample is computed on the scale of that sample.
+            self._exponents.align(worker, cells.sample, d_logits, sums)
+        ops.add_weight_grad(d_logits, hidden, sums[0], slab)
+        ops.add_column_sum(d_logits, sums[1], block)
+        ops.hidden_grad(d_hidden, hidden, pre, source.activation)
+
+    def close(self) -> None:
+        """Write the gradients of weight and bias."""
+        for parts, gradient in (
+            (self._d_weight, self._gradients.weight),
+            (self._d_bias, self._gradients.bias),
+        ):
+            if self._exponents is not None:
+                self._exponents.put_back_into_sums(parts)
+            if gradient is not None:
+                self.ops.assign(self._total(parts), gradient)
+
+    def _total(self, parts: Any) -> Any:
+        """The sum over the workers, in the place of the first one's part."""
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        if self._scale is not None:
+            total /= self._scale
+        return total
+
+
+class _Places(NamedTuple):
+    """Where the frames, or the prefixes, of a group belong."""
+
+    first: Any  # of each sample, among those of the group
+    sample: Any  # of each frame or prefix, in the batch
+    row: Any  # in the sample
+
+    @staticmethod
+    def of(ops: Operations, group: Group, lengths: np.ndarray) -> _Places:
+        counts = lengths[group.start : group.stop]
+        ends = counts.cumsum()
+        firsts = ends - counts
+        samples = np.repeat(np.arange(group.start, group.stop), counts)
+        rows = np.arange(int(ends[-1])) - np.repeat(firsts, counts)
+        return _Places(*map(ops.asarray, (firsts, samples, rows)))
+
+
+class _GroupSums:
+    """Sums over the cells of each frame, and of each prefix, of a group."""
+
+    def __init__(self, sums: JointSums, start: int, frames: _Places, prefixes: _Places) -> None:
+        self._sums, self._start = sums, start
+        self._first_frame, self._first_prefix = frames.first, prefixes.first
+        self.d_encoder = sums.zeros(len(frames.sample))
+        self.d_predictor = sums.zeros(len(prefixes.sample))
+
+    def add(
+        self,
+        worker: int,
+        cells: Cells,
+        kept: Kept,
+        stored: tuple[Any, Any] | None,
+        clamp: float,
+        weights: Any | None,
+        scratch: JointScratch,
+    ) -> None:
+        scratch = scratch.rows(len(cells.sample))
+        self._sums.add(worker, cells, kept, stored, clamp, weights, scratch)
+        add_rows, sample = self._sums.ops.add_rows, cells.sample - self._start
+        frames = self._first_frame[sample] + cells.frame
+        prefixes = self._first_prefix[sample] + cells.position
+        add_rows(scratch.d_hidden, frames, self.d_encoder[worker], scratch.pre)
+        add_rows(scratch.d_hidden, prefixes, self.d_predictor[worker], scratch.pre)

@@ -1,0 +1,184 @@
+"""Given logits, and where their gradient goes: a :class:`cupy_rnnt.engine.sources.Source`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import defaults
+from ..batch import Batch, Cells, Coordinates
+from ..ops import operations_for
+from ..transducer import LABEL_COLUMN, Row
+from .exponents import WeightExponents
+from .plan import ROW_BYTES, Group
+from .sources import Kept
+from .tangents import Tangents
+
+_CLEAR_ROWS = 2**14  # of a gradient, at once
+# How far above 1 rounding takes the sum of two probabilities: in float32, of which numbers in
+# float64 may have been made, and in half types, where the softmax was taken in them.
+_ROUNDING, _HALF_ROUNDING = 2.0**-11, 2.0**-3
+
+
+class _LogitsScratch(NamedTuple):
+    """Buffers of one worker."""
+
+    logits: Any
+    block: Any  # a few rows of logits
+    unnormalised: Any  # bool, (1,): whether there was a row that is no distribution
+
+
+class LogitsSource:
+    """Given logits or, if there is no head, log-probabilities.
+
+    The gradient goes to `grad`, which may be the array of the logits itself.
+    """
+
+    stored_row_bytes = 0
+    selects = gains_surely = False
+
+    def __init__(self, batch: Batch, logits: Any, row: Row, grad: Any | None = None) -> None:
+        self.ops = operations_for(logits)
+        self.dtype: np.dtype = defaults.compute_dtype(logits.dtype)
+        self.width: int = logits.shape[-1]
+        self.grad = grad
+        self.coordinates = Coordinates(batch, self.ops)
+        self.row, self.fused = row, bool(row.heads)
+        self.device_row = self.ops.device_row(row)
+        self._batch, self.logits = batch, logits
+        self._tiles = None  # the logits by rows, where a tile can be had without a copy
+        if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
+            self._tiles = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
+        self._unnormalised: list[Any] = []  # of each worker
+
+    @property
+    def looks_normalised(self) -> bool:
+        """Whether every row that :meth:`log_probs` saw may be log-probabilities."""
+        return not np.concatenate(self.ops.host(*self._unnormalised)).any()
+
+    def _unnormalised_rows(self, lse: Any, scores: Any, has_label: Any) -> Any:
+        """Those whose exponentials do not add up to 1 or, if that is all that is read of them,
+        those of tokens to more than 1."""
+        xp = self.ops.xp
+        if self.fused:
+            return ~(abs(lse) < math.sqrt(np.finfo(self.dtype).eps)).all(axis=0)
+        rounding = _HALF_ROUNDING if self.logits.dtype.itemsize == 2 else _ROUNDING
+        total = xp.zeros(len(has_label))
+        for score, column in zip(scores, self.row.columns, strict=True):
+            if column == LABEL_COLUMN:
+                score = xp.where(has_label, score, -np.inf)
+            if column < self.row.tokens:
+                total += xp.exp(score)
+        return total > 1 + rounding
+
+    def scratch(self, rows: int) -> _LogitsScratch:
+        shapes = (rows, self.width), (self.ops.scratch_rows(rows, self.width), self.width)
+        logits, block = (self.ops.empty(shape, self.dtype) for shape in shapes)
+        self._unnormalised.append(self.ops.zeros((1,), bool))
+        return _LogitsScratch(logits, block, self._unnormalised[-1])
+
+    def tile_bytes(self, rows: int) -> int:
+        elements = (2 * rows + self.ops.scratch_rows(rows, self.width)) * self.width
+        return elements * self.dtype.itemsize + ROW_BYTES * rows
+
+    def fixed_bytes(self, workers: int) -> int:
+        return 0
+
+    def group_bytes(self, frames: int, columns: int, workers: int) -> int:
+        return 0
+
+    def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
+        return 0
+
+    def tangents(self, samples: np.ndarray) -> Tangents:
+        raise NotImplementedError("given logits need no bounds")
+
+    def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
+        """The logits of some cells: a view if they lie together, else a copy."""
+        index = cells.sample, cells.frame, cells.position
+        if self._tiles is not None:
+            ends = tuple(values[[0, -1]] for values in index)
+            first, last = np.ravel_multi_index(ends, self.logits.shape[:-1])
+            if last - first == len(cells.sample) - 1:
+                return self._tiles[first : last + 1]
+        tile = scratch.logits[: len(cells.sample)]
+        self.ops.gather(self.logits, index, tile)
+        return tile
+
+    def scores(self, cells: Cells, scratch: _LogitsScratch, stored: Any | None) -> tuple[Any, Any]:
+        tile = self._tile(cells, scratch)
+        results = self.ops.row_scores(tile, None, self.device_row, cells.label, scratch.block)
+        flag, rows = scratch.unnormalised, self._unnormalised_rows(*results, cells.has_label)
+        self.ops.xp.logical_or(flag, rows.any(), out=flag)
+        return results
+
+    @contextmanager
+    def sums(self, workers: int, weights: Any, largest: Any) -> Iterator[LogitsSums]:
+        """See :meth:`cupy_rnnt.engine.sources.Source.sums`."""
+        yield LogitsSums(self, weights)
+
+    def clear_without_gradient(self, group: Group, kept: Any) -> None:
+        """Clear the rows of a group that get no gradient, where the gradient overwrites the
+        logits."""
+        if self.grad is not self.logits:
+            return
+        batch, ops = self._batch, self.ops
+        for b in range(group.start, group.stop):
+            frames, columns = int(batch.frames[b]), int(batch.columns[b])
+            self.grad[b, frames:] = 0
+            self.grad[b, :frames, columns:] = 0
+        cells = batch.run(group.start, group.stop)
+        dropped = ops.xp.ones(len(cells), bool)
+        dropped[kept - cells.start] = False
+        others = ops.indices(dropped, len(cells) - len(kept))
+        for start in range(0, len(others), _CLEAR_ROWS):
+            place = self.coordinates.of(others[start : start + _CLEAR_ROWS] + cells.start)
+            self.grad[place.sample, place.frame, place.position] = 0
+
+
+class LogitsSums:
+    """Where the gradient of given logits goes: rows of their own for every cell."""
+
+    def __init__(self, source: LogitsSource, weights: Any) -> None:
+        self._source, self.weights = source, weights
+        self._exponents: WeightExponents | None = None
+        if source.ops.slow_denormals:
+            self._exponents = WeightExponents(weights)
+            self.weights = self._exponents.fractions
+
+    @contextmanager
+    def of_group(self, group: Group, kept: Any) -> Iterator[LogitsSums]:
+        """See :meth:`cupy_rnnt.engine.sources.Sums.of_group`."""
+        self._source.clear_without_gradient(group, kept)
+        yield self
+
+    def add(
+        self,
+        worker: int,
+        cells: Cells,
+        kept: Kept,
+        stored: tuple[Any, Any] | None,
+        clamp: float,
+        weights: Any | None,
+        scratch: _LogitsScratch,
+    ) -> None:
+        """See :meth:`cupy_rnnt.engine.sources.GroupSums.add`."""
+        source, ops, count = self._source, self._source.ops, len(cells.sample)
+        rows = ops.block_rows(count, source.width)
+        for start in range(0, count, rows):
+            part = slice(start, start + rows)
+            of_kept, labels = kept.part(part), cells.label[part]
+            of_weights = None if weights is None else weights[part]
+            index = cells.sample[part], cells.frame[part], cells.position[part]
+            tile = scratch.logits[: len(labels)]
+            if source.row.heads:
+                ops.gather(source.logits, index, tile)
+            grads = of_kept.lse, of_kept.occupancies, labels, clamp, of_weights
+            ops.logits_grad(tile, None, source.device_row, *grads, scratch.block)
+            if self._exponents is not None:
+                self._exponents.put_back(tile, index[0])
+            ops.scatter(tile, index, source.grad)

@@ -1,0 +1,258 @@
+"""The two passes over the cells of a batch, and what passes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..batch import Batch
+from ..ops import Lattice, Tile, Workers
+from ..options import Options
+from ..results import reportable
+from .plan import Group, Plan, Tiles
+from .selection import Selected, selection_of
+from .sources import Kept, Source, Sums
+
+
+class Lengths(NamedTuple):
+    """Of some samples, (n,) each, on the host."""
+
+    frames: np.ndarray
+    positions: np.ndarray  # S = U + 1
+    fewest_arcs: np.ndarray  # of a path
+    most_arcs: np.ndarray
+
+    @property
+    def cells(self) -> np.ndarray:
+        cells: np.ndarray = self.frames * self.positions
+        return cells
+
+
+class Part(NamedTuple):
+    """Samples of a group whose passes follow each other, and what was selected of them."""
+
+    group: Group
+    selected: Selected | None = None  # None for all cells
+
+
+@dataclass
+class Solved:
+    """The lattices of a part after pass 1."""
+
+    passes: Passes
+    group: Group
+    lattice: Lattice
+    lse: Any  # float64, (G, cells)
+    costs: Any  # float64, (n,); finite where they are in the dtype that is reported
+    certificate: Any  # float64, (n,)
+    computed: int
+    rounds: int
+
+    def kept(self) -> Kept:
+        """The cells that hold at least a share of the mean occupancy of their sample.
+
+        The mean is at least that of a path of the fewest arcs, over T S cells, and the cells left
+        out hold at most the share of `tolerance` that the certificate has left, of the sample's
+        occupancy; a smaller one where the gradient of a cell may be more than twice its occupancy,
+        as a score is charged several heads. Where the cost is not finite, none is kept.
+        """
+        source, options = self.passes.source, self.passes.options
+        xp, lengths = source.ops.xp, self.passes.lengths(self.group)
+        charges = max((len(charged) for charged in source.row.charged), default=1)
+        share = 2 / (1 + max(charges, 1))
+        means = source.ops.asarray(share * lengths.fewest_arcs / lengths.cells)
+        least = (options.tolerance - self.certificate) * means
+        cells = self.lattice.keep(xp.where(xp.isfinite(self.costs), least, np.inf))
+        of_labels = 1 + options.fastemit_lambda
+        occupancies = self.lattice.occupancies(cells, of_labels, source.dtype)
+        # Those of a frame add up to 1. A product of much smaller ones and the least softmax values
+        # would be a denormal number, and one in a row slows its products as much as many.
+        occupancies[occupancies < np.finfo(source.dtype).eps ** 2] = 0
+        first = int(self.passes.batch.offsets[self.group.start])
+        return Kept(cells + first, self.lse[:, cells], occupancies)
+
+
+class Stored:
+    """Logits that pass 1 leaves for pass 2: those of the first cells of its first round."""
+
+    def __init__(self, source: Source, rows: int) -> None:
+        self._ops = source.ops
+        self.rows = source.ops.empty((rows, source.width), source.dtype)
+        self._cells = source.ops.empty((0,), np.int64)
+        self._complete = False
+
+    def begin(self, packed: Any) -> int:
+        """Cells of pass 1 follow: the number of those whose logits go to :attr:`rows`."""
+        self._cells = packed[: len(self.rows)]
+        return len(self._cells)
+
+    def end(self, computed: int, rounds: int) -> None:
+        """So many cells were computed, in so many rounds."""
+        self._complete = rounds == 1 and len(self._cells) == computed
+
+    def in_front(self, kept: Kept) -> tuple[Kept, Any, int]:
+        """Kept cells with those in front whose logits are stored, the rows of these, and how many
+        there are."""
+        cells, ops = self._cells, self._ops
+        if len(cells) == 0:
+            return kept, cells, 0
+        rows = ops.xp.searchsorted(cells, kept.packed)
+        if self._complete:
+            return kept, rows, len(rows)
+        rows[rows == len(cells)] = 0
+        stored = cells[rows] == kept.packed
+        count = int(ops.host(stored.sum())[0])
+        if 0 < count < len(rows):
+            parts = ops.indices(stored, count), ops.indices(~stored, len(rows) - count)
+            order = ops.xp.concatenate(parts)
+            rows, kept = rows[order], kept.part(order)
+        return kept, rows, count
+
+
+class Passes:
+    """The passes of one call: its plan, its workers and their buffers."""
+
+    def __init__(
+        self,
+        source: Source,
+        batch: Batch,
+        options: Options,
+        plan: Plan,
+        workers: Workers,
+        count: int,
+    ) -> None:
+        self.source, self.batch, self.options, self.plan = source, batch, options, plan
+        self.scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
+        self._workers, self._count = workers, count
+        self._stored = Stored(source, plan.stored)
+        self._selection = selection_of(self)
+
+    def lengths(self, group: Group) -> Lengths:
+        samples = slice(group.start, group.stop)
+        frames, positions = self.batch.frames[samples], self.batch.columns[samples]
+        arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
+        return Lengths(frames, positions, *arcs)
+
+    def lattice(self, make: Callable[..., Any], group: Group, gradient: bool) -> Any:
+        """That of a group, by an operation of the device."""
+        frames, positions, *_ = self.lengths(group)
+        options = self.options
+        return make(options.transducer, frames, positions, gradient, options.delay_penalty)
+
+    def run(
+        self,
+        tile: Callable[[int, Tile], None],
+        count: int,
+        stored: int = 0,
+        fixed: bool = False,
+        report: Callable[[Tile], None] | None = None,
+    ) -> None:
+        """Run tiles of so many entries: first of those whose logits are `stored`."""
+        rows, workers = self.plan.rows, self.plan.workers
+        self._workers.run(tile, Tiles(stored, rows, workers), fixed, report)
+        self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed, report)
+
+    def parts(self) -> Iterator[Part]:
+        """Select in one group after the other; cut it so that logits can be stored for pass 2."""
+        most = self.plan.stored if self.source.ops.sizes.cuts_groups else 0
+        for group in self.plan.groups:
+            selected = self._selection.first(group)
+            sizes = self.lengths(group).cells
+            ends = sizes.cumsum()
+            counts = sizes if selected is None else selected.counts
+            for start, stop in _runs(counts.tolist(), most):
+                part, samples = Group(group.start + start, group.start + stop), slice(start, stop)
+                if selected is None or (counts[samples] == sizes[samples]).all():
+                    yield Part(part)
+                else:
+                    cells = slice(ends[start] - sizes[start], ends[stop - 1])
+                    yield Part(part, selected.part(samples, cells))
+
+    def first(self, part: Part, gradient: bool) -> Solved:
+        """Pass 1 over a part; occupancies can be read if there is to be a `gradient`."""
+        group, ops = part.group, self.source.ops
+        lengths = self.lengths(group)
+        count = int(lengths.cells.sum())
+        lse = ops.empty((len(self.source.row.heads), count), np.float64)
+        make = ops.lattice if part.selected is None else ops.bounded_lattice
+        lattice = self.lattice(make, group, gradient)
+
+        def compute(cells: Any, first: bool) -> None:
+            self._compute(group, cells, lattice, lse, first)
+
+        if part.selected is None:
+            compute(ops.xp.arange(count), True)
+            computed, rounds, certificate = count, 1, ops.zeros((len(lengths.frames),), np.float64)
+        else:
+            computed, rounds, certificate = part.selected.certify(lattice, lengths, compute)
+        self._stored.end(computed, rounds)
+        costs = reportable(lattice.solve(), self.source.dtype)
+        return Solved(self, group, lattice, lse, costs, certificate, computed, rounds)
+
+    def _compute(self, group: Group, cells: Any, lattice: Lattice, lse: Any, first: bool) -> None:
+        """Scores of some cells of a group, given by their numbers in it; the logits of the `first`
+        ones are stored."""
+        source = self.source
+        packed = cells + int(self.batch.offsets[group.start])
+        stored = self._stored.begin(packed) if first else 0
+
+        def tile(worker: int, part: Tile) -> None:
+            start, stop = part
+            coordinates = source.coordinates.of(packed[start:stop])
+            logits = self._stored.rows[start:stop] if stop <= stored else None
+            sums, scores = source.scores(coordinates, self.scratch[worker], logits)
+            lse[:, cells[start:stop]] = sums
+            within = coordinates._replace(sample=coordinates.sample - group.start)
+            lattice.write(within, scores)
+
+        def report(part: Tile) -> None:
+            self._report(group, part[1] / len(cells), 0)
+
+        self.run(tile, len(cells), stored, report=report if first else None)
+
+    def sums(self, weights: Any) -> AbstractContextManager[Sums]:
+        """Gradients, given weights of the costs."""
+        # A gradient of the logits is that of a cost, within 1 + lambda of 0, times its weight.
+        largest = abs(weights).max() * (1 + self.options.fastemit_lambda)
+        return self.source.sums(self.plan.workers, weights, largest)
+
+    def second(self, sums: Sums, group: Group, kept: Kept) -> None:
+        """Pass 2: add the gradient of the kept cells of a group."""
+        source, clamp = self.source, self.options.clamp
+        kept, rows, stored = self._stored.in_front(kept)
+        with sums.of_group(group, kept.packed) as of_group:
+
+            def tile(worker: int, part: Tile) -> None:
+                start, stop = part
+                some = kept.part(slice(start, stop))
+                cells = source.coordinates.of(some.packed)
+                some, weights = some.weighted(sums.weights[cells.sample], clamp)
+                logits = (self._stored.rows, rows[start:stop]) if stop <= stored else None
+                of_group.add(worker, cells, some, logits, clamp, weights, self.scratch[worker])
+
+            def report(part: Tile) -> None:
+                self._report(group, part[1] / len(kept.packed), self._count - 1)
+
+            self.run(tile, len(kept.packed), stored, fixed=True, report=report)
+
+    def _report(self, group: Group, share: float, passes_before: int) -> None:
+        """Tell the caller that a share of a pass over a group is done."""
+        if self.options.progress is not None:
+            start, stop = self.batch.offsets[[group.start, group.stop]].tolist()
+            done = start + int((stop - start) * (passes_before + share) / self._count)
+            self.options.progress(done, self.batch.cell_count)
+
+
+def _runs(counts: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """Cut a list into runs that add up to at most `most` each, or hold one entry; 0 is no limit."""
+    start = total = 0
+    for i, count in enumerate(counts):
+        if most and i > start and total + count > most:
+            yield start, i
+            start, total = i, 0
+        total += count
+    yield start, len(counts)

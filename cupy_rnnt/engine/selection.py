@@ -1,0 +1,208 @@
+"""Which cells to compute, and the proof that the others do not matter.
+
+Upper bounds of all scores (:mod:`cupy_rnnt.engine.tangents`) bound the posterior of every cell. The
+softmax of a cell is computed where that bound could matter; these cells are C. The *certificate*
+bounds what the paths that leave C could add to the probability of those that stay inside, as a
+share of it. As long as it is above the tolerance, C grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..ops import BoundedLattice, Tile, operations_for
+from .plan import Group
+
+if TYPE_CHECKING:
+    from .passes import Lengths, Passes
+
+_WORTH_REFERENCES = 16.0  # cells for each reference; with fewer, a sample is computed whole
+_MOST = 0.8  # share of a sample's cells above which the others are computed too
+# Where bounds may cost more than they save, one sample is tried if the batch is _PILOTS times as
+# large; the others follow if no more than _GAINING of its cells are left.
+_PILOTS, _GAINING = 8, 0.3
+
+
+class Selected(NamedTuple):
+    """The cells of some samples to compute first."""
+
+    tolerance: float  # the largest certificate that will do
+    chosen: Any  # bool, (cells,), packed
+    counts: np.ndarray  # of each sample
+    bounds: Any  # float64, (K, cells): of the scores
+
+    def part(self, samples: slice, cells: slice) -> Selected:
+        """Those of some of the samples, of which `cells` are all cells."""
+        chosen, bounds = self.chosen[cells], self.bounds[:, cells]
+        return Selected(self.tolerance, chosen, self.counts[samples], bounds)
+
+    def certify(
+        self, lattice: BoundedLattice, lengths: Lengths, compute: Callable[[Any, bool], None]
+    ) -> tuple[int, int, Any]:
+        """Compute cells until all samples are certified: how many cells and rounds there were, and
+        the certificates.
+
+        ``compute(cells, first)`` writes scores of cells, given by their numbers in the lattice.
+        """
+        ops = operations_for(self.chosen)
+        lattice.bound(self.bounds)
+        chosen = ops.xp.zeros_like(self.chosen)
+        cells = ops.indices(self.chosen, int(self.counts.sum()))
+        computed = rounds = 0
+        while True:
+            compute(cells, rounds == 0)
+            chosen[cells] = True
+            computed += len(cells)
+            rounds += 1
+            new, certificate = next_cells(lattice, lengths, chosen, rounds, self.tolerance)
+            cells = ops.indices(new) if new is not None else ()
+            if len(cells) == 0:
+                return computed, rounds, certificate
+
+
+class Everything:
+    """Every cell is computed."""
+
+    def first(self, group: Group) -> None:
+        """No cells of a group come before the others."""
+
+
+class Certified:
+    """The cells that could matter are computed, as long as the others are not proven not to."""
+
+    def __init__(self, passes: Passes) -> None:
+        self._passes = passes
+        # The certificate may use up one half of the tolerance, the filter has what that leaves.
+        self._most_leaving = passes.options.tolerance / 2
+
+    def first(self, group: Group) -> Selected | None:
+        """The cells of a group to begin with; None if no sample is worth selecting."""
+        passes, ops = self._passes, self._passes.source.ops
+        lengths = passes.lengths(group)
+        worth = _worth_selecting(lengths)
+        if len(worth) == 0:
+            return None
+        bounds = self._bounds(group, worth)
+        lattice = passes.lattice(ops.bounded_lattice, group, False)
+        lattice.bound(bounds)
+        none = ops.zeros(bounds.shape[1:], bool)
+        chosen, _ = next_cells(lattice, lengths, none, 0, self._most_leaving)
+        counts = ops.host(counts_of(chosen, lengths.cells))[0]
+        return Selected(self._most_leaving, chosen, counts, bounds)
+
+    def _bounds(self, group: Group, worth: np.ndarray) -> Any:
+        """Bounds of the scores in the cells of a group, (K, cells), -inf but in samples that are
+        worth it."""
+        passes, scratch = self._passes, self._passes.scratch
+        tangents = passes.source.tangents(group.start + worth)
+        for side, count in enumerate(tangents.references):
+
+            def refer(worker: int, tile: Tile, side: int = side) -> None:
+                tangents.refer(side, *tile, scratch[worker])
+
+            passes.run(refer, count)
+        run = passes.batch.run(group.start, group.stop)
+        scores = len(passes.options.transducer.topology.scores)
+        bounds = passes.source.ops.empty((scores, len(run)), np.float64)
+        bounds.fill(-np.inf)
+
+        def bound(worker: int, tile: Tile) -> None:
+            tangents.bound(*tile, scratch[worker], run.start, bounds)
+
+        passes.run(bound, tangents.references[0])
+        return bounds
+
+
+def selection_of(passes: Passes) -> Everything | Certified:
+    """Whether to select, decided here and, of the room for it, in the plan: where bounds may cost
+    more than they save, they are tried on the smallest sample."""
+    if not passes.plan.selecting:
+        return Everything()
+    certified, batch = Certified(passes), passes.batch
+    lengths = passes.lengths(Group(0, batch.size))
+    worth = _worth_selecting(lengths)
+    if passes.source.gains_surely or len(worth) == 0:
+        return certified
+    least = int(worth[lengths.cells[worth].argmin()])
+    if lengths.cells[least] * _PILOTS > batch.cell_count:
+        return Everything()
+    pilot = certified.first(Group(least, least + 1))
+    gains = pilot is not None and pilot.counts[0] <= _GAINING * lengths.cells[least]
+    return certified if gains else Everything()
+
+
+def _worth_selecting(lengths: Lengths) -> np.ndarray:
+    """The samples whose references cost little beside their cells."""
+    references = lengths.frames + lengths.positions
+    return np.flatnonzero(lengths.cells >= _WORTH_REFERENCES * references)
+
+
+def counts_of(mask: Any, cells: np.ndarray) -> Any:
+    """How many cells of each sample a mask marks, given how many there are: int64, (n,)."""
+    ops = operations_for(mask)
+    ends = ops.xp.zeros(len(cells) + 1, np.int64)
+    ends[1:] = ops.xp.cumsum(mask, dtype=np.int64)[ops.asarray(cells.cumsum() - 1)]
+    return ends[1:] - ends[:-1]
+
+
+def next_cells(
+    lattice: BoundedLattice,
+    lengths: Lengths,
+    chosen: Any,
+    rounds: int,
+    tolerance: float,
+) -> tuple[Any, Any]:
+    """The cells to compute next, and the certificates so far.
+
+    The first round goes by the bound of P: it leaves out cells below ``tolerance / (A + 1)`` of
+    that, with at most A arcs on a path, which nearly always proves enough. The second one goes by
+    P(C), known by then; where the bounds are so loose that more could leave C than stays, it aims
+    half way. In the third one, cells below ``tolerance / (T S)`` of P(C) are left out: all of them
+    together are then below the tolerance, so there is no fourth. Samples that need most of their
+    cells are computed whole.
+
+    Parameters
+    ----------
+    lattice : BoundedLattice
+    lengths : Lengths
+        Of its samples.
+    chosen : shape (cells,), bool
+        The cells computed so far, in packed order, on the device of the lattice.
+    rounds : int
+        How many rounds there were.
+    tolerance : float
+        Largest certificate that will do.
+
+    Returns
+    -------
+    new : shape (cells,), bool, or None
+        Some cells of every sample whose certificate is too large, none of the others. None if no
+        certificate is.
+    certificate : shape (n,), float64
+    """
+    ops = operations_for(chosen)
+    xp, cells = ops.xp, lengths.cells
+    inside, leaving = lattice.certify()
+    counts, cells_there = counts_of(chosen, cells), ops.asarray(cells)
+    with np.errstate(all="ignore"):
+        certificate = xp.where(counts == cells_there, 0.0, xp.exp(leaving - inside))
+    failing = ~(certificate <= tolerance)
+    if rounds and not ops.host(failing.any())[0]:
+        return None, certificate
+    with np.errstate(all="ignore"):  # nothing reaches NaN, so that such a sample is done whole
+        share_each = ops.asarray(np.log(tolerance / (lengths.most_arcs + 1)))
+        if rounds == 0:
+            thresholds = leaving + share_each
+        elif rounds == 1:
+            half_way = xp.maximum(leaving - inside, 0.0) / 2
+            thresholds = inside + half_way + share_each
+        else:
+            thresholds = inside + ops.asarray(np.log(0.999 * tolerance / cells))
+    new = lattice.likely(xp.where(failing, thresholds, np.inf))
+    added = counts_of(new, cells)
+    whole = (added == 0) | (counts + added > _MOST * cells_there) | (rounds > 2)
+    new |= ops.repeat(failing & whole, cells) & ~chosen
+    return new, certificate

@@ -1,0 +1,91 @@
+"""What the engine asks of the source of the logits, and of the sums that their gradient goes to."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..batch import Cells, Coordinates
+from ..ops import Operations
+from .plan import Group, Needs
+from .tangents import Tangents
+
+
+class Kept(NamedTuple):
+    """The cells of one group whose gradient is computed, one entry each, in packed order."""
+
+    packed: Any  # int64, (n,)
+    lse: Any  # float64, (G, n): of each head
+    occupancies: Any  # compute dtype, as the gradient uses it, (K, n): of each score
+
+    def part(self, some: Any) -> Kept:
+        """Some of the cells."""
+        return Kept(*(values[..., some] for values in self))
+
+    def weighted(self, weights: Any, clamp: float) -> tuple[Kept, Any | None]:
+        """Cost weights go into the occupancies, as gradients are linear in them, or are left to be
+        applied behind the bounds that `clamp` sets."""
+        if clamp > 0:
+            return self, weights
+        weights = weights.astype(self.occupancies.dtype)
+        return self._replace(occupancies=weights * self.occupancies), None
+
+
+class GroupSums(Protocol):
+    """Where the gradient of a group of samples goes."""
+
+    def add(
+        self,
+        worker: int,
+        cells: Cells,
+        kept: Kept,
+        stored: tuple[Any, Any] | None,
+        clamp: float,
+        weights: Any | None,
+        scratch: Any,
+    ) -> None:
+        """Add the gradient of some cells.
+
+        `stored` are logits that pass 1 has left and the rows that belong to the cells. Calls of
+        different workers overlap; those of one worker come in the same order in every run.
+        """
+
+
+class Sums(Protocol):
+    """Where the gradient of a batch goes: it is there when the context is left."""
+
+    weights: Any
+    """Of the costs, (B,), as :meth:`GroupSums.add` is to be given them."""
+
+    def of_group(self, group: Group, kept: Any) -> AbstractContextManager[GroupSums]:
+        """Those of a group, of which `kept` are the packed indices of the cells; the gradients of
+        its samples are there when the context is left."""
+
+
+class Source(Needs, Protocol):
+    """Where logits come from and their gradient goes."""
+
+    ops: Operations
+    coordinates: Coordinates
+    dtype: np.dtype
+    """The compute dtype."""
+    gains_surely: bool
+    """Whether bounds of scores save more than they cost even if they leave out few cells."""
+
+    def scratch(self, rows: int) -> Any:
+        """Buffers of one worker."""
+
+    def scores(self, cells: Cells, scratch: Any, stored: Any | None) -> tuple[Any, Any]:
+        """Log-sum-exps (G, n) and scores (K, n) of some cells, float64.
+
+        Their logits are left in `stored`, (cells, V), if it is given.
+        """
+
+    def tangents(self, samples: np.ndarray) -> Tangents:
+        """What bounds the scores of some samples; only called if `selects` is set."""
+
+    def sums(self, workers: int, weights: Any, largest: Any) -> AbstractContextManager[Sums]:
+        """Gradients, all 0, given weights of the costs, (B,). `largest` bounds the magnitude of
+        what each logit gets as its gradient."""

@@ -1,0 +1,284 @@
+r"""Upper bounds of the scores of a joint network, from a few dot products a cell.
+
+The costly part of a log-prob is the denominator of its softmax. As log-sum-exp is convex, it lies
+above its tangents: with :math:`z = W h + b` over the labels, a reference hidden vector :math:`h_0`
+and :math:`q = \mathrm{softmax}(W h_0 + b)`,
+
+.. math:: \log \sum_v e^{z_v} \ge c + g \cdot h, \quad g = W^T q, \quad
+          c = \log \sum_v e^{z_v(h_0)} - g \cdot h_0 .
+
+There is a reference for each frame (its encoder output with the mean predictor output) and for each
+prefix of the labels (the mean encoder output with its predictor output). The larger of both
+tangents and of the label's own logit, with the blank's logit added, bounds the denominator from
+below, and so the log-probs of blank and label from above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..batch import Batch, JointInputs
+from ..ops import Operations, Runs
+from ..transducer import LABEL_COLUMN, Row
+
+_HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
+_MASKED = 200.0  # nats below the others, an entry has no share in a softmax in any precision
+_ROUND_OFF = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}  # and the least
+_LARGEST_EXPONENT = 40.0  # the product of two such exponentials is far from overflow in float32
+
+
+class _Logistic(NamedTuple):
+    """An activation as ``scale / (1 + exp(rate * x)) + shift``.
+
+    With ``x = e + p`` this is ``scale * q / (q + exp(rate * e)) + shift``, ``q = exp(-rate * p)``:
+    exponentials of the encoder and predictor outputs do for all their sums.
+    """
+
+    rate: float
+    scale: float
+    shift: float
+
+
+_LOGISTIC = {"tanh": _Logistic(2.0, -2.0, 1.0), "sigmoid": _Logistic(-1.0, 1.0, 0.0)}
+_OTHER = _Logistic(0.0, 1.0, 0.0)  # rate 0: the activation is applied as it is
+
+
+class Magnitudes(NamedTuple):
+    """How large the inputs of a joint network are, on the host."""
+
+    encoder: np.ndarray  # of each sample, (B,)
+    predictor: np.ndarray
+    weight: np.ndarray  # largest sum of the absolute values in a row
+    bias: np.ndarray | None = None
+
+    @staticmethod
+    def of(ops: Operations, batch: Batch, inputs: JointInputs) -> Magnitudes:
+        with np.errstate(all="ignore"):
+            return Magnitudes(
+                *ops.host(
+                    ops.magnitudes(inputs.encoder_out, batch.frames),
+                    ops.magnitudes(inputs.predictor_out, batch.columns),
+                    ops.largest_row_sum(inputs.weight),
+                    *(() if inputs.bias is None else (inputs.bias,)),
+                )
+            )
+
+
+class Tangents:
+    """The references of some samples, and the bounds they give.
+
+    Parameters
+    ----------
+    ops : Operations
+    batch : Batch
+    samples : numpy.ndarray, shape (n,), int64
+    inputs : JointInputs
+        Encoder and predictor outputs; weights and bias in the compute dtype.
+    activation : str
+    row : Row
+        Where the scores are in a row of logits.
+    device_row
+        What operations take in its place.
+    magnitudes : Magnitudes
+        Of the inputs.
+    """
+
+    def __init__(
+        self,
+        ops: Operations,
+        batch: Batch,
+        samples: np.ndarray,
+        inputs: JointInputs,
+        activation: str,
+        row: Row,
+        device_row: Any,
+        magnitudes: Magnitudes,
+    ) -> None:
+        self._ops, self._batch, self._samples = ops, batch, samples
+        self._inputs, self._activation, self._magnitudes = inputs, activation, magnitudes
+        self._row = device_row
+        self._exact = [column for column in row.columns if column != LABEL_COLUMN]
+        lengths = batch.frames[samples], batch.columns[samples]
+        self._ends = [count.cumsum() for count in lengths]
+        self._firsts = [last - count for last, count in zip(self._ends, lengths, strict=True)]
+        self.references = tuple(int(last[-1]) for last in self._ends)
+        """How many there are of frames, and of prefixes."""
+        frames, prefixes = self.references
+        hidden_size, dtype = inputs.weight.shape[1], inputs.weight.dtype
+        self._means = ops.empty((2, len(samples), hidden_size), dtype)
+        self._slopes = ops.empty((frames, hidden_size), dtype)
+        self._constants = ops.empty((frames,), np.float64)
+        # The vectors of a prefix: weights of the blanks, the durations and the label; the slope.
+        vectors = len(self._exact) + 2
+        self._vectors = ops.empty((prefixes, vectors, hidden_size), dtype)
+        self._vector_constants = ops.empty((prefixes, vectors), np.float64)
+        self._predictor = ops.empty((prefixes, hidden_size), dtype)
+        with np.errstate(all="ignore"):
+            for array, counts, means in zip(inputs[:2], lengths, self._means, strict=True):
+                ops.means(array, samples, counts, means)
+            sizes = np.stack((magnitudes.encoder, magnitudes.predictor))[:, samples]
+            logistic = _LOGISTIC.get(activation, _OTHER)
+            self._fits = abs(logistic.rate) * sizes.max(axis=0) <= _LARGEST_EXPONENT
+            hidden_sizes = np.ones(len(samples)) if activation in _LOGISTIC else sizes.sum(axis=0)
+            weight = float(magnitudes.weight)
+            slack = [
+                self._slack_of(b, weight * size)
+                for b, size in zip(samples.tolist(), hidden_sizes.tolist(), strict=True)
+            ]
+            self._slack = np.array(slack) + 2 * weight * self._left_by_factors(hidden_sizes)
+
+    @staticmethod
+    def nbytes(
+        frames: int, columns: int, samples: int, scores: int, hidden_size: int, itemsize: int
+    ) -> int:
+        of_prefix = scores + 1
+        vectors = frames + (of_prefix + 1) * columns + 2 * samples
+        constants = frames + of_prefix * columns + 16 * samples
+        return vectors * hidden_size * itemsize + 8 * constants
+
+    def _slack_of(self, sample: int, size: float) -> float:
+        r"""How far rounding may take a bound below the truth, in nats.
+
+        Let u be the unit round-off, and `size` a bound of :math:`|W_v| \cdot |h|` for every row v.
+        A dot product of length H with a hidden vector off by a few u is off by at most
+        ``dot = 3 (H + 16) u size + 2 u (size + |bias|)``: one part for :math:`W_v \cdot h` itself
+        and two for the form ``scale * (W_v / (1 + ...)) + shift * sum(W_v)``. A tangent is made of
+        three of them (its slope at the cell and at the reference, and the logits of the reference)
+        and of a slope summed over V, off by V u size at both places. What the logits of the
+        reference are off by moves the point of contact, no more, if q is their softmax and adds up
+        to 1. Rounded exponentials do so to some 12 u, and u for each unit of a logit, which moves
+        the bound by as much times :math:`1 + |g| |h - h_0|`. A log-prob is the difference of one
+        dot product and of the larger of a tangent and a dot product.
+        """
+        vocabulary, hidden_size = self._inputs.weight.shape
+        largest_bias = self._largest_bias(sample, size)
+        u = float(np.finfo(self._inputs.weight.dtype).eps) / 2
+        dot = u * (3 * (hidden_size + _HIDDEN_ERROR) * size + 2 * (size + largest_bias))
+        second_order = 4 * u * (12 + size + largest_bias) * (1 + size)
+        return float(4 * dot + 2 * vocabulary * u * size + second_order)
+
+    def _left_by_factors(self, hidden_sizes: np.ndarray) -> Any:
+        """How far the elements of a hidden vector may be from the sums of its two factors: both the
+        logit and the log-sum-exp of a log-prob are off by as much times the weights."""
+        factor = self._ops.factor_dtype(self._inputs.encoder_out.dtype)
+        if factor is None:
+            return 0.0
+        unit, least = _ROUND_OFF[factor.name]
+        return np.maximum(unit**2 * hidden_sizes, least)
+
+    def _largest_bias(self, sample: int, size: float) -> float:
+        """Largest absolute bias of the blank, of a label of the sample, or of an entry that can
+        have a share in a softmax: not of one that is masked."""
+        bias, batch = self._magnitudes.bias, self._batch
+        if bias is None:
+            return 0.0
+        most = bias.max(initial=-np.inf, where=np.isfinite(bias))
+        matters = bias >= most - 2 * size - _MASKED
+        matters[batch.labels[sample, : batch.columns[sample] - 1]] = True
+        matters[self._exact] = True
+        return float(abs(bias[matters & np.isfinite(bias)]).max(initial=0.0))
+
+    def _alike(self, side: int, start: int, stop: int) -> Iterator[tuple[_Logistic, int, int]]:
+        """Runs of frames or prefixes whose hidden vectors are worked out in the same form."""
+        of_sample = np.searchsorted(self._ends[side], np.arange(start, stop), side="right")
+        fits = self._fits[of_sample]
+        edges = start + 1 + np.flatnonzero(fits[1:] != fits[:-1])
+        logistic = _LOGISTIC.get(self._activation, _OTHER)
+        for first, last in pairwise([start, *edges.tolist(), stop]):
+            yield logistic if fits[first - start] else _OTHER, first, last
+
+    def _rows(self, side: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each frame or prefix the sample, by its number among these and in the batch, and where
+        it is there."""
+        rows = np.arange(start, stop)
+        of_sample = np.searchsorted(self._ends[side], rows, side="right")
+        return of_sample, self._samples[of_sample], rows - self._firsts[side][of_sample]
+
+    def refer(self, side: int, start: int, stop: int, scratch: Any) -> None:
+        """Work out the references of frames (`side` 0) or of prefixes (1) from `start` on."""
+        for form, first, last in self._alike(side, start, stop):
+            self._refer(side, first, last, form, scratch.rows(last - first))
+
+    def _refer(self, side: int, start: int, stop: int, form: _Logistic, scratch: Any) -> None:
+        ops, batch, (*outputs, weight, bias) = self._ops, self._batch, self._inputs
+        logits, block, pre, hidden, *_ = scratch
+        of_sample, *index = self._rows(side, start, stop)
+        ops.gather(outputs[side], tuple(map(ops.asarray, index)), pre)
+        if side == 1:
+            self._exponentials(pre, -form.rate, self._predictor[start:stop])
+        pre += self._means[1 - side][ops.asarray(of_sample)]
+        ops.activate(self._activation, pre, hidden)
+        ops.matmul(hidden, weight.T, logits)
+        constants = ops.label_softmax(logits, bias, self._row, block)
+        ops.matmul(logits, weight, pre)
+        constants -= ops.row_dots(pre, hidden)
+        if side == 0:
+            self._slopes[start:stop], self._constants[start:stop] = pre, constants
+            vectors, constants = self._slopes[start:stop, None], self._constants[start:stop, None]
+        else:
+            sample, position = index
+            labels = ops.asarray(batch.labels[sample, position])
+            vectors, into = self._vectors[start:stop], self._vector_constants[start:stop]
+            for i, column in enumerate(self._exact):
+                vectors[:, i], into[:, i] = weight[column], 0.0 if bias is None else bias[column]
+            vectors[:, -2], into[:, -2] = weight[labels], 0.0 if bias is None else bias[labels]
+            vectors[:, -1], into[:, -1] = pre, constants
+            no_label = np.flatnonzero(position == batch.columns[sample] - 1)
+            into[ops.asarray(no_label), -2] = -np.inf
+            constants = into
+        constants += form.shift * vectors.sum(axis=-1, dtype=np.float64)
+        vectors *= form.scale
+
+    def _exponentials(self, values: Any, rate: float, out: Any) -> None:
+        """``out = exp(rate * values)``, or the values as they are if the rate is 0."""
+        if rate:
+            self._ops.xp.multiply(values, rate, out=out)
+            self._ops.xp.exp(out, out=out)
+        elif out is not values:
+            out[...] = values
+
+    def bound(self, start: int, stop: int, scratch: Any, base: int, out: Any) -> None:
+        """Bounds of blank and label log-probs of all cells of frames `start` to ``stop - 1``.
+
+        They go to ``out[:, packed - base]``, float64.
+        """
+        ops = self._ops
+        for form, first, last in self._alike(0, start, stop):
+            _, *index = self._rows(0, first, last)
+            encoder = scratch.pre[: last - first]
+            ops.gather(self._inputs.encoder_out, tuple(map(ops.asarray, index)), encoder)
+            self._exponentials(encoder, form.rate, encoder)
+            ops.bounds(
+                encoder,
+                self._predictor,
+                None if form.rate else self._activation,
+                self._row,
+                self._slopes[first:last],
+                self._constants[first:last],
+                self._vectors,
+                self._vector_constants,
+                self._runs(first, last, base),
+                scratch.hidden,
+                out,
+            )
+
+    def _runs(self, start: int, stop: int, base: int) -> Runs:
+        """The samples of frames `start` to ``stop - 1``."""
+        first, last = np.searchsorted(self._ends[0], [start, stop - 1], side="right")
+        samples = slice(first, last + 1)
+        columns = self._batch.columns[self._samples[samples]]
+        begin = np.maximum(self._firsts[0][samples], start)
+        end = np.minimum(self._ends[0][samples], stop)
+        frames_before = begin - self._firsts[0][samples]
+        return Runs(
+            frame=begin - start,
+            frames=end - begin,
+            prefix=self._firsts[1][samples],
+            columns=columns,
+            cell=self._batch.offsets[self._samples[samples]] + frames_before * columns - base,
+            slack=self._slack[samples],
+        )

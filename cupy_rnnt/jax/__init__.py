@@ -1,0 +1,315 @@
+"""The losses as JAX functions, on the device buffers of JAX in place, within ``jax.jit`` or not.
+
+:func:`rnnt_loss` and :func:`joint_rnnt_loss` have a derivative in reverse mode, and no second one.
+On the CPU they compute in NumPy, on CUDA in CuPy, on the stream of the surrounding computation; it
+is CuPy's own memory pool that holds their workspace there, beside what JAX has reserved
+(``XLA_PYTHON_CLIENT_MEM_FRACTION``).
+
+*What is kept, what is computed twice.* JAX wants to know all sizes beforehand, so the list of kept
+cells, whose length depends on the data, cannot wait for the backward pass. With ``reduction``
+``"mean"`` or ``"sum"`` the forward pass of a derivative computes loss and gradients at once,
+reusing what the workspace holds; the gradients wait, and are scaled by the one number that comes
+from above. With ``"none"`` the inputs wait, and the backward pass computes the gradients with the
+numbers from above as cost weights: the first of its two passes is a repetition. So it is for
+float16, of which unscaled gradients could underflow. Under ``jax.checkpoint`` the forward pass is
+repeated as well, with all it does. Without a derivative the costs alone are computed.
+
+*vmap* maps onto the batch: all mapped instances are computed in one call. Where they have
+parameters of their own, or their gradients are wanted (JAX asks for those of each instance, though
+it may add them up afterwards), there is a call for each. So, in training, pass a batch.
+
+*Many devices.* Within ``jax.shard_map`` each device computes its part of the batch; gradients of
+parameters that are the same on all are added up by JAX. Elsewhere XLA cannot divide the work: it
+gives the whole batch to every device.
+
+*Errors.* Shapes, dtypes and options are checked when a function is traced. Lengths and labels are
+known when it runs: then the usual message is a part of that of the error that JAX raises, a
+``jax.errors.JaxRuntimeError`` or, where nothing is left to wait for, a ``ValueError``. It is logged
+as well: if devices wait for each other, as in a sum over all, those without an error wait for the
+one that has it, until XLA gives up and aborts the process.
+
+*At the end.* Python waits for the steps whose results are held by a variable.
+"""
+
+from __future__ import annotations
+
+import atexit
+from contextlib import suppress
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
+
+from .. import checks, defaults, joint
+from .. import logits as logits_front
+from ..batch import INTEGERS
+from ..options import JointKeywords, Keywords, spells_out
+from .callbacks import JointLoss, LogitsLoss, Loss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["joint_rnnt_loss", "rnnt_loss"]
+
+
+@spells_out(Keywords)
+def rnnt_loss(
+    logits: Any,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: int = -1,
+    clamp: float = -1.0,
+    reduction: str = "mean",
+    fused_log_softmax: bool = True,
+    **options: Unpack[Keywords],
+) -> jax.Array:
+    """RNN-transducer loss of given logits: :func:`cupy_rnnt.rnnt_loss` for JAX.
+
+    If the logits come from a joint network, :func:`joint_rnnt_loss` gets by without them.
+
+    Parameters
+    ----------
+    logits : jax.Array, shape (B, T, U + 1, V)
+        float16, bfloat16, float32 or float64.
+    targets : array_like, shape (B, U), any integer dtype
+    logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
+    blank, clamp, reduction, fused_log_softmax, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
+        As for :func:`cupy_rnnt.rnnt_loss_and_grad`; Python values, which are static under
+        ``jax.jit``. `clamp` bounds the gradient before that from above is applied.
+
+    Returns
+    -------
+    loss : jax.Array, shape () or, if `reduction` is ``"none"``, (B,)
+        In nats; float32, or float64 for float64 logits.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`cupy_rnnt.rnnt_loss` does, of shapes, dtypes and options.
+    ValueError, jax.errors.JaxRuntimeError
+        When it runs, of lengths and labels out of range and a workspace that is too small: the same
+        text within that of JAX.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, cupy_rnnt.jax
+    >>> arguments = jnp.array([[1]]), jnp.array([2]), jnp.array([1])
+    >>> loss = lambda logits: cupy_rnnt.jax.rnnt_loss(logits, *arguments, blank=0)
+    >>> value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.zeros((1, 2, 2, 3)))
+    >>> (gradient[0, 0, 0] * 6).round(5)
+    Array([-1., -1.,  2.], dtype=float32)
+    """
+    inputs = _arrays(LogitsLoss.names, logits)
+    integers = _arrays(INTEGERS, targets, logit_lengths, target_lengths)
+    call = logits_front.checked(
+        **_stand_ins(LogitsLoss, inputs, integers),
+        blank=blank,
+        clamp=clamp,
+        reduction=reduction,
+        fused_log_softmax=fused_log_softmax,
+        **options,
+    )
+    result: jax.Array = _everywhere(LogitsLoss(call.options), inputs, integers)
+    return result
+
+
+@spells_out(JointKeywords)
+def joint_rnnt_loss(
+    encoder_out: Any,
+    predictor_out: Any,
+    weight: Any,
+    bias: Any,
+    targets: Any,
+    logit_lengths: Any,
+    target_lengths: Any,
+    blank: int = -1,
+    clamp: float = -1.0,
+    reduction: str = "mean",
+    **options: Unpack[JointKeywords],
+) -> jax.Array:
+    """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for JAX.
+
+    There are never any logits in memory beside a tile of them.
+
+    Parameters
+    ----------
+    encoder_out : jax.Array, shape (B, T, H)
+        float16, bfloat16, float32 or float64, and so the next three.
+    predictor_out : jax.Array, shape (B, U + 1, H)
+    weight : jax.Array, shape (V, H)
+        Of the output layer. It is the transpose of the ``kernel`` of a ``flax.linen.Dense``.
+    bias : jax.Array, shape (V,), or None
+    targets : array_like, shape (B, U), any integer dtype
+    logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
+    blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
+        As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`; Python values, which are static under
+        ``jax.jit``. `tolerance` concerns the cost as well, so it is of effect without a gradient,
+        too.
+
+    Returns
+    -------
+    loss : jax.Array, shape () or, if `reduction` is ``"none"``, (B,)
+        In nats; float32, or float64 for float64 inputs.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`cupy_rnnt.joint_rnnt_loss` does, of shapes, dtypes and options.
+    ValueError, jax.errors.JaxRuntimeError
+        When it runs, of lengths and labels out of range and a workspace that is too small: the same
+        text within that of JAX.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, cupy_rnnt.jax
+    >>> keys = jax.random.split(jax.random.key(0), 4)
+    >>> shapes = (2, 6, 5), (2, 4, 5), (7, 5), (7,)
+    >>> inputs = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes)]
+    >>> targets = jnp.array([[1, 2, 3], [4, 5, 0]])
+    >>> lengths = jnp.array([6, 5]), jnp.array([3, 2])
+    >>> loss = lambda *inputs: cupy_rnnt.jax.joint_rnnt_loss(*inputs, targets, *lengths)
+    >>> gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*inputs)
+    >>> [gradient.shape for gradient in gradients]
+    [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]
+    """
+    inputs = _arrays(JointLoss.names, encoder_out, predictor_out, weight, bias)
+    integers = _arrays(INTEGERS, targets, logit_lengths, target_lengths)
+    call = joint.checked(
+        **_stand_ins(JointLoss, inputs, integers),
+        blank=blank,
+        clamp=clamp,
+        reduction=reduction,
+        **options,
+    )
+    result: jax.Array = _everywhere(JointLoss(call.options), inputs, integers)
+    return result
+
+
+Arrays = tuple[Any, ...]
+
+
+def _arrays(names: tuple[str, ...], *values: Any) -> Arrays:
+    """What may become JAX arrays; the rest stays, to be refused."""
+    return tuple(
+        _array(name, x) if isinstance(x, (np.ndarray, list, tuple)) else x
+        for name, x in zip(names, values, strict=True)
+    )
+
+
+def _array(name: str, value: Any) -> jax.Array:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        # JAX would take the lower 32 bits: what is too large must stay so.
+        bounds = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+        value = value.clip(bounds.min, bounds.max)
+    try:
+        return jnp.asarray(value)
+    except OverflowError:  # of a list, whose integers JAX does not cut off
+        checks.within_64_bits(name, value)
+        return _array(name, np.asarray(value))
+
+
+def _stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, Any]:
+    """NumPy arrays, without memory, for the checks that depend on shapes and dtypes alone: valid
+    lengths, and no labels."""
+    named = dict(zip((*kind.names, *INTEGERS), (*inputs, *integers), strict=True))
+    for name, value in named.items():
+        if isinstance(value, jax.Array):
+            entry = np.full((), name == "logit_lengths", value.dtype)
+            named[name] = np.broadcast_to(entry, value.shape)
+    return named
+
+
+# Within jax.shard_map, a type says over which axes of the mesh a value varies.
+
+
+def _axes(*trees: Any) -> frozenset[Any]:
+    types = map(jax.typeof, jax.tree.leaves(trees))
+    return frozenset().union(*(one.manual_axis_type.varying for one in types))
+
+
+def _everywhere(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
+    """The loss, of inputs that vary alike: that is how JAX gets to know that gradients of
+    parameters have to be added up."""
+    axes = _axes(inputs, integers)
+
+    def varying(x: jax.Array) -> Any:
+        return jax.lax.pcast(x, tuple(axes - _axes(x)), to="varying")
+
+    return _loss(loss, jax.tree.map(varying, inputs), integers)
+
+
+def _call(
+    loss: Loss,
+    results: tuple[Any, Any],
+    inputs: Arrays,
+    integers: Arrays,
+    weights: jax.Array | None = None,
+) -> Any:
+    """Loss and gradients in the types that `results` names; None are not computed."""
+    _wait_at_exit()
+    found = buffer_callback(loss, results, vmap_method="expand_dims")(inputs, integers, weights)
+    axes = tuple(_axes(inputs, integers, weights))
+    return jax.lax.pcast(found, axes, to="varying")  # the callback forgets about them
+
+
+@cache
+def _wait_at_exit() -> None:
+    """Let Python end only when all results that somebody holds are there: a step that called into
+    Python behind its end would abort the process."""
+
+    @atexit.register
+    def wait() -> None:  # before JAX takes down its backends, as that is registered earlier
+        for array in jax.live_arrays():  # type: ignore[no-untyped-call]
+            with suppress(Exception):  # of a step that failed: nobody asked for its result
+                array.block_until_ready()
+
+
+def _type(shape: tuple[int, ...], dtype: np.dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
+def _type_of_loss(loss: Loss, inputs: Arrays) -> jax.ShapeDtypeStruct:
+    shape = inputs[0].shape[:1] if loss.options.reduction == "none" else ()
+    return _type(shape, defaults.compute_dtype(inputs[0].dtype))
+
+
+def _types_of(inputs: Arrays) -> Any:
+    return jax.tree.map(lambda x: _type(x.shape, x.dtype), inputs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
+    found, _ = _call(loss, (_type_of_loss(loss, inputs), None), inputs, integers)
+    return found
+
+
+def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[Any, Any]:
+    if loss.options.reduction == "none" or inputs[0].dtype == jnp.float16:
+        return _loss(loss, inputs, integers), (None, inputs, integers)
+    types = _type_of_loss(loss, inputs), _types_of(inputs)
+    found, gradients = _call(loss, types, inputs, integers)
+    return found, (gradients, None, None)
+
+
+def _scaled(upstream: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Their product, in the dtype of the loss until it is complete."""
+    return (upstream * gradient.astype(upstream.dtype)).astype(gradient.dtype)
+
+
+def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, None]:
+    gradients, inputs, integers = saved
+    if gradients is not None:
+        return jax.tree.map(partial(_scaled, upstream), gradients), None
+    size = inputs[0].shape[0]
+    each = upstream / size if loss.options.reduction == "mean" else upstream
+    weights = jnp.broadcast_to(each, (size,))
+    return _call(loss, (None, _types_of(inputs)), inputs, integers, weights)[1], None
+
+
+_loss.defvjp(_loss_forward, _loss_backward)

@@ -1,0 +1,171 @@
+"""The operations of :mod:`cupy_rnnt.ops` on CuPy arrays.
+
+Everything runs on the current stream of the current device, and all memory is from CuPy's current
+allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import Sizes, Tile
+from .bounds import bounds, label_softmax, row_dots
+from .lattice import BoundedLattice, Lattice, lattice_nbytes
+from .launch import cupy
+from .products import add_weight_grad, factor_dtype, matmul
+from .rows import (
+    activate,
+    add_column_sum,
+    add_rows,
+    device_row,
+    gather,
+    hidden,
+    hidden_grad,
+    logits_grad,
+    row_scores,
+    scatter,
+    scratch_rows,
+)
+from .samples import largest_row_sum, magnitudes, means
+
+__all__ = [
+    "activate",
+    "add_column_sum",
+    "add_rows",
+    "add_weight_grad",
+    "asarray",
+    "assign",
+    "block_rows",
+    "bounded_lattice",
+    "bounds",
+    "device_of",
+    "device_row",
+    "empty",
+    "factor_dtype",
+    "gather",
+    "hidden",
+    "hidden_grad",
+    "host",
+    "indices",
+    "label_softmax",
+    "largest_row_sum",
+    "lattice",
+    "lattice_nbytes",
+    "logits_grad",
+    "magnitudes",
+    "matmul",
+    "means",
+    "repeat",
+    "row_dots",
+    "row_scores",
+    "scatter",
+    "scratch_rows",
+    "sizes",
+    "slow_denormals",
+    "threads",
+    "workers",
+    "xp",
+    "zeros",
+]
+
+# Tiles and groups as large as the budget allows: a GPU is filled by many rows of a GEMM, and by
+# many samples whose diagonals follow each other in parallel.
+sizes = Sizes(
+    tile_elements=2**24,
+    full_rows=2**13,
+    most_rows=2**16,
+    tile_share=0.5,
+    small_elements=2**16,
+    small_rows=64,
+    group_cells=2**62,
+    group_width=2**62,
+    slab_elements=0,
+    stored_bytes=2**62,
+    cuts_groups=False,
+)
+
+slow_denormals = False
+lattice = Lattice
+bounded_lattice = BoundedLattice
+
+
+xp: Any  # CuPy, by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name == "xp":
+        return cupy()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def device_of(array: Any) -> Any:
+    return array.device
+
+
+def asarray(array: np.ndarray) -> Any:
+    return cupy().asarray(array)
+
+
+def assign(values: Any, out: Any) -> None:
+    out[...] = values
+
+
+def host(*arrays: Any) -> list[np.ndarray]:
+    copies = [array.get(blocking=False) for array in arrays]
+    for device in {array.device.id for array in arrays}:
+        with cupy().cuda.Device(device):
+            cupy().cuda.get_current_stream().synchronize()
+    return copies
+
+
+def indices(mask: Any, count: int | None = None) -> Any:
+    library = cupy()
+    if count is None:
+        return library.flatnonzero(mask)
+    so_far = library.cumsum(mask, dtype=np.int64)
+    return library.searchsorted(so_far, library.arange(1, count + 1))
+
+
+def repeat(values: Any, counts: np.ndarray) -> Any:
+    library, ends = cupy(), counts.cumsum()
+    every = library.arange(int(ends[-1]))
+    return values[library.searchsorted(library.asarray(ends), every, side="right")]
+
+
+def block_rows(rows: int, width: int) -> int:
+    return rows
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    return cupy().empty(shape, dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+    return cupy().zeros(shape, dtype)
+
+
+def threads() -> int:
+    return 1
+
+
+class _InOrder:
+    """One after the other; see :class:`cupy_rnnt.ops.Workers`."""
+
+    def run(
+        self,
+        function: Callable[[int, Tile], None],
+        tiles: Sequence[Tile],
+        fixed: bool = False,
+        report: Callable[[Tile], None] | None = None,
+    ) -> None:
+        for tile in tiles:
+            function(0, tile)
+            if report is not None:
+                report(tile)
+
+
+def workers(count: int) -> _InOrder:
+    return _InOrder()

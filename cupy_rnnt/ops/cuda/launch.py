@@ -1,0 +1,307 @@
+"""The one place that compiles CUDA kernels and launches them.
+
+A kernel is declared once, as a constant of the module whose operation it implements::
+
+    _ROW_MAX = Kernel("row_max", "rows.cu", threads=WARP)
+
+    def row_max(logits):
+        rows, width = logits.shape
+        out = cupy().empty(rows, logits.dtype)
+        _ROW_MAX[logits.dtype](rows, logits, out, rows, width)
+        return out
+
+``kernels/rows.cu`` holds ``template <typename T> __global__ void row_max(const T* logits, T* out,
+long long rows, long long width)``. ``kernel[...]`` takes the template arguments (a dtype stands for
+the C++ type of its elements) and gives the function, which is called with the number of its items
+and then the arguments of the kernel. It runs on the current device and the current stream.
+
+*Geometry.* ``threads`` says how many threads share an item: 1 (the default), `WARP` or `BLOCK`. The
+grid has enough blocks for all items, up to a limit, so that a kernel must stride over the grid::
+
+    for (long long row = first_item; row < rows; row += item_stride) ...
+
+No item, no launch.
+
+*Arguments.* Arrays are passed as pointers to their first element, whatever their strides; None is a
+null pointer. As everywhere in CuPy, a Python int is a ``long long``, a float is a ``double``, and a
+bool is a ``bool``, of one byte; wrap in ``np.int32(...)`` or ``np.float32(...)`` for other
+parameters.
+
+*Sources.* ``#include "x.cuh"`` of a file beside the source is replaced by its text, the first time
+it is met. CUDA's own headers (``cuda_fp16.h``, ``cuda_bf16.h``) are those that CuPy itself needs
+and finds. All kernels of a source with the same first template argument are compiled together, at
+first use. CuPy keeps them on disk, from version 14.2 on; earlier ones compile modules with name
+expressions in every process. CuPy flushes denormal floats (not doubles) to 0.
+
+Every kernel declared is in `KERNELS`, from which the tests compile all of them for all devices.
+
+*What may be missing.* Whatever keeps kernels from running is an error of one sentence, which says
+how to mend it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+WARP = 32
+BLOCK = 0
+"""Instead of a number of threads: all threads of a block."""
+
+LEAST_CAPABILITY = 7, 5
+MOST_BLOCKS = 2**16
+"""Of a launch: more than any device runs at once; kernels stride over the rest of their items."""
+MOST_SHARED_BYTES = 48 * 2**10
+"""Of a block, without asking the device for more."""
+
+OPTIONS = ("-std=c++17",)
+ELEMENTS = {
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+    "float32": "float",
+    "float64": "double",
+    "int32": "int",
+    "int64": "long long",
+    "bool": "bool",
+}
+"""The C++ types of the elements of arrays, by the names of their dtypes."""
+FLOATS = tuple((ELEMENTS[name],) for name in ("float16", "bfloat16", "float32", "float64"))
+_INSTALL = "install cupy-cuda12x[ctk] or cupy-cuda13x[ctk]"
+
+
+def cupy() -> Any:
+    """CuPy, imported at first use."""
+    try:
+        import cupy
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            text = f"CUDA arrays need CuPy: {_INSTALL}, as the driver allows"
+        else:
+            text = f"CuPy is installed but cannot be imported: {error.__cause__ or error}"
+        raise ImportError(text) from error
+    return cupy
+
+
+def cublas() -> Any:
+    """The part of CuPy that multiplies matrices."""
+    try:
+        from cupy import cublas
+    except ImportError as error:
+        raise RuntimeError(f"CuPy finds no cuBLAS: {_INSTALL}") from error
+    return cublas
+
+
+def check() -> None:
+    """Raise what keeps kernels from being compiled for the current device, if anything does."""
+    library = cupy()
+    _check_capability(library, _device(library))
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A ``__global__`` function of a source file, and how it is launched.
+
+    Parameters
+    ----------
+    name : str
+        Of the function or function template.
+    source : str
+        File in ``kernels/``.
+    threads : int
+        How many threads share an item: 1, another divisor of `block` such as `WARP`, or `BLOCK`.
+    block : int
+        Threads of a block, the bound in the function's ``__launch_bounds__``.
+    variants : tuple of tuples of str
+        Template arguments, all that are ever used. A function that is no template has ``((),)``.
+    shared_bytes : int
+        The most dynamic shared memory that a block is given.
+    any_first : bool
+        Whether the first template argument may also be another one than those of `variants`.
+    """
+
+    name: str
+    source: str
+    threads: int = 1
+    block: int = 256
+    variants: tuple[tuple[str, ...], ...] = FLOATS
+    shared_bytes: int = 0
+    any_first: bool = False
+
+    def __post_init__(self) -> None:
+        KERNELS.append(self)
+
+    def __getitem__(self, arguments: Any) -> Launch:
+        return Launch(self, template_arguments(arguments))
+
+    def has(self, variant: tuple[str, ...]) -> bool:
+        """Whether it may be launched with these template arguments."""
+        others = {declared[1:] for declared in self.variants}
+        return variant in self.variants or (self.any_first and variant[1:] in others)
+
+    def expression(self, variant: tuple[str, ...]) -> str:
+        """``name<float, 4>``"""
+        return f"{self.name}<{', '.join(variant)}>" if variant else self.name
+
+    def grid(self, items: int) -> int:
+        """Blocks for a number of items."""
+        items_per_block = self.block // (self.threads or self.block)
+        return min(-(-items // items_per_block), MOST_BLOCKS)
+
+
+KERNELS: list[Kernel] = []
+"""Every kernel that was declared by the modules imported so far."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its template arguments."""
+
+    kernel: Kernel
+    variant: tuple[str, ...]
+
+    def __call__(self, items: int, *arguments: Any, shared_bytes: int = 0) -> None:
+        """Run the kernel for a number of items; `shared_bytes` of dynamic memory for a block."""
+        kernel = self.kernel
+        if shared_bytes > kernel.shared_bytes:
+            raise ValueError(f"{kernel.name} was not declared with {shared_bytes} shared bytes")
+        if not items:
+            return
+        library = cupy()
+        function = _function(library, _device(library), kernel, self.variant)
+        function((kernel.grid(items),), (kernel.block,), arguments, shared_mem=shared_bytes)
+
+
+def template_arguments(arguments: Any) -> tuple[str, ...]:
+    """As C++ wants them: a dtype by its element type, the rest as it is.
+
+    >>> template_arguments((np.dtype(np.float16), "Tanh", 4, True))
+    ('__half', 'Tanh', '4', 'true')
+    """
+    several = arguments if isinstance(arguments, tuple) else (arguments,)
+    return tuple(map(_template_argument, several))
+
+
+def _template_argument(argument: Any) -> str:
+    if isinstance(argument, np.dtype):
+        return ELEMENTS[argument.name]
+    return str(argument).lower() if isinstance(argument, bool) else str(argument)
+
+
+def units(source: str) -> dict[tuple[str, ...], list[str]]:
+    """What is compiled together: name expressions, by the first template argument."""
+    kernels = [kernel for kernel in KERNELS if kernel.source == source]
+    firsts = dict.fromkeys(variant[:1] for kernel in kernels for variant in kernel.variants)
+    return {first: compiled_with(source, first) for first in firsts}
+
+
+def compiled_with(source: str, first: tuple[str, ...]) -> list[str]:
+    """The name expressions that are compiled together for a first template argument, or none."""
+    kernels = [kernel for kernel in KERNELS if kernel.source == source]
+    return [
+        kernel.expression(variant)
+        for kernel in kernels
+        for variant in dict.fromkeys((*first, *declared[1:]) for declared in kernel.variants)
+        if bool(first) == bool(kernel.variants[0]) and kernel.has(variant)
+    ]
+
+
+@functools.cache
+def source_text(name: str) -> str:
+    """A source of ``kernels/`` with the files that it includes from there."""
+    return "\n".join(_lines(name, set()))
+
+
+def _lines(name: str, seen: set[str]) -> Iterator[str]:
+    """Each file once. ``#line`` says where a line is from."""
+    if name in seen:
+        return
+    seen.add(name)
+    yield f'#line 1 "{name}"'
+    for number, line in enumerate(_folder().joinpath(name).read_text().splitlines(), 1):
+        included = re.match(r'\s*#include "(.+)"', line)
+        if included:
+            yield from _lines(included[1], seen)
+            yield f'#line {number + 1} "{name}"'
+        elif line.strip() != "#pragma once":
+            yield line
+
+
+def _folder() -> Any:
+    """``kernels/``, inside the installed package or beside it in a checkout."""
+    package: Any = files("cupy_rnnt")
+    inside = package / "kernels"
+    return inside if (inside / "common.cuh").is_file() else package.parent / "kernels"
+
+
+def _device(library: Any) -> int:
+    """The current device."""
+    runtime = library.cuda.runtime
+    try:
+        return int(runtime.getDevice())
+    except runtime.CUDARuntimeError as error:
+        raise RuntimeError(_without_device(runtime, str(error))) from error
+
+
+def _without_device(runtime: Any, error: str) -> str:
+    """What an error of the CUDA runtime means, and what to do."""
+    driver, own = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if not driver:
+        return "CUDA arrays need NVIDIA's driver and a GPU, but there is no driver: install it"
+    if "cudaErrorInsufficientDriver" in error:
+        update = "update the driver, or install a CuPy for an older CUDA"
+        old = f"NVIDIA's driver is for CUDA {dotted(driver)}, too old for CuPy's {dotted(own)}"
+        return f"{old}: {update}"
+    if "cudaErrorNoDevice" in error:
+        look = "see what nvidia-smi lists, and CUDA_VISIBLE_DEVICES if that is set"
+        return f"NVIDIA's driver finds no CUDA device: {look}"
+    return f"CUDA cannot be used: {error}"
+
+
+def dotted(version: int) -> str:
+    """A version as CUDA counts them.
+
+    >>> dotted(12090)
+    '12.9'
+    """
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+@functools.cache
+def _function(library: Any, device: int, kernel: Kernel, variant: tuple[str, ...]) -> Any:
+    """A function of CuPy, compiled for a device."""
+    if not kernel.has(variant):
+        raise TypeError(f"no kernel {kernel.expression(variant)} was declared")
+    _check_capability(library, device)
+    try:
+        expressions = tuple(compiled_with(kernel.source, variant[:1]))
+        module = _module(library, kernel.source, expressions)
+        return module.get_function(kernel.expression(variant))
+    except library.cuda.compiler.CompileException as error:
+        if "open source file" in str(error):  # NVRTC "could not" or "cannot"
+            raise RuntimeError(f"CuPy finds no CUDA headers: {_INSTALL}") from error
+        raise
+
+
+@functools.cache
+def _module(library: Any, source: str, expressions: tuple[str, ...]) -> Any:
+    code = source_text(source)
+    return library.RawModule(code=code, options=OPTIONS, name_expressions=expressions)
+
+
+def _check_capability(library: Any, device: int) -> None:
+    text = library.cuda.Device(device).compute_capability
+    capability = int(text[:-1]), int(text[-1])
+    if capability < LEAST_CAPABILITY:
+        least, own = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
+        text = f"CUDA device {device} has compute capability {own}, but {least} or more is needed"
+        raise RuntimeError(text)
+    try:
+        library.cuda.nvrtc.getVersion()
+    except RuntimeError as error:
+        raise RuntimeError(f"CuPy finds no NVRTC: {_INSTALL}") from error

@@ -1,0 +1,132 @@
+"""Upper bounds of transition log-probs on NumPy arrays, from four dot products a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...transducer import LABEL_COLUMN, Row, RowHead
+from .. import Runs
+from .activations import ACTIVATIONS
+from .lattice import logaddexp
+
+_BLOCK_ELEMENTS = 2**17  # hidden values at once, which stay in the inner caches
+
+
+def means(array: np.ndarray, samples: np.ndarray, counts: np.ndarray, out: np.ndarray) -> None:
+    for mean, b, count in zip(out, samples, counts, strict=True):
+        array[b, :count].mean(axis=0, dtype=out.dtype, out=mean)
+
+
+def magnitudes(array: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    found = np.empty(len(counts))
+    for b, count in enumerate(counts):
+        rows = array[b, :count]
+        found[b] = np.maximum(rows.max(), -rows.min())
+    return found
+
+
+def largest_row_sum(weight: np.ndarray) -> np.ndarray:
+    sums = [abs(weight[v : v + 64]).sum(axis=1).max() for v in range(0, len(weight), 64)]
+    largest: np.ndarray = np.array(sums).max()
+    return largest
+
+
+def bounds(
+    encoder: np.ndarray,
+    predictor: np.ndarray,
+    activation: str | None,
+    row: Row,
+    slopes: np.ndarray,
+    constants: np.ndarray,
+    vectors: np.ndarray,
+    vector_constants: np.ndarray,
+    runs: Runs,
+    scratch: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    hidden = scratch[: max(1, _BLOCK_ELEMENTS // scratch.shape[1])]
+    for frame, frames, prefix, columns, cell, slack in zip(*runs, strict=True):
+        prefixes = slice(prefix, prefix + columns)
+        of_prefixes = predictor[prefixes], vectors[prefixes], vector_constants[prefixes]
+        rows = max(1, len(scratch) // columns)
+        for start in range(frame, frame + frames, rows):
+            some = slice(start, min(start + rows, frame + frames))
+            of_frames = encoder[some], slopes[some], constants[some]
+            logits, tangent = _dots(of_frames, of_prefixes, activation, hidden)
+            place = cell + (start - frame) * columns
+            cells = slice(place, place + tangent.size)
+            for values, to in zip(_bounds(logits, tangent, row, slack), out, strict=True):
+                to[cells] = values.reshape(-1)
+
+
+def _dots(
+    of_frames: tuple[np.ndarray, np.ndarray, np.ndarray],
+    of_prefixes: tuple[np.ndarray, np.ndarray, np.ndarray],
+    activation: str | None,
+    scratch: np.ndarray,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Exact logits, (frames, prefixes) each, the label's last, and the larger tangent."""
+    encoder, slopes, constants = of_frames
+    predictor, vectors, vector_constants = of_prefixes
+    shape = len(encoder), len(predictor)
+    of_frame = np.empty((*shape, 1), encoder.dtype)
+    of_prefix = np.empty((vectors.shape[1], *shape), encoder.dtype)
+    widest = min(len(predictor), len(scratch))
+    for first in range(0, len(predictor), widest):
+        columns = slice(first, first + widest)
+        here = predictor[columns]
+        frames = len(scratch) // len(here)
+        for start in range(0, len(encoder), frames):
+            rows = slice(start, start + frames)
+            there = encoder[rows]
+            hidden = scratch[: len(there) * len(here)].reshape(len(there), len(here), -1)
+            np.add(there[:, None], here, out=hidden)
+            if activation is None:
+                np.divide(here, hidden, out=hidden)
+            else:
+                ACTIVATIONS[activation].apply(hidden, hidden)
+            np.matmul(hidden, slopes[rows, :, None], out=of_frame[rows, columns])
+            dots = np.matmul(hidden.transpose(1, 0, 2), vectors[columns].transpose(0, 2, 1))
+            of_prefix[:, rows, columns] = dots.transpose(2, 1, 0)
+    *logits, tangent = of_prefix + vector_constants.T[:, None]
+    np.maximum(tangent, of_frame[..., 0] + constants[:, None], out=tangent)
+    return logits, tangent
+
+
+def _bounds(
+    logits: list[np.ndarray], tangent: np.ndarray, row: Row, slack: float
+) -> Iterator[np.ndarray]:
+    """Of each score, from exact logits and a lower bound of the log-sum-exp over the labels."""
+    *exact, label = logits
+    others = iter(exact)
+    of_scores = [label if column == LABEL_COLUMN else next(others) for column in row.columns]
+    np.maximum(tangent, label, out=tangent)
+    lower = [_lower_lse(of_scores, tangent, row, head) for head in row.heads]
+    for logit, charged, shift in zip(of_scores, row.charged, row.shifts, strict=True):
+        for g in charged:
+            logit -= lower[g]
+        logit += slack * max(1, len(charged))
+        np.fmin(logit, 0.0, out=logit)  # of NaN and 0 that is 0
+        yield logit - shift if shift else logit
+
+
+def _lower_lse(
+    of_scores: list[np.ndarray], tangent: np.ndarray, row: Row, head: RowHead
+) -> np.ndarray:
+    """A lower bound of the log-sum-exp of a head, from what is known of its columns."""
+    terms = [
+        logit
+        for logit, column in zip(of_scores, row.columns, strict=True)
+        if any(start <= column < stop for start, stop in head.ranges)
+    ]
+    terms += [tangent] * head.labels + [np.zeros_like(tangent)] * head.zero
+    if len(terms) == 1:
+        return terms[0].copy()
+    lower = np.full_like(tangent, -np.inf) if not terms else terms[0]
+    for term in terms[1:]:
+        total, work = np.empty((2, *tangent.shape))
+        logaddexp(lower, term, total, work)
+        lower = total
+    return lower

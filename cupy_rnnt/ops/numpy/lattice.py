@@ -1,0 +1,399 @@
+"""The lattice recursion on NumPy: all samples of a group, one anti-diagonal at a time, in float64.
+
+Samples with more labels than frames lie the other way round in memory, in a grid of their own
+(:mod:`cupy_rnnt.ops.numpy.grid`), so a group has one or two :class:`Sweeps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...batch import Cells
+from ...transducer import Arc, Topology, Transducer
+from .grid import Grid
+
+_KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
+_VECTOR_LOGADDEXP = 300  # from this length on, NumPy's vector exp and log1p beat its logaddexp
+
+
+def lattice_nbytes(
+    topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
+) -> int:
+    """Bytes of a lattice of so many rows and columns while it is solved."""
+    scores, arcs, reach = len(topology.scores), len(topology.arcs), topology.reach
+    arrays = scores + 2 if gradient or bounded else scores
+    masks = 2 * bounded
+    vectors = 32 + 2 * arcs + (reach + 1) * (arrays + 2)
+    return (width + reach) * ((8 * arrays + masks) * diagonals + 8 * vectors)
+
+
+class _Step(NamedTuple):
+    """An arc in memory: it leads `ahead` rows down and `shift` columns to the right."""
+
+    arc: Arc
+    ahead: int
+    shift: int
+    first: np.ndarray  # its first score, flat
+    added: list[tuple[np.ndarray, int]]  # its others, and how far behind the cell they are read
+
+    def weights(self, start: int, count: int, out: np.ndarray) -> np.ndarray:
+        """The log-probs of the arc from some places; they may go to `out`."""
+        weights = self.first[start : start + count]
+        for scores, behind in self.added:
+            others = scores[start + behind : start + behind + count]
+            weights = np.add(weights, others, out=out)
+        return weights
+
+
+class Sweeps:
+    """The samples of a group that lie one way round, and the sweeps over their diagonals.
+
+    Parameters
+    ----------
+    transducer : Transducer
+    frames, positions : numpy.ndarray, shape (n,), int64
+        T and S = U + 1 of each sample.
+    flipped : bool
+        Whether there are fewer frames than positions.
+    gradient : bool
+        Whether occupancies are wanted. If not, alpha is kept for a few diagonals only.
+    delay_penalty : float
+    """
+
+    def __init__(
+        self,
+        transducer: Transducer,
+        frames: np.ndarray,
+        positions: np.ndarray,
+        flipped: bool,
+        gradient: bool,
+        delay_penalty: float,
+    ) -> None:
+        topology = self._topology = transducer.topology
+        self._most_mass = transducer.most_mass
+        self._gradient, self._delay_penalty = gradient, delay_penalty
+        spare = max(arc.frames if flipped else arc.labels for arc in topology.arcs)
+        self.grid = grid = Grid(frames, positions, flipped, spare)
+        self._row_of = {score: k for k, score in enumerate(topology.scores)}
+        self._poisoned = np.zeros(len(frames), bool)
+        rows = grid.rows + 2 * topology.looks_aside  # the last cells may be looked aside from, too
+        self._memory, self._scores = grid.full(rows, len(self._row_of))
+        self._steps = [self._step(arc) for arc in topology.arcs]
+        # By rows, the arcs that lead to (T, U), of which sample and from which column.
+        self._endings: dict[int, list[tuple[int, int, int]]] = {}
+        for i, arc in enumerate(topology.arcs):
+            places = grid.exit - grid.offset(arc.frames, arc.labels)
+            exists = (frames >= arc.frames) & (positions > arc.labels) & (arc.frames > 0)
+            for sample in np.flatnonzero(exists).tolist():
+                row, column = divmod(int(places[sample]), grid.width)
+                self._endings.setdefault(row, []).append((i, sample, column))
+
+    def write(
+        self, sample: Any, frame: Any, position: Any, has_label: Any, scores: np.ndarray
+    ) -> None:
+        """Scores (K, n) of cells; where there is no label to emit, that of it is not read."""
+        places = self.grid.places(sample, frame, position)
+        kinds = [score.kind for score in self._row_of]
+        rows = [
+            np.where(has_label, values, -np.inf) if kind == "label" else values
+            for kind, values in zip(kinds, scores, strict=True)
+        ]
+        good = np.logical_and.reduce([values < np.inf for values in rows])
+        if not good.all():
+            self._poisoned[sample[~good]] = True
+            rows = [np.where(good, values, -np.inf) for values in rows]
+        for kind, values, stored in zip(kinds, rows, self._scores, strict=True):
+            if kind == "label" and self._delay_penalty:
+                values = values + self._delay(self.grid.frames[sample], frame)
+            stored.reshape(-1)[places] = values
+
+    def _delay(self, frames: Any, frame: Any) -> Any:
+        """What the delay penalty (k2) adds to the log-prob of a label."""
+        return self._delay_penalty * ((frames - 1) / 2 - frame)
+
+    def solve(self) -> np.ndarray:
+        """Costs of the samples; afterwards, if there is to be a gradient, :meth:`keep` works."""
+        with np.errstate(all="ignore"):
+            self._log_prob, self._alpha = self._inside()
+            costs: np.ndarray = np.where(self._poisoned, np.nan, -self._log_prob)
+            if self._gradient:
+                self._beta = self._outside()
+        return costs
+
+    def _inside(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probs of the samples, and log alpha."""
+        return self._forward(self._gradient)
+
+    def _outside(self) -> np.ndarray:
+        """Log beta."""
+        return self._backward()
+
+    def _step(self, arc: Arc) -> _Step:
+        """How an arc leads on in memory."""
+        grid, (first, *others) = self.grid, (self._memory[self._row_of[s]] for s in arc.scores)
+        added = [(scores, 0) for scores in others]
+        if arc.then is not None:
+            added.append((self._memory[self._row_of[arc.then]], grid.offset(0, arc.labels)))
+        return _Step(arc, arc.frames + arc.labels, grid.shift(arc), first, added)
+
+    def _forward(
+        self, keep: bool, passing: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sweep log alpha forward, on all diagonals or (without `keep`) a few in turn; the log-prob
+        of each sample comes first.
+
+        Cells that are not `passing`, (rows, width), pass nothing on.
+        """
+        grid, steps = self.grid, self._steps
+        turns = grid.rows if keep else self._topology.reach + 1
+        passed_on, alpha = grid.full(turns)
+        if passing is not None:
+            turns = self._topology.reach + 1
+            passed_on, masked = grid.full(turns)
+        log_prob = np.full(len(grid.first), -np.inf)
+        spare, work = np.empty((len(steps), grid.width)), np.empty(grid.width)
+        alpha[0, grid.first] = 0.0
+        for d in range(grid.rows):
+            n = grid.ends[d]
+            here = alpha[d % len(alpha), :n]
+            terms = []
+            for step, out in zip(steps, spare, strict=True):
+                before = d - step.ahead
+                if before >= 0:
+                    term = out[:n]
+                    weights = step.weights(grid.start(before) - step.shift, n, term)
+                    start = grid.start(before % turns) - step.shift
+                    terms.append(np.add(passed_on[start : start + n], weights, out=term))
+            if terms:
+                logsumexp(terms, here, work[:n])
+            if passing is not None:
+                here = masked[d % turns]
+                here[:n] = np.where(passing[d, :n], alpha[d, :n], -np.inf)
+            for i, sample, column in self._endings.get(d, ()):
+                step = steps[i]
+                if step.arc.ends:
+                    weight = step.weights(grid.start(d) + column, 1, work[:1])[0]
+                    log_prob[sample] = np.logaddexp(log_prob[sample], here[column] + weight)
+        return log_prob, alpha
+
+    def _backward(
+        self,
+        passing: np.ndarray | None = None,
+        cap: Callable[[int, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """Sweep log beta back: (rows, width), and some more rows that no cell is in.
+
+        Cells that are not `passing` have none. ``cap(row, beta, out, work)`` writes the most that
+        it may be in a row, given those below, in memory.
+        """
+        grid, steps = self.grid, self._steps
+        memory, beta = grid.full(grid.rows + self._topology.reach)
+        beta.reshape(-1)[grid.exit] = 0.0
+        spare, work = np.empty((max(len(steps), 2), grid.width)), np.empty(grid.width)
+        for d in range(grid.rows - 1, -1, -1):
+            n, start = grid.ends[d], grid.start(d)
+            terms = []
+            for step, out in zip(steps, spare, strict=False):
+                term = out[:n]
+                weights = step.weights(start, n, term)
+                below = grid.start(d + step.ahead) + step.shift
+                terms.append(np.add(weights, memory[below : below + n], out=term))
+            for i, _, column in self._endings.get(d, ()):
+                if not steps[i].arc.ends:
+                    terms[i][column] = -np.inf
+            here = beta[d, :n]
+            logsumexp(terms, here, work[:n])
+            if cap is not None:
+                most = spare[0, :n]
+                cap(d, memory, most, spare[1, :n])
+                np.minimum(here, most, out=here)
+            if passing is not None:
+                np.copyto(here, -np.inf, where=~passing[d, :n])
+        return beta
+
+    def keep(self, least: np.ndarray) -> list[np.ndarray]:
+        """Of each sample the cells that hold at least so much occupancy, by their numbers in it."""
+        with np.errstate(all="ignore"):
+            bounds = np.log(least) + self._log_prob
+            if self._topology.looks_aside:
+                bounds -= np.log(2)  # half for the paths through a cell, half for looks aside at it
+        keeps = least < np.inf
+        return [self._holding(i, bounds[i]) if keeps[i] else _NONE for i in range(len(least))]
+
+    def _holding(self, sample: int, bound: float) -> np.ndarray:
+        """The cells that paths of such a log-prob lead through, or look aside at."""
+        alpha, beta = (self.grid.view(values, sample) for values in (self._alpha, self._beta))
+        frames, positions = alpha.shape
+        rows = max(1, _KEEP_CHUNK // positions)
+        cells = []
+        for start in range(0, frames, rows):
+            part = slice(start, start + rows)
+            mask = alpha[part] + beta[part] >= bound
+            if self._topology.looks_aside:
+                mask[:, 1:] |= mask[:, :-1].copy()
+            cells.append(start * positions + np.flatnonzero(mask))
+        return np.concatenate(cells)
+
+    def occupancies(self, sample: Any, frame: Any, position: Any, of_labels: float) -> np.ndarray:
+        """Of the scores (K, n) of some cells: posterior probabilities that paths take the arcs that
+        a score is part of. Arcs that emit a label count `of_labels` times."""
+        grid, occupancies = self.grid, np.zeros((len(self._row_of), len(sample)))
+        places = grid.places(sample, frame, position)
+        share = self._alpha.reshape(-1)[places]
+        with np.errstate(all="ignore"):
+            share -= self._log_prob[sample]
+            for arc in self._topology.arcs:
+                times = of_labels if arc.labels else 1.0
+                taken = self._taken(arc, sample, places, share)
+                taken *= times
+                for score in arc.scores:
+                    occupancies[self._row_of[score]] += taken
+                if arc.then is not None:  # which the cell before reads
+                    read = np.flatnonzero(position >= arc.labels)
+                    before = places[read] - grid.offset(0, arc.labels)
+                    share_before = self._alpha.reshape(-1)[before] - self._log_prob[sample[read]]
+                    taken = self._taken(arc, sample[read], before, share_before)
+                    occupancies[self._row_of[arc.then], read] += times * taken
+        return occupancies
+
+    def _taken(
+        self, arc: Arc, sample: np.ndarray, places: np.ndarray, share: np.ndarray
+    ) -> np.ndarray:
+        """The posterior probability of an arc from some places of samples, given alpha over the
+        probability of the sample."""
+        first, *others = (self._scores[self._row_of[score]].reshape(-1) for score in arc.scores)
+        weights: np.ndarray = first[places]
+        for scores in others:
+            weights += scores[places]
+        if arc.then is not None:
+            aside = self._scores[self._row_of[arc.then]].reshape(-1)
+            weights += aside[places + self.grid.offset(0, arc.labels)]
+        behind = places + self.grid.offset(arc.frames, arc.labels)
+        weights += self._beta.reshape(-1)[behind]
+        weights += share
+        if not arc.ends:
+            weights[behind == self.grid.exit[sample]] = -np.inf
+        taken: np.ndarray = np.exp(weights, out=weights)
+        return taken
+
+
+_NONE = np.empty(0, np.int64)
+
+
+class Lattice:
+    """See :class:`cupy_rnnt.ops.Lattice`."""
+
+    sweeps: type[Sweeps] = Sweeps
+
+    def __init__(
+        self,
+        transducer: Transducer,
+        frames: np.ndarray,
+        positions: np.ndarray,
+        gradient: bool,
+        delay_penalty: float,
+    ) -> None:
+        self._scores = len(transducer.topology.scores)
+        self._cells = frames * positions
+        self._first = np.cumsum(self._cells) - self._cells
+        self._positions = positions
+        flipped = positions > frames
+        self._side = flipped.astype(np.intp)
+        self._samples = [np.flatnonzero(flipped == side) for side in (False, True)]
+        self._number = np.empty(len(frames), np.intp)  # of each sample among those of its side
+        self._sides: list[Any] = []
+        for side, samples in enumerate(self._samples):
+            self._number[samples] = np.arange(len(samples))
+            lengths = frames[samples], positions[samples]
+            self._sides.append(
+                self.sweeps(transducer, *lengths, bool(side), gradient, delay_penalty)
+                if len(samples)
+                else None
+            )
+
+    def _used(self) -> Iterator[tuple[Any, np.ndarray]]:
+        """Both sides, if both have samples, and their samples."""
+        pairs = zip(self._sides, self._samples, strict=True)
+        return (pair for pair in pairs if pair[0] is not None)
+
+    def _split(self, sample: np.ndarray) -> Iterator[tuple[Any, Any]]:
+        """Both sides, if both have cells, and which of some cells are theirs."""
+        side = self._side[sample]
+        if side.any() and not side.all():
+            yield from ((self._sides[i], np.flatnonzero(side == i)) for i in (0, 1))
+        elif len(side):
+            yield self._sides[side[0]], slice(None)
+
+    def _gathered(self, values: Callable[[Any], Any]) -> Any:
+        """An array with an entry for each sample, made of those of both sides."""
+        of_samples: Any = np.empty(len(self._cells))
+        for sweeps, samples in self._used():
+            of_samples[samples] = values(sweeps)
+        return of_samples
+
+    def write(self, cells: Cells, scores: np.ndarray) -> None:
+        for sweeps, some in self._split(cells.sample):
+            coordinates = cells.frame[some], cells.position[some], cells.has_label[some]
+            sweeps.write(self._number[cells.sample[some]], *coordinates, scores[:, some])
+
+    def solve(self) -> np.ndarray:
+        costs: np.ndarray = self._gathered(lambda sweeps: sweeps.solve())
+        return costs
+
+    def keep(self, least: np.ndarray) -> np.ndarray:
+        cells: list[np.ndarray] = [_NONE] * len(self._cells)
+        for sweeps, samples in self._used():
+            for sample, numbers in zip(samples.tolist(), sweeps.keep(least[samples]), strict=True):
+                cells[sample] = self._first[sample] + numbers
+        return np.concatenate(cells)
+
+    def occupancies(self, cells: np.ndarray, of_labels: float, dtype: np.dtype) -> np.ndarray:
+        occupancies = np.empty((self._scores, len(cells)), dtype)
+        for start in range(0, len(cells), _KEEP_CHUNK):
+            chunk = cells[start : start + _KEEP_CHUNK]
+            sample = np.searchsorted(self._first, chunk, side="right") - 1
+            frame, position = np.divmod(chunk - self._first[sample], self._positions[sample])
+            out = occupancies[:, start : start + len(chunk)]
+            for sweeps, some in self._split(sample):
+                coordinates = self._number[sample[some]], frame[some], position[some]
+                out[:, some] = sweeps.occupancies(*coordinates, of_labels)
+        return occupancies
+
+
+def logsumexp(terms: list[np.ndarray], out: np.ndarray, work: np.ndarray) -> None:
+    """``out = log(sum(exp(terms)))`` for values below +inf; `terms` are overwritten."""
+    if len(terms) == 1:
+        np.copyto(out, terms[0])
+        return
+    first, second, *rest = terms
+    if not rest:
+        logaddexp(first, second, out, work)
+        return
+    np.maximum(first, second, out=out)
+    for term in rest:
+        np.maximum(out, term, out=out)
+    np.maximum(out, -1e300, out=work)  # -inf - -inf would be NaN
+    for term in terms:
+        term -= work
+        np.exp(term, out=term)
+    for term in terms[1:]:
+        first += term
+    np.log(first, out=first)
+    out += first
+
+
+def logaddexp(a: np.ndarray, b: np.ndarray, out: np.ndarray, work: np.ndarray) -> None:
+    """``out = log(exp(a) + exp(b))`` for values below +inf; `out` may hold neither argument."""
+    if a.size < _VECTOR_LOGADDEXP:
+        np.logaddexp(a, b, out=out)
+        return
+    np.maximum(a, b, out=out)
+    np.minimum(a, b, out=work)
+    work -= out
+    np.fmax(work, -800.0, out=work)  # also turns the NaN of -inf - -inf into "nothing to add"
+    np.exp(work, out=work)
+    np.log1p(work, out=work)
+    out += work

@@ -1,0 +1,181 @@
+"""Rows of logits on NumPy: scores of cells, and the gradient of rows.
+
+A :class:`cupy_rnnt.transducer.Row` says which columns are under which softmax (a *head*), where the
+scores are, and what they are charged.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...transducer import LABEL_COLUMN, Row, RowHead
+
+_BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
+
+# Softmax values below exp(-45) = 3e-20 are flushed to 0. The occupancy that multiplies the others
+# is 0 or at least 1e-14 (eps**2), so that no product comes near the denormals below 1e-38.
+_EXPONENT_FLOOR = {"float32": -45.0, "float64": -300.0}
+
+
+def block_rows(rows: int, width: int) -> int:
+    return min(rows, max(1, _BLOCK_ELEMENTS // width))
+
+
+def row_scores(
+    logits: np.ndarray, bias: np.ndarray | None, row: Row, labels: np.ndarray, scratch: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    n, block = len(logits), len(scratch)
+    sums = np.empty((len(row.heads), n), logits.dtype)
+    ones = np.ones(row.width, logits.dtype)
+    for start in range(0, n, block) if row.heads else ():
+        x = logits[start : start + block]
+        work = scratch[: len(x)]
+        if bias is not None:
+            x = np.add(x, bias, out=work)
+        np.exp(x, out=work)
+        for head, of_head in zip(row.heads, sums, strict=True):
+            _sum_columns(work, head, ones, of_head[start : start + block])
+    lse = np.log(sums, dtype=np.float64)
+    # Few rows need their maximum taken out first, and that costs as much as all the rest.
+    limits = np.finfo(logits.dtype)
+    safe = (sums > limits.tiny / limits.eps) & (sums < limits.max * limits.eps)
+    for head, of_head, is_safe in zip(row.heads, lse, safe, strict=True):
+        unsafe = np.flatnonzero(~is_safe)
+        for start in range(0, len(unsafe), block):
+            rows = unsafe[start : start + block]
+            work = np.take(logits, rows, axis=0, out=scratch[: len(rows)], mode="clip")
+            if bias is not None:
+                work += bias
+            of_head[rows] = _log_sum_exp(work, head)
+    return lse, _scores(logits, bias, row, labels, lse)
+
+
+def _sum_columns(values: np.ndarray, head: RowHead, ones: np.ndarray, out: np.ndarray) -> None:
+    """Sums of rows over the columns of a head; its zero counts as 1."""
+    if not head.ranges:
+        out.fill(0)
+    for i, (start, stop) in enumerate(head.ranges):
+        if i == 0:
+            np.dot(values[:, start:stop], ones[start:stop], out=out)
+        else:
+            out += np.dot(values[:, start:stop], ones[start:stop])
+    if head.zero:
+        out += 1
+
+
+def _log_sum_exp(x: np.ndarray, head: RowHead) -> np.ndarray:
+    """Of rows, which are overwritten, with their maximum taken out."""
+    parts = [x[:, start:stop] for start, stop in head.ranges]
+    tops = [part.max(axis=1) for part in parts] + [np.zeros(len(x), x.dtype)] * head.zero
+    top: np.ndarray = np.maximum.reduce(tops, initial=-np.inf)
+    total = np.exp(-top) if head.zero else np.zeros_like(top)
+    for part in parts:
+        part -= top[:, None]
+        np.exp(part, out=part)
+        total += part.sum(axis=1)
+    sums: np.ndarray = np.log(total, dtype=np.float64) + top
+    return sums
+
+
+def _scores(
+    logits: np.ndarray, bias: np.ndarray | None, row: Row, labels: np.ndarray, lse: np.ndarray
+) -> np.ndarray:
+    scores = np.empty((len(row.columns), len(logits)))
+    for score, column, charged, shift in zip(
+        scores, row.columns, row.charged, row.shifts, strict=True
+    ):
+        columns = labels if column == LABEL_COLUMN else column
+        value = logits[np.arange(len(logits)), columns]
+        if bias is not None:  # rounded as in the sum, so that a softmax near 1 has a log near 0
+            value = value + bias[columns]
+        score[...] = value
+        for g in charged:
+            score -= lse[g]
+        if shift:
+            score -= shift
+    return scores
+
+
+def logits_grad(
+    logits: np.ndarray,
+    bias: np.ndarray | None,
+    row: Row,
+    lse: np.ndarray,
+    occupancies: np.ndarray,
+    labels: np.ndarray,
+    clamp: float,
+    weights: np.ndarray | None,
+    scratch: np.ndarray,
+    out: None = None,
+) -> None:
+    block = len(scratch)
+    masses = np.zeros((len(row.heads), len(logits)), occupancies.dtype)
+    for occupancy, charged in zip(occupancies, row.charged, strict=True):
+        for g in charged:
+            masses[g] += occupancy
+    for start in range(0, len(logits), block):
+        rows = slice(start, start + block)
+        x = logits[rows]
+        if bias is not None:
+            x += bias
+        for g, head in enumerate(row.heads):
+            for first, stop in head.ranges:
+                columns = slice(first, stop)
+                _softmax_times(x[:, columns], lse[g, rows], masses[g, rows], scratch[:, columns])
+        for first, stop in row.under_no_head:
+            x[:, first:stop] = 0
+    for occupancy, column in zip(occupancies, row.columns, strict=True):
+        if column == LABEL_COLUMN:
+            logits[np.arange(len(logits)), labels] -= occupancy
+        else:
+            logits[:, column] -= occupancy
+    if clamp > 0:
+        np.clip(logits, -clamp, clamp, out=logits)
+    if weights is not None:
+        logits *= weights.astype(logits.dtype)[:, None]
+
+
+def _softmax_times(x: np.ndarray, lse: np.ndarray, factor: np.ndarray, floor: np.ndarray) -> None:
+    """Overwrite some rows of logits by their softmax times a factor a row."""
+    dtype = x.dtype
+    least = _EXPONENT_FLOOR[dtype.name]
+    if abs(lse).max() < -least and x.min() > lse.max() + least:
+        np.exp(x, out=x)  # nothing overflows, and nothing is small enough to be flushed
+        x *= (np.exp(-lse) * factor).astype(dtype)[:, None]
+        return
+    # exp(x - lse) with lse split into what the dtype holds and the rest: the difference is exact
+    # where the softmax is large, whatever the offset of the row.
+    shift = lse.astype(dtype)
+    x -= shift[:, None]
+    # Whole rows of the floor, not a scalar: np.maximum is three times faster so.
+    floor.fill(least)
+    np.maximum(x, floor[: len(x)], out=x)
+    np.exp(x, out=x)
+    x -= np.exp(floor[:1, :1])
+    x *= (np.exp(shift - lse) * factor).astype(dtype)[:, None]
+
+
+def label_softmax(
+    logits: np.ndarray, bias: np.ndarray | None, row: Row, scratch: np.ndarray
+) -> np.ndarray:
+    lse = np.empty(len(logits))
+    for start in range(0, len(logits), len(scratch)):
+        rows = slice(start, start + len(scratch))
+        x = logits[rows]
+        if bias is not None:
+            x += bias
+        for first, stop in row.others:
+            x[:, first:stop] = -np.inf
+        top = x.max(axis=1)
+        x -= top[:, None]
+        exponentials = np.exp(x, out=scratch[: len(x)])
+        of_rows = np.log(exponentials.sum(axis=1, dtype=np.float64))
+        x -= of_rows.astype(x.dtype)[:, None]
+        np.exp(x, out=x)
+        lse[rows] = of_rows + top
+    return lse
+
+
+def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    dots: np.ndarray = np.einsum("nh,nh->n", a, b)
+    return dots.astype(np.float64)

@@ -1,0 +1,359 @@
+"""The losses as PyTorch functions and modules, without copies.
+
+:func:`rnnt_loss` takes the arguments of ``torchaudio.functional.rnnt_loss``, in the same order and
+with the same defaults. Tensors may be on the CPU or, with CuPy installed, on a CUDA device, whose
+current stream and memory pool are PyTorch's own; labels and lengths may be on the host in any case.
+``torch.compile(fullgraph=True)`` traces through. The backward pass may be run again on a retained
+graph; there is no second derivative, and no ``vmap``: the batch is that of the call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import checks
+from ..batch import INTEGERS
+from ..options import DEFAULTS, JointKeywords, Keywords, Options, spells_out
+from . import operators
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"]
+
+
+def _dense(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        kind = type(value)
+        text = f"{name} is a {kind.__module__}.{kind.__qualname__}, but a torch.Tensor is needed"
+        raise TypeError(text)
+    if value.device.type not in ("cpu", "cuda"):
+        text = f"{name} is on device {value.device}, but a tensor on cpu or cuda is needed"
+        raise ValueError(text)
+    if value.is_nested:
+        text = f"{name} is nested, but a padded tensor is needed: torch.nested.to_padded_tensor"
+        raise TypeError(text)
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} has layout {value.layout}, but a dense tensor is needed")
+    if not torch.compiler.is_compiling():
+        _, tangent = forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
+        if tangent is not None:
+            raise NotImplementedError(f"{name} has a tangent, but there is no forward mode")
+    return value
+
+
+def _on_host(name: str, value: Any) -> Tensor:
+    """A copy, so that the values may change before the backward pass."""
+    if isinstance(value, Tensor):
+        return _dense(name, value).detach().to("cpu", copy=True)
+    try:
+        found = torch.tensor(value, device="cpu")  # which need not be the default device
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(value, (list, tuple)):
+            checks.within_64_bits(name, value)
+        raise TypeError(f"{name} cannot be made a tensor: {error}") from None
+    return found if found.numel() else found.long()
+
+
+def _arguments(inputs: list[Tensor], integers: Sequence[Any], **options: Any) -> list[Any]:
+    """Of an operator: host tensors and plain numbers. While PyTorch traces, numbers are left to the
+    operator, which validates everything again."""
+    lattice = [_on_host(name, value) for name, value in zip(INTEGERS, integers, strict=True)]
+    if torch.compiler.is_compiling():
+        values = DEFAULTS | options
+    else:
+        dtype = np.dtype(np.float64 if inputs[0].dtype == torch.float64 else np.float32)
+        values = Options.checked(dtype, **options).values()
+    return operators.Arguments(inputs, lattice, values).flat()
+
+
+def _needs_grad(tensors: Sequence[Tensor]) -> bool:
+    # torch.jit.trace checks, without gradients, that it would record the same again.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _autocast(tensors: list[Tensor]) -> list[Tensor]:
+    """As ``torch.nn.functional.linear`` takes them under autocast."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    casts = torch.float16, torch.bfloat16, torch.float32
+    return [tensor.to(dtype) if tensor.dtype in casts else tensor for tensor in tensors]
+
+
+@spells_out(Keywords)
+def rnnt_loss(
+    logits: Tensor,
+    targets: Tensor,
+    logit_lengths: Tensor,
+    target_lengths: Tensor,
+    blank: int = -1,
+    clamp: float = -1.0,
+    reduction: str = "mean",
+    fused_log_softmax: bool = True,
+    *,
+    return_info: bool = False,
+    **options: Unpack[Keywords],
+) -> Any:
+    """RNN-transducer loss of given logits: :func:`cupy_rnnt.rnnt_loss` for tensors.
+
+    Drop-in for ``torchaudio.functional.rnnt_loss``. If the logits come from a joint network,
+    :func:`joint_rnnt_loss` gets by without them.
+
+    Parameters
+    ----------
+    logits : torch.Tensor, shape (B, T, U + 1, V)
+        On the CPU or a CUDA device; float16, bfloat16, float32 or float64. Autocast leaves them
+        alone.
+    targets : torch.Tensor, shape (B, U), any integer dtype
+    logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
+    blank, clamp, reduction, fused_log_softmax, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
+        As for :func:`cupy_rnnt.rnnt_loss_and_grad`. `clamp` bounds the gradient before that from
+        above is applied, so it means the same under loss scaling.
+    return_info : bool
+        Whether to return an :class:`cupy_rnnt.Info` as well.
+
+    Returns
+    -------
+    loss : torch.Tensor, shape () or, if `reduction` is ``"none"``, (B,)
+        In nats; float32, or float64 for float64 logits.
+    info : cupy_rnnt.Info
+        Only if `return_info` is true. Its certificate is a tensor.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`cupy_rnnt.rnnt_loss` does.
+    NotImplementedError
+        Under ``torch.func.vmap``, with forward-mode derivatives, or if a gradient is differentiated
+        again.
+
+    Examples
+    --------
+    >>> import torch, cupy_rnnt.torch
+    >>> logits = torch.zeros(1, 2, 2, 3, requires_grad=True)
+    >>> targets, lengths = torch.tensor([[1]]), (torch.tensor([2]), torch.tensor([1]))
+    >>> cupy_rnnt.torch.rnnt_loss(logits, targets, *lengths, blank=0).backward()
+    >>> (logits.grad[0, 0, 0] * 6).round(decimals=5)
+    tensor([-1., -1.,  2.])
+    """
+    return_info = checks.boolean("return_info", return_info)
+    inputs = [_dense("logits", logits)]
+    arguments = _arguments(
+        inputs,
+        (targets, logit_lengths, target_lengths),
+        blank=blank,
+        clamp=clamp,
+        reduction=reduction,
+        fused_log_softmax=fused_log_softmax,
+        **options,
+    )
+    loss, _, *others = operators.LOGITS.forward(*arguments, _needs_grad(inputs))
+    return (loss, operators.info(*others)) if return_info else loss
+
+
+@spells_out(JointKeywords)
+def joint_rnnt_loss(
+    encoder_out: Tensor,
+    predictor_out: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    logit_lengths: Tensor,
+    target_lengths: Tensor,
+    blank: int = -1,
+    clamp: float = -1.0,
+    reduction: str = "mean",
+    *,
+    return_info: bool = False,
+    **options: Unpack[JointKeywords],
+) -> Any:
+    """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for tensors.
+
+    There are never logits in memory but those of a tile. With the reductions ``"mean"`` and
+    ``"sum"`` the gradients are computed with the loss; with ``"none"`` 24 bytes stay for each cell
+    whose gradient matters until the backward pass. Without a need for gradients it computes the
+    costs alone.
+
+    Parameters
+    ----------
+    encoder_out : torch.Tensor, shape (B, T, H)
+        On the CPU or a CUDA device; float16, bfloat16, float32 or float64, and so the next three.
+        Under autocast all but float64 are cast to its dtype.
+    predictor_out : torch.Tensor, shape (B, U + 1, H)
+    weight : torch.Tensor, shape (V, H)
+        Of the output layer, as in ``torch.nn.Linear``.
+    bias : torch.Tensor, shape (V,), or None
+    targets : torch.Tensor, shape (B, U), any integer dtype
+    logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
+    blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
+zero_infinity, tolerance, max_workspace_bytes
+        As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`. `tolerance` concerns the cost as well, so
+        it is of effect without a gradient, too.
+    return_info : bool
+        Whether to return an :class:`cupy_rnnt.Info` as well.
+
+    Returns
+    -------
+    loss : torch.Tensor, shape () or, if `reduction` is ``"none"``, (B,)
+        In nats; float32, or float64 for float64 inputs.
+    info : cupy_rnnt.Info
+        Only if `return_info` is true. Its certificate is a tensor.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        As :func:`rnnt_loss` does.
+
+    Examples
+    --------
+    >>> import torch, cupy_rnnt.torch
+    >>> output = torch.nn.Linear(5, 7)
+    >>> encoder_out = torch.randn(2, 6, 5, requires_grad=True)
+    >>> predictor_out = torch.randn(2, 4, 5, requires_grad=True)
+    >>> loss = cupy_rnnt.torch.joint_rnnt_loss(
+    ...     encoder_out, predictor_out, output.weight, output.bias,
+    ...     torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([6, 5]), torch.tensor([3, 2]))
+    >>> loss.backward()
+    >>> output.weight.grad.shape
+    torch.Size([7, 5])
+    """
+    return_info = checks.boolean("return_info", return_info)
+    given = {"encoder_out": encoder_out, "predictor_out": predictor_out, "weight": weight}
+    if bias is not None:
+        given["bias"] = bias
+    inputs = _autocast([_dense(name, value) for name, value in given.items()])
+    arguments = _arguments(
+        inputs,
+        (targets, logit_lengths, target_lengths),
+        blank=blank,
+        clamp=clamp,
+        reduction=reduction,
+        **options,
+    )
+    needs_grad = _needs_grad(inputs)
+    if needs_grad and reduction != "none":
+        loss, _, *others = operators.JOINT_AND_GRAD(*arguments)
+    else:
+        loss, _, *others = operators.JOINT.forward(*arguments, needs_grad)
+    return (loss, operators.info(*others)) if return_info else loss
+
+
+class _Loss(torch.nn.Module):
+    """A loss with its options fixed."""
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        super().__init__()
+        inspect.signature(function).bind_partial(**options)  # complains of those it does not know
+        self._options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+
+
+class RNNTLoss(_Loss):
+    """:func:`rnnt_loss` with its options fixed; drop-in for ``torchaudio.transforms.RNNTLoss``.
+
+    Parameters are the options of :func:`rnnt_loss`; ``forward`` takes ``(logits, targets,
+    logit_lengths, target_lengths)``.
+
+    Examples
+    --------
+    >>> import cupy_rnnt.torch
+    >>> cupy_rnnt.torch.RNNTLoss(blank=0, fastemit_lambda=0.01)
+    RNNTLoss(blank=0, clamp=-1.0, reduction='mean', fused_log_softmax=True, fastemit_lambda=0.01)
+    """
+
+    def __init__(
+        self,
+        blank: int = -1,
+        clamp: float = -1.0,
+        reduction: str = "mean",
+        fused_log_softmax: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            rnnt_loss,
+            blank=blank,
+            clamp=clamp,
+            reduction=reduction,
+            fused_log_softmax=fused_log_softmax,
+            **options,
+        )
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, logit_lengths: Tensor, target_lengths: Tensor
+    ) -> Any:
+        return rnnt_loss(logits, targets, logit_lengths, target_lengths, **self._options)
+
+
+class JointRNNTLoss(_Loss):
+    """:func:`joint_rnnt_loss` with its options fixed and, if you like, an output layer of its own.
+
+    ``forward`` takes the arguments of :func:`joint_rnnt_loss` that are left: ``(encoder_out,
+    predictor_out, weight, bias, targets, logit_lengths, target_lengths)``, or without ``weight``
+    and ``bias`` if the module has the layer.
+
+    Parameters
+    ----------
+    blank, clamp, reduction, **options
+        Those of :func:`joint_rnnt_loss`.
+    output : torch.nn.Linear, optional
+        The output layer, H to V. It becomes a submodule, so that its parameters are trained, saved
+        and loaded with this module. A model that decodes with the same layer may share it.
+
+    Examples
+    --------
+    >>> import torch, cupy_rnnt.torch
+    >>> criterion = cupy_rnnt.torch.JointRNNTLoss(blank=0, output=torch.nn.Linear(5, 7))
+    >>> criterion
+    JointRNNTLoss(
+      blank=0, clamp=-1.0, reduction='mean'
+      (output): Linear(in_features=5, out_features=7, bias=True)
+    )
+    >>> lengths = torch.tensor([6, 5]), torch.tensor([3, 2])
+    >>> targets = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    >>> criterion(torch.randn(2, 6, 5), torch.randn(2, 4, 5), targets, *lengths).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        blank: int = -1,
+        clamp: float = -1.0,
+        reduction: str = "mean",
+        *,
+        output: torch.nn.Linear | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(joint_rnnt_loss, blank=blank, clamp=clamp, reduction=reduction, **options)
+        self.output = output
+
+    def forward(
+        self, encoder_out: Tensor, predictor_out: Tensor, *arguments: Any, **named: Any
+    ) -> Any:
+        names_layer = "weight" in named or "bias" in named
+        if self.output is not None and (len(arguments) > 3 or names_layer):
+            raise TypeError(
+                "JointRNNTLoss has an output layer of its own: leave out weight and bias, or make "
+                "it without output"
+            )
+        if self.output is None and len(arguments) + len(named) == 3 and not names_layer:
+            raise TypeError(
+                "JointRNNTLoss has no output layer: pass weight and bias, or make it with "
+                "output=torch.nn.Linear(H, V)"
+            )
+        layer = () if self.output is None else (self.output.weight, self.output.bias)
+        inputs: Any = (encoder_out, predictor_out, *layer, *arguments)
+        return joint_rnnt_loss(*inputs, **named, **self._options)  # type: ignore[misc]

@@ -1,0 +1,397 @@
+"""The losses as operators of PyTorch, which it can trace, compile and differentiate.
+
+An operator takes tensors, those of labels and lengths on the host, changes none of them, and
+returns new ones. A loss has two or three:
+
+``forward``
+    The reduced loss and, if a gradient will be asked for, the kept cells. How many these are
+    depends on the data, so that their number has no value while PyTorch traces.
+``backward``
+    The gradients, from the kept cells and the gradient of the loss.
+``forward_backward``
+    The loss and its gradients at once, which takes less time and keeps no cells. They wait, in the
+    dtype of the arithmetic, for the gradient of the loss, which must be a single number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, NoReturn, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from .. import engine, joint
+from .. import logits as logits_front
+from ..batch import INTEGERS, Batch, JointInputs
+from ..engine.logits_source import LogitsSource
+from ..engine.sources import Kept
+from ..options import JointKeywords, Options
+from ..results import Info, JointGradients, weights_of
+from ..transducer import Row, Transducer
+from . import cuda
+
+Tensors = list[Tensor]
+Results = tuple[Tensor, Tensors, Tensor, Tensor]
+"""The loss, kept cells or gradients, the certificate, and the numbers of an :class:`Info`."""
+
+_SCHEMA_TYPES: dict[Any, str] = {kind: kind.__name__ for kind in (bool, int, float, str)}
+_SCHEMA_TYPES |= {int | None: "int?", float | None: "float?", str | Transducer: "str"}
+_HINTS = get_type_hints(Options) | get_type_hints(JointKeywords)
+OPTIONS = tuple(name for name in _HINTS if name not in ("progress", "return_info"))
+"""Keywords that operators take, in the order of their schemas."""
+
+_ARGUMENTS = ", ".join(
+    [
+        "Tensor[] inputs, Tensor targets, Tensor logit_lengths, Tensor target_lengths",
+        *(f"{_SCHEMA_TYPES[_HINTS[name]]} {name}" for name in OPTIONS),
+    ]
+)
+_LIBRARY = torch.library.Library("cupy_rnnt", "FRAGMENT")  # type: ignore[no-untyped-call]
+_KEPT = len(Kept._fields)
+_RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
+_NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _text(transducer: Any) -> str:  # a compiler asks once and does not look inside
+    return str(transducer)
+
+
+class Arguments(NamedTuple):
+    """What all operators of a loss take."""
+
+    inputs: Tensors
+    """The logits; or three or four of a joint network, in the order of :class:`JointInputs`."""
+    lattice: Tensors
+    """Targets, logit lengths and target lengths."""
+    options: dict[str, Any]
+
+    @staticmethod
+    def of(flat: Sequence[Any]) -> Arguments:
+        """From the arguments of an operator, one after the other."""
+        inputs, *others = flat
+        return Arguments(inputs, others[:3], dict(zip(OPTIONS, others[3:], strict=True)))
+
+    def flat(self) -> list[Any]:
+        options = self.options | {"transducer": _text(self.options["transducer"])}
+        return [self.inputs, *self.lattice, *(options[name] for name in OPTIONS)]
+
+
+class Call(NamedTuple):
+    """The validated arguments of an operator, and where its logits come from."""
+
+    batch: Batch
+    options: Options
+    source: Any
+    gradients: Tensors
+    """Where those of the inputs go, if they are wanted."""
+
+
+def _view(tensor: Tensor, of_host: Callable[[Tensor], Any]) -> Any:
+    """The memory of a tensor as an array of NumPy or, on a GPU, of CuPy."""
+    if cuda.is_on_cuda(tensor):
+        return cuda.view(tensor)
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return of_host(tensor.view(torch.int16)).view(ml_dtypes.bfloat16)
+    return of_host(tensor)
+
+
+def array(name: str, tensor: Tensor) -> Any:
+    """A view of an argument, to read.
+
+    It is made by DLPack, as ``Tensor.numpy`` forbids for good that the storage is resized, which
+    FSDP does with that of parameters.
+    """
+    try:
+        return _view(tensor.detach().resolve_neg(), np.from_dlpack)
+    except (BufferError, RuntimeError, TypeError) as error:  # a dtype that NumPy lacks
+        raise TypeError(
+            f"{name} has dtype {tensor.dtype}, which NumPy does not take over: {error}"
+        ) from error
+
+
+def _own(tensor: Tensor) -> Any:
+    """A view of a new tensor, to write to."""
+    return _view(tensor, Tensor.numpy)
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
+    return cuda.guest_on(tensor.device) if cuda.is_on_cuda(tensor) else nullcontext()
+
+
+def info(certificate: Tensor, numbers: Tensor) -> Info:
+    return Info(certificate=certificate, **dict(zip(_NUMBERS, numbers.tolist(), strict=True)))
+
+
+# Calls
+
+
+def _logits_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
+    logits = array("logits", *arguments.inputs)
+    call = logits_front.checked(logits, *_lattice(arguments), **arguments.options)
+    gradients = _gradients(arguments.inputs, dtype)
+    source = call.source(_own(*gradients) if gradients else None)
+    return Call(call.batch, call.options, source, gradients)
+
+
+def _joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
+    names = JointInputs._fields
+    inputs = [array(name, x) for name, x in zip(names, arguments.inputs, strict=False)]
+    no_bias = [None] * (len(names) - len(inputs))
+    call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **arguments.options)
+    gradients = _gradients(arguments.inputs, dtype)
+    out = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
+    return Call(call.batch, call.options, call.source(gradient, out), gradients)
+
+
+def _gradients(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
+    """New ones of a dtype, or none; made when the arguments have been checked."""
+    return [] if dtype is None else [_zeros(x, dtype) for x in inputs]
+
+
+def _lattice(arguments: Arguments) -> list[Any]:
+    return [array(name, x) for name, x in zip(INTEGERS, arguments.lattice, strict=True)]
+
+
+# Results
+
+
+def _results(result: engine.Result, device: torch.device, others: Tensors) -> Results:
+    of_call = result.info()
+    numbers = torch.tensor([getattr(of_call, name) for name in _NUMBERS], device="cpu")
+    certificate = _tensor(of_call.certificate, device)
+    return _tensor(result.loss(), device), others, certificate, numbers
+
+
+def _tensor(values: Any, device: torch.device) -> Tensor:
+    new = torch.empty(values.shape, dtype=getattr(torch, values.dtype.name), device=device)
+    _own(new)[...] = values
+    return new
+
+
+def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
+    if cuda.is_on_cuda(like):
+        return torch.zeros(like.shape, dtype=dtype, device=like.device)
+    # The system gives zeros for nothing, where PyTorch would write them all.
+    memory = np.zeros(like.numel() * dtype.itemsize, np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(like.shape)
+
+
+def _taken(parts: list[Kept], inputs: Tensors) -> Tensors:
+    """The kept cells of all parts, a tensor for each field. Parts are given up on the way."""
+    count = sum(len(part.packed) for part in parts)
+    fields = [list(field) for field in zip(*parts, strict=True)]
+    parts.clear()
+    taken = []
+    for pieces, dtype in zip(fields, _kept_dtypes(inputs), strict=True):
+        rows = pieces[0].shape[:-1]
+        new = torch.empty(*rows, count, dtype=dtype, device=inputs[0].device)
+        view, start = _own(new), 0
+        while pieces:
+            piece = pieces.pop(0)
+            view[..., start : start + piece.shape[-1]] = piece
+            start += piece.shape[-1]
+        taken.append(new)
+    return taken
+
+
+def _kept_dtypes(inputs: Tensors) -> list[torch.dtype]:
+    """Of the fields of :class:`cupy_rnnt.engine.sources.Kept`."""
+    return [torch.int64, torch.float64, _compute_dtype(inputs)]
+
+
+def _compute_dtype(inputs: Tensors) -> torch.dtype:
+    """Also that of the loss."""
+    return torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+
+
+def _fake_results(arguments: Arguments, others: Tensors) -> Results:
+    """Shapes, dtypes and devices of results."""
+    first = arguments.inputs[0]
+    return (
+        first.new_empty(
+            first.shape[:1] if arguments.options["reduction"] == "none" else (),
+            dtype=_compute_dtype(arguments.inputs),
+        ),
+        others,
+        first.new_empty(first.shape[:1], dtype=torch.float64),
+        first.new_empty(len(_NUMBERS), dtype=torch.int64, device="cpu"),
+    )
+
+
+# Operators
+
+
+class _TwoPhases:
+    """Forward and backward pass of one loss."""
+
+    def __init__(self, name: str, call: Callable[..., Call]):
+        self._call = call
+        self.forward = _operator(
+            name, f"{_ARGUMENTS}, bool keep", _RESULTS, self._forward, self._fake_forward
+        )
+        self.forward.register_autograd(self._differentiated, setup_context=self._save)
+        self.backward = _operator(
+            f"{name}_backward",
+            f"{_ARGUMENTS}, Tensor[] kept, Tensor upstream",
+            "Tensor[]",
+            self._backward,
+            self._fake_backward,
+        )
+        self.backward.register_autograd(_refuse_second_derivative)
+
+    def _forward(self, *flat: Any) -> Results:
+        *shared, keep = flat
+        arguments = Arguments.of(shared)
+        first = arguments.inputs[0]
+        with _on_device_of(first):
+            call = self._call(arguments, keep, None)
+            cells = engine.KeptCells()
+            read_out = cells if keep else engine.Costs()
+            result = engine.scan(call.source, call.batch, call.options, read_out)
+            if isinstance(call.source, LogitsSource):
+                logits_front.warn_if_misnamed(call.source)
+            kept = _taken(cells.parts, arguments.inputs) if keep else []
+            return _results(result, first.device, kept)
+
+    @staticmethod
+    def _row(options: dict[str, Any]) -> Row:
+        """How many heads and scores a cell has."""
+        return Transducer.parse(options["transducer"]).row(0, 0, not options["fused_log_softmax"])
+
+    def _fake_forward(self, *flat: Any) -> Results:
+        *shared, keep = flat
+        arguments = Arguments.of(shared)
+        kept = []
+        if keep:
+            count = torch.library.get_ctx().new_dynamic_size()
+            row = self._row(arguments.options)
+            shapes = (count,), (len(row.heads), count), (len(row.columns), count)
+            dtypes = _kept_dtypes(arguments.inputs)
+            kept = [
+                arguments.inputs[0].new_empty(shape, dtype=dtype)
+                for shape, dtype in zip(shapes, dtypes, strict=True)
+            ]
+        return _fake_results(arguments, kept)
+
+    def _save(self, ctx: Any, inputs: Any, output: Results) -> None:
+        tensors, *lattice_and_options = inputs[:-1]
+        _, kept, *others = output
+        ctx.mark_non_differentiable(*kept, *others)
+        ctx.set_materialize_grads(False)
+        ctx.count, ctx.options = len(tensors), lattice_and_options[3:]
+        ctx.save_for_backward(*tensors, *lattice_and_options[:3], *kept)
+
+    def _differentiated(self, ctx: Any, upstream: Tensor | None, *_: None) -> Any:
+        saved = list(ctx.saved_tensors)
+        inputs, lattice, kept = saved[: ctx.count], saved[ctx.count : -_KEPT], saved[-_KEPT:]
+        gradients: Any = [None] * len(inputs)
+        if upstream is not None:
+            gradients = self.backward(inputs, *lattice, *ctx.options, kept, upstream)
+        return gradients, *[None] * (len(lattice) + len(OPTIONS) + 1)
+
+    def _backward(self, *flat: Any) -> Tensors:
+        *shared, kept, upstream = flat
+        arguments = Arguments.of(shared)
+        with _on_device_of(arguments.inputs[0]):
+            call = self._call(arguments, True, arguments.inputs[0].dtype)
+            size = call.batch.size
+            each = upstream.double() / (size if call.options.reduction == "mean" else 1)
+            weights = array("upstream", each.expand(size).contiguous())
+            cells = Kept(*(array("kept", field) for field in kept))
+            engine.backward(call.source, call.batch, call.options, cells, weights)
+            return call.gradients
+
+    def _fake_backward(self, *flat: Any) -> Tensors:
+        return [x.new_empty(x.shape) for x in flat[0]]
+
+
+def _joint_forward_backward(*flat: Any) -> Results:
+    arguments = Arguments.of(flat)
+    first = arguments.inputs[0]
+    with _on_device_of(first):
+        call = _joint_call(arguments, True, _compute_dtype(arguments.inputs))
+        weights = weights_of(call.options.reduction, None, call.batch.size, call.source.dtype)
+        result = engine.run(call.source, call.batch, call.options, weights)
+        return _results(result, first.device, call.gradients)
+
+
+def _fake_joint_forward_backward(*flat: Any) -> Results:
+    arguments = Arguments.of(flat)
+    dtype = _compute_dtype(arguments.inputs)
+    return _fake_results(arguments, [x.new_empty(x.shape, dtype=dtype) for x in arguments.inputs])
+
+
+def _save_gradients(ctx: Any, inputs: Any, output: Results) -> None:
+    _, gradients, *others = output
+    ctx.mark_non_differentiable(*gradients, *others)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[0], *gradients)
+
+
+def _scaled_gradients(ctx: Any, upstream: Tensor | None, *_: None) -> Any:
+    saved = list(ctx.saved_tensors)
+    count = len(saved) // 2
+    gradients: Any = [None] * count
+    if upstream is not None:
+        gradients = _SCALED(saved[count:], saved[:count], upstream)
+    return gradients, *[None] * (len(INTEGERS) + len(OPTIONS))
+
+
+def _scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tensors:
+    """Gradients times the gradient of the loss, in the dtypes of the inputs."""
+    pairs = zip(gradients, inputs, strict=True)
+    return [(gradient * upstream).to(x.dtype) for gradient, x in pairs]
+
+
+def _fake_scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tensors:
+    return [x.new_empty(x.shape) for x in inputs]
+
+
+def _refuse_second_derivative(ctx: Any, *_: Any) -> NoReturn:
+    raise NotImplementedError("the gradients of an RNN-T loss cannot be differentiated again")
+
+
+def _refuse_map(*_: Any) -> NoReturn:
+    raise NotImplementedError(
+        "an RNN-T loss cannot be mapped by vmap: let the samples be the batch of one call"
+    )
+
+
+def _operator(
+    name: str, arguments: str, results: str, function: Callable[..., Any], fake: Callable[..., Any]
+) -> Any:
+    new = custom_op(
+        f"cupy_rnnt::{name}", function, mutates_args=(), schema=f"({arguments}) -> {results}"
+    )
+    new.register_fake(fake)
+    new.register_vmap(_refuse_map)
+    # For torch.autograd.grad(is_grads_batched=True), which maps in a way of its own.
+    _LIBRARY.impl(name, _refuse_map, "Batched")  # type: ignore[no-untyped-call]
+    return new
+
+
+LOGITS = _TwoPhases("rnnt_loss", _logits_call)
+JOINT = _TwoPhases("joint_rnnt_loss", _joint_call)
+JOINT_AND_GRAD = _operator(
+    "joint_rnnt_loss_and_grad",
+    _ARGUMENTS,
+    _RESULTS,
+    _joint_forward_backward,
+    _fake_joint_forward_backward,
+)
+JOINT_AND_GRAD.register_autograd(_scaled_gradients, setup_context=_save_gradients)
+_SCALED = _operator(
+    "scaled",
+    "Tensor[] gradients, Tensor[] inputs, Tensor upstream",
+    "Tensor[]",
+    _scaled,
+    _fake_scaled,
+)
+_SCALED.register_autograd(_refuse_second_derivative)

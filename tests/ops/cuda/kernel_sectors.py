@@ -1,0 +1,371 @@
+"""Sectors of memory that every kernel touches, beside the bytes that it is asked for. No GPU.
+
+``python -m tests.ops.cuda.kernel_sectors`` writes docs/kernels_sectors.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.costs import CHUNK, KERNELS, SECTOR, Work
+from cupy_rnnt.batch import Cells
+from cupy_rnnt.defaults import compute_dtype
+from cupy_rnnt.ops.cuda import bounds as cuda_bounds
+from cupy_rnnt.ops.cuda import rows as cuda_rows
+from cupy_rnnt.ops.cuda import samples as cuda_samples
+from cupy_rnnt.transducer import NAMED, Transducer
+
+from ... import devices
+from ...devices import Device
+from ...ptxemu.compile import nvrtc_version
+from ...transducers.cases import tdt
+from ..lattice_cases import Side, random_case
+from ..row_cases import ALL, COMPUTE
+from .kernel_resources import ROOT
+from .test_bounds import on_gpu, random_inputs, row_of
+
+TABLE = ROOT / "docs" / "kernels_sectors.rst"
+ROWS = 24
+WIDTHS = {"V": (1024, 4096), "H": (512, 640)}
+LATTICE = 150, 64  # frames, positions
+
+
+class Traffic(NamedTuple):
+    """Of some launches: what they had to do, the bytes of the sectors that they touched, their
+    instructions by class, and how often shared memory made threads wait for each other."""
+
+    work: Work
+    touched: int
+    instructions: dict[str, int]
+    conflicts: int
+
+    @property
+    def asked(self) -> float:
+        """Bytes that threads ask for."""
+        return self.work.bytes + self.work.cached
+
+    @property
+    def least(self) -> float:
+        """Bytes of sectors for each of them, if none is touched in vain."""
+        return self.work.touched / self.asked
+
+    @property
+    def found(self) -> float:
+        return self.touched / self.asked
+
+
+@contextmanager
+def counting() -> Iterator[Device]:
+    """An emulated device that counts what its kernels do."""
+    with devices.emulated() as found:
+        options = found.xp.kernels.options
+        before, options.counters = options.counters, True
+        try:
+            yield found
+        finally:
+            options.counters = before
+
+
+def traffic(gpu: Device, work: Work, kernel: str = "") -> Traffic:
+    """Of all launches since these were cleared, or of the last one of a kernel."""
+    launched = [each for each in gpu.xp.kernels.launches if each.kernel.startswith(kernel)]
+    counters = [each.report.counters for each in (launched[-1:] if kernel else launched)]
+    names = "global_load_sectors", "global_store_sectors"
+    sectors = sum(each.get(name, 0) for each in counters for name in names)
+    classes = {
+        name: sum(each["lane_instructions"].get(name, 0) for each in counters)
+        for name in ("fp32", "special", "fp64")
+    }
+    conflicts = sum(each.get("shared_conflicts", 0) for each in counters)
+    return Traffic(work, SECTOR * sectors, classes, conflicts)
+
+
+# Operations on rows: each runs on the device, and says what it took.
+
+
+def work(kernel: str, dtype: np.dtype, width: int, items: float = ROWS) -> Work:
+    sizes = dtype.itemsize, compute_dtype(dtype).itemsize
+    return KERNELS[kernel].work(width, *sizes).times(items)
+
+
+def ones(gpu: Device, *shape: int, dtype: Any = np.float64) -> Any:
+    return gpu.asarray(np.ones(shape), dtype)
+
+
+def labels(gpu: Device) -> Any:
+    return ones(gpu, ROWS, dtype=np.int64)
+
+
+def hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    inputs = ones(gpu, 2, 5, width, dtype=dtype), ones(gpu, 2, 4, width, dtype=dtype)
+    pre, halves = gpu.xp.empty((ROWS, width), compute_dtype(dtype)), 1 + (dtype.itemsize == 2)
+    out = gpu.xp.empty((ROWS, halves * width), dtype)
+    cuda_rows.hidden(*inputs, Cells(*[labels(gpu)] * 5), "tanh", pre, out)
+    return work("hidden", dtype, width)
+
+
+def plain_row(width: int, normalised: bool = False) -> Any:
+    return cuda_rows.device_row(NAMED["regular"].row(width, 0, normalised))
+
+
+def row_scores(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """With a bias; logits of half types are given ones, and have none."""
+    bias = ones(gpu, width, dtype=dtype) if dtype in COMPUTE else None
+    logits = ones(gpu, ROWS, width, dtype=dtype)
+    cuda_rows.row_scores(logits, bias, plain_row(width), labels(gpu), None)
+    found = work("row_scores", dtype, width)
+    return found if bias is not None else found + Work(cached=-width * ROWS * 4)
+
+
+def logits_grad(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    compute = compute_dtype(dtype)
+    logits, bias = ones(gpu, ROWS, width, dtype=compute), ones(gpu, width, dtype=compute)
+    given = ones(gpu, 1, ROWS), ones(gpu, 2, ROWS, dtype=compute), labels(gpu)
+    rest = 0.5, ones(gpu, ROWS), None, gpu.xp.empty((ROWS, width), dtype)
+    cuda_rows.logits_grad(logits, bias, plain_row(width), *given, *rest)
+    return work("logits_grad", dtype, width)
+
+
+def gradient_under_no_head(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """Which reads neither logits nor a bias."""
+    compute, grad = compute_dtype(dtype), gpu.xp.empty((ROWS, width), dtype)
+    given = ones(gpu, 0, ROWS), ones(gpu, 2, ROWS, dtype=compute), labels(gpu)
+    row = plain_row(width, normalised=True)
+    cuda_rows.logits_grad(grad, None, row, *given, -1.0, ones(gpu, ROWS), None)
+    nbytes = width * compute.itemsize
+    unread = Work(bytes=-nbytes - 8, cached=-nbytes)  # the logits, their sum, and the bias
+    return work("logits_grad", dtype, width) + unread.times(ROWS)
+
+
+def gather(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    source = ones(gpu, 30, width, dtype=dtype)
+    tile = gpu.xp.empty((ROWS, width), compute_dtype(dtype))
+    cuda_rows.gather(source, (gpu.asarray(np.arange(ROWS)),), tile)
+    return work("gather", dtype, width)
+
+
+def scatter(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    tile, index = ones(gpu, ROWS, width, dtype=compute_dtype(dtype)), np.arange(ROWS)
+    target = ones(gpu, 6, 5, width, dtype=dtype)
+    cuda_rows.scatter(tile, (gpu.asarray(index // 5), gpu.asarray(index % 5)), target)
+    return work("scatter", dtype, width)
+
+
+def label_softmax(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    bias = ones(gpu, width, dtype=dtype)
+    cuda_bounds.label_softmax(ones(gpu, ROWS, width, dtype=dtype), bias, plain_row(width), None)
+    return work("label_softmax", dtype, width)
+
+
+def column_sum(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """And that of the sums of 20 chunks."""
+    rows, compute = 400, compute_dtype(dtype)
+    scratch = gpu.xp.empty((cuda_rows.scratch_rows(rows, width), width), compute)
+    out = ones(gpu, width, dtype=compute)
+    cuda_rows.add_column_sum(ones(gpu, rows, width, dtype=dtype), out, scratch)
+    chunks = (2 * 20 + 2) * width
+    sums = Work(chunks * compute.itemsize, float32=chunks / 2)
+    return work("column_sum", dtype, width, rows) + sums
+
+
+def activate(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    pre, out = (ones(gpu, ROWS, width, dtype=dtype) for _ in range(2))
+    cuda_rows.activate("tanh", pre, out)
+    return work("activate", dtype, width)
+
+
+def hidden_grad(
+    gpu: Device, dtype: np.dtype, width: int, activation: str = "tanh", arrays: int = 3
+) -> Work:
+    pre, value, d_hidden = (ones(gpu, ROWS, width, dtype=dtype) for _ in range(3))
+    cuda_rows.hidden_grad(d_hidden, value, pre, activation)
+    return work("hidden_grad", dtype, width) + Work((arrays - 3) * pre.nbytes)
+
+
+def add_rows(gpu: Device, dtype: np.dtype, width: int, run: int = 40) -> Work:
+    """Runs of so many rows with one target, and the sums of those that leave their chunk."""
+    rows = 200
+    tile, out = ones(gpu, rows, width, dtype=dtype), ones(gpu, rows // run, width, dtype=dtype)
+    targets = np.arange(rows) // run
+    cuda_rows.add_rows(tile, gpu.asarray(targets), out, gpu.xp.empty(tile.shape, dtype))
+    pieces = np.unique(np.stack([targets, np.arange(rows) // CHUNK]), axis=1)
+    counts = np.bincount(pieces[0])  # of chunks that hold rows of a target
+    further = len(out) + counts[counts > 1].sum()
+    return work("add_rows", dtype, width, rows) + work("add_long_runs", dtype, width, further)
+
+
+def row_dots(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    cuda_bounds.row_dots(*(ones(gpu, ROWS, width, dtype=dtype) for _ in range(2)))
+    return work("row_dots", dtype, width)
+
+
+def fold_rows(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """Means of the rows of two samples."""
+    rows, out = 160, gpu.xp.empty((2, width), compute_dtype(dtype))
+    inputs = ones(gpu, 2, rows, width, dtype=dtype)
+    cuda_samples.means(inputs, np.arange(2), np.full(2, rows), out)
+    return work("fold_rows", dtype, width, 2 * rows) + Work(out.nbytes)
+
+
+def fold_rows_of_weights(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """Sums of the magnitudes of each row, which are folded as columns."""
+    weight = ones(gpu, 64, width, dtype=dtype)
+    cuda_samples.largest_row_sum(weight)
+    apart = weight.size * (SECTOR - dtype.itemsize)
+    return work("fold_rows", dtype, width, 64) + Work(spread=apart)
+
+
+def bounds(
+    gpu: Device, dtype: np.dtype, width: int, transducer: Transducer = NAMED["regular"]
+) -> Work:
+    """And the logits of all scores but the last one and the label's, by groups of three."""
+    frames, columns = lengths = 64, 32
+    row, cells = row_of(transducer), frames * columns
+    rng = np.random.default_rng(5)
+    inputs = random_inputs(rng, width, dtype, None, [lengths], 0, row)
+    on_gpu(gpu, inputs)
+    others = len(row.columns) - 2
+    rows = Work(16 * others).times(cells)  # written twice, and read between
+    groups = work("exact_logits", dtype, width, cells * -(-others // 3))
+    return work("bounds", dtype, width, cells) + (groups + rows if others else Work())
+
+
+class Case(NamedTuple):
+    run: Callable[..., Work]
+    width: str
+    dtypes: tuple[np.dtype, ...] = COMPUTE
+
+
+CASES = {
+    "activate": Case(activate, "H"),
+    "add_rows, one row a target": Case(partial(add_rows, run=1), "H"),
+    "add_rows, 5 rows a target": Case(partial(add_rows, run=5), "H"),
+    "add_rows, 40 rows a target": Case(add_rows, "H"),
+    "add_rows, 200 rows a target": Case(partial(add_rows, run=200), "H"),
+    "bounds": Case(bounds, "H"),
+    "bounds of three more scores": Case(partial(bounds, transducer=tdt(range(4))), "H"),
+    "column_sum": Case(column_sum, "V", ALL),
+    "fold_rows": Case(fold_rows, "H", ALL),
+    "fold_rows of the weights": Case(fold_rows_of_weights, "H", COMPUTE[:1]),
+    "gather": Case(gather, "V", ALL),
+    "hidden": Case(hidden, "H", ALL),
+    "hidden_grad": Case(hidden_grad, "H"),
+    "hidden_grad of identity": Case(partial(hidden_grad, activation="identity", arrays=2), "H"),
+    "label_softmax": Case(label_softmax, "V"),
+    "logits_grad": Case(logits_grad, "V", ALL),
+    "logits_grad under no head": Case(gradient_under_no_head, "V", ALL),
+    "row_dots": Case(row_dots, "H"),
+    "row_scores": Case(row_scores, "V", ALL),
+    "scatter": Case(scatter, "V", ALL),
+}
+ON_LATTICES = (
+    "bounded_beta",
+    "bounded_leaving",
+    "bounded_likely",
+    "bounded_wrap",
+    "lattice_keep",
+    "lattice_occupancies",
+    "lattice_sweep",
+    "lattice_write",
+)
+
+
+Found = dict[tuple[str, np.dtype], Traffic]
+"""Of an operation, by the size and the type."""
+
+
+def of_case(gpu: Device, name: str) -> Found:
+    found, (run, width, dtypes) = {}, CASES[name]
+    for size, dtype in product(WIDTHS[width], dtypes):
+        gpu.xp.kernels.launches.clear()
+        found[f"{width} = {size}", dtype] = traffic(gpu, run(gpu, dtype, size))
+    return found
+
+
+def of_lattices(gpu: Device) -> dict[str, Found]:
+    """Of all kernels on lattices, with a round of selection."""
+    case = random_case(np.random.default_rng(11), [LATTICE])
+    side, cells = Side(case, gpu), len(case.cells.sample)
+    lattice = side.exact()
+    side.occupancies(lattice, side.costs(lattice))
+    bounded = side.bounded()
+    side.certify(bounded)
+    bounded._written = True  # as if there were cells, of which none is exact
+    side.certify(bounded)
+    side.likely(bounded, np.zeros(1))
+    double, size = np.dtype(np.float64), "{} x {}".format(*LATTICE)
+    return {
+        name: {(size, double): traffic(gpu, work(name, double, 0, cells), name)}
+        for name in ON_LATTICES
+    }
+
+
+def rows(name: str, found: Found) -> list[str]:
+    """Of the table: a row for each size, a column for each type."""
+    made = []
+    for size in dict.fromkeys(size for size, _ in found):
+        of_size = [found.get((size, dtype)) for dtype in ALL]
+        least = next(each for each in of_size if each).least
+        cells = ["" if each is None else f"{each.found:.2f}" for each in of_size]
+        made.append(", ".join([f'    "{name}"', size, f"{least:.2f}", *cells]).rstrip(", "))
+    return made
+
+
+def compiler() -> str:
+    """Its name and version."""
+    return "NVRTC {}.{}".format(*nvrtc_version())
+
+
+def table() -> str:
+    """As reStructuredText."""
+    with counting() as gpu:
+        found = {name: of_case(gpu, name) for name in CASES} | of_lattices(gpu)
+    lines = [line for name, of_name in found.items() for line in rows(name, of_name)]
+    heads = ", ".join(dtype.name for dtype in ALL)
+    return PAGE.format(compiler=compiler(), heads=heads, rows="\n".join(lines))
+
+
+PAGE = """\
+.. Written by ``python -m tests.ops.cuda.kernel_sectors``.
+
+Memory traffic of the kernels
+=============================
+
+A GPU moves memory by sectors of 32 bytes. If the threads of a warp ask for words that lie side by
+side, all bytes of a sector are used; if the words lie apart, each takes a sector of its own. The
+table has the bytes of all sectors that a kernel touches, for each byte that its threads ask for. It
+is counted, not measured: by an emulator that runs the PTX of the kernels ({compiler}, compute
+capability 8.0), launched as the package launches them, with rows of V entries of the vocabulary or
+of H hidden values, or a lattice of T frames by U + 1 positions. No cache is counted.
+
+*Least* is 1 where words lie side by side. It is more in these places, and nowhere else:
+
+- A lattice is stored by anti-diagonals, cells by frame and position. ``lattice_write``,
+  ``lattice_keep``, ``lattice_occupancies`` and ``bounded_wrap`` go from the one order to the other:
+  words of 8 bytes lie apart on one of the sides. ``bounded_likely`` marks cells with a byte each.
+  The other words of a sector are used by warps that run soon after, and come from the cache or wait
+  in it.
+- ``fold_rows`` sums up each row of the weights as if it were a column, and threads are side by side
+  in a row. That is done once a call, and neighbouring warps use the rest of the sectors.
+
+.. csv-table::
+    :header: kernel, size, least, {heads}
+
+{rows}
+
+``add_rows`` adds the rows of each target, with ``add_long_runs``; ``bounds`` of more scores than
+those of blank and label are with ``exact_logits``. ``hidden_grad`` is that of tanh
+unless it says otherwise. Each row of ``label_softmax`` is read three times, and each of ``bounds``
+by all tiles that it is part of; the table counts all of them as asked for. On which rows, and how
+many: ``tests/ops/cuda/kernel_sectors.py``.
+"""
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table())

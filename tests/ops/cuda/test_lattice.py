@@ -1,0 +1,365 @@
+"""Lattices on CUDA against those on NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cupy_rnnt.ops.cuda import lattice as cuda_lattice
+from cupy_rnnt.ops.cuda import launch
+
+from ... import ptxemu
+from ...transducers.cases import TRANSDUCERS, transducers
+from ..lattice_cases import RAGGED, Side, random_case
+from .test_rows_memory import run_far, shifted
+
+LIMIT = -600.0  # a log-prob below is made of the least numbers
+FAR, FAR_CELLS = 2**31 + 2**20, 35  # the first cell of a sample, and how many it has
+
+shapes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6)
+seeds = st.integers(0, 2**32 - 1)
+delays = st.sampled_from([0.0, 0.3])
+every_transducer = pytest.mark.parametrize("transducer", TRANSDUCERS.values(), ids=TRANSDUCERS)
+random_groups = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+few_groups = settings(random_groups, max_examples=8)  # each topology is compiled
+with_and_without_gradient = pytest.mark.parametrize("gradient", [False, True])
+
+
+def assert_twins(case, gpu, gradient):
+    """Costs and occupancies (or None), the same on both sides, and so are the cells kept."""
+    host, other = Side(case), Side(case, gpu)
+    expected, actual = host.exact(gradient), other.exact(gradient)
+    costs = other.costs(actual)
+    np.testing.assert_allclose(costs, host.costs(expected), rtol=1e-13, atol=1e-15)
+    if not gradient:
+        return costs, None
+    for share in 0.03, 0.4:
+        kept = other.kept(actual, costs, share)
+        np.testing.assert_array_equal(kept, host.kept(expected, costs, share))
+        assert kept.dtype == np.int64
+    occupancies = other.occupancies(actual, costs, 1.5)
+    desired = host.occupancies(expected, costs, 1.5)
+    np.testing.assert_allclose(occupancies, desired, rtol=1e-11, atol=1e-300)
+    return costs, other.occupancies(actual, costs)
+
+
+@random_groups
+@given(shapes=shapes, holes=st.sampled_from([0.0, 0.1]), seed=seeds, gradient=st.booleans())
+def test_groups(gpu, shapes, holes, seed, gradient):
+    assert_twins(random_case(np.random.default_rng(seed), shapes, holes), gpu, gradient)
+
+
+@pytest.mark.parametrize("delay_penalty", [0.0, 0.3])
+@every_transducer
+def test_transducers(gpu, transducer, delay_penalty):
+    """Both ways round, also where diagonals do not fit into shared memory."""
+    shapes = [(20, 7), (7, 20), *RAGGED]
+    case = random_case(np.random.default_rng(15), shapes, 0.02, transducer, delay_penalty)
+    costs, occupancies = assert_twins(case, gpu, True)
+    assert np.isfinite(costs).any()
+    of_labels = np.add.reduceat(occupancies[case.label], case.starts)
+    np.testing.assert_allclose(of_labels, (case.columns - 1) * np.isfinite(costs), atol=1e-12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_lattice, "_room", lambda _: 4)
+        assert_twins(case, gpu, False)
+        certify_and_solve(case, gpu, 0.9, True)
+
+
+@few_groups
+@given(transducer=transducers(), holes=st.sampled_from([0.0, 0.1]), seed=seeds, delay=delays)
+def test_transducers_that_nobody_has_invented(gpu, transducer, holes, seed, delay):
+    rng = np.random.default_rng(seed)
+    case = random_case(rng, rng.integers(1, 8, (3, 2)), holes, transducer, delay)
+    assert_twins(case, gpu, True)
+    certify_and_solve(case, gpu, 0.8, True, seed)
+
+
+@with_and_without_gradient
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (130, 140), (1, 300), (300, 2)], ids=str)
+@pytest.mark.slow
+def test_samples_of_many_sizes(gpu, shape, gradient):
+    case = random_case(np.random.default_rng(0), [shape, *RAGGED])
+    costs, occupancies = assert_twins(case, gpu, gradient)
+    assert np.isfinite(costs).all()
+    if gradient:
+        sums = np.add.reduceat(occupancies, case.starts, axis=1)
+        counts = np.array([case.frames, case.columns - 1])
+        np.testing.assert_allclose(sums, counts, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 3001), (2000, 1)], ids=str)
+@pytest.mark.slow
+def test_long_samples(gpu, shape):
+    costs, _ = assert_twins(random_case(np.random.default_rng(1), [shape]), gpu, False)
+    assert np.isfinite(costs).all()
+
+
+@with_and_without_gradient
+@pytest.mark.slow
+def test_a_thread_walks_over_several_columns(gpu, monkeypatch, gradient):
+    monkeypatch.setattr(cuda_lattice, "_BLOCKS", (128,))
+    case = random_case(np.random.default_rng(2), [(135, 131), *RAGGED])
+    assert_twins(case, gpu, gradient)
+
+
+@with_and_without_gradient
+@pytest.mark.slow
+def test_diagonals_that_do_not_fit_into_shared_memory(gpu, monkeypatch, gradient):
+    monkeypatch.setattr(cuda_lattice, "_room", lambda _: 4)
+    case = random_case(np.random.default_rng(3), [(20, 30), *RAGGED])
+    assert_twins(case, gpu, gradient)
+    certify_and_solve(case, gpu, 0.9, gradient)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 25 + 17, 25 + 9, 25 + 4])
+@pytest.mark.parametrize("of", [0, 1], ids=["blank", "label"])
+def test_a_bad_sample_keeps_to_itself(gpu, bad, place, of):
+    case = random_case(np.random.default_rng(4), [(5, 5), (4, 5), (6, 3)])
+    _, healthy = assert_twins(case, gpu, True)
+    case.scores[of, place] = bad
+    costs, occupancies = assert_twins(case, gpu, True)
+    sample = case.cells.sample[place]
+    suffers = of == 0 or case.cells.has_label[place]
+    np.testing.assert_array_equal(np.isnan(costs), suffers & (np.arange(3) == sample))
+    healthy[:, suffers & (case.cells.sample == sample)] = 0
+    np.testing.assert_array_equal(occupancies, healthy)
+
+
+def test_a_sample_without_paths(gpu):
+    case = random_case(np.random.default_rng(5), RAGGED)
+    case.scores[0, (case.cells.sample == 1) & (case.cells.frame == 2)] = -np.inf
+    costs, occupancies = assert_twins(case, gpu, True)
+    np.testing.assert_array_equal(costs == np.inf, np.arange(len(RAGGED)) == 1)
+    assert not occupancies[:, case.cells.sample == 1].any()
+
+
+def certify_and_solve(case, gpu, share, gradient, seed=0):
+    """A round of selection, with a random set C, on both sides: certificates of C."""
+    rng = np.random.default_rng(seed)
+    sides = Side(case), Side(case, gpu)
+    lattices = [side.bounded(gradient) for side in sides]
+
+    def certify():
+        expected, actual = (
+            np.maximum(side.certify(of), LIMIT) for side, of in zip(sides, lattices, strict=True)
+        )
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+        return actual
+
+    def likely(thresholds):
+        expected, actual = (
+            side.likely(of, thresholds) for side, of in zip(sides, lattices, strict=True)
+        )
+        np.testing.assert_array_equal(actual, expected)
+        return actual
+
+    _, total = certify()
+    likely(total + rng.normal(-3, 2, len(total)))
+    chosen = rng.random(len(case.cells.sample)) < share
+    chosen[0] = True
+    chosen = case.beside(chosen)
+    for side, of in zip(sides, lattices, strict=True):
+        side.write(of, np.flatnonzero(chosen))
+    found = certify()
+    none, every = (np.full(len(total), limit) for limit in (np.inf, -np.inf))
+    assert not likely(none).any()
+    assert not likely(np.full(len(total), np.nan)).any()
+    np.testing.assert_array_equal(likely(every), ~chosen)
+    certify()
+    expected, costs = (side.costs(of) for side, of in zip(sides, lattices, strict=True))
+    np.testing.assert_allclose(costs, expected, rtol=1e-13, atol=1e-15)
+    if gradient:
+        occupancies = [
+            side.occupancies(of, costs) for side, of in zip(sides, lattices, strict=True)
+        ]
+        np.testing.assert_allclose(*reversed(occupancies), rtol=1e-11, atol=1e-300)
+        assert not occupancies[1][:, ~chosen].any()
+    return found, costs
+
+
+@random_groups
+@given(
+    shapes=shapes,
+    holes=st.sampled_from([0.0, 0.1]),
+    share=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    seed=seeds,
+    gradient=st.booleans(),
+)
+@pytest.mark.slow
+def test_selections(gpu, shapes, holes, share, seed, gradient):
+    case = random_case(np.random.default_rng(seed), shapes, holes)
+    certify_and_solve(case, gpu, share, gradient, seed)
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (140, 150)], ids=str)
+@pytest.mark.slow
+def test_selections_of_larger_samples(gpu, shape):
+    case = random_case(np.random.default_rng(6), [shape, *RAGGED])
+    certify_and_solve(case, gpu, 0.97, True)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
+@pytest.mark.slow
+def test_a_certificate_holds(gpu, share):
+    case = random_case(np.random.default_rng(7), [(9, 5), (14, 6), (5, 14), (30, 3)])
+    (inside, leaving), _ = certify_and_solve(case, gpu, share, False)
+    side = Side(case, gpu)
+    assert (-side.costs(side.exact(False)) <= np.logaddexp(inside, leaving) + 1e-13).all()
+
+
+def test_samples_without_bounds_and_bad_ones(gpu):
+    case = random_case(np.random.default_rng(8), RAGGED)
+    case.bounds[:, case.cells.sample == 0] = -np.inf
+    case.scores[0, case.cells.sample == 3] = np.nan
+    certify_and_solve(case, gpu, 0.9, True)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.slow
+def test_the_same_bits_for_any_schedule(gpu, monkeypatch, bounded):
+    case = random_case(np.random.default_rng(9), [(50, 40), *RAGGED])
+    chosen = np.flatnonzero(np.random.default_rng(9).random(len(case.cells.sample)) < 0.9)
+    side, results = Side(case, gpu), []
+    for seed, blocks in enumerate((2**16, 1, 3)):
+        if gpu.name.startswith("emulated"):
+            monkeypatch.setattr(gpu.xp.kernels.options, "seed", seed)
+        monkeypatch.setattr(launch, "MOST_BLOCKS", blocks)
+        of = side.bounded() if bounded else side.exact()
+        found = []
+        if bounded:
+            side.write(of, chosen)
+            found += [side.certify(of), side.likely(of, np.full(len(RAGGED) + 1, -20.0))]
+        found.append(side.costs(of))
+        found.append(side.occupancies(of, found[-1]))
+        results.append([values.tobytes() for values in found])
+    assert results[0] == results[1] == results[2]
+
+
+@with_and_without_gradient
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("room", [2037, 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["regular", "constrained", "tdt"])
+def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room, name):
+    monkeypatch.setattr(cuda_lattice, "_room", lambda _: room)
+    shapes, transducer = [(40, 30), (20, 60), (70, 1)], TRANSDUCERS[name]
+    case = random_case(np.random.default_rng(10), shapes, 0, transducer)
+    side, pool = Side(case, gpu), gpu.xp.get_default_memory_pool()
+    width = int((np.minimum(case.frames, case.columns) + 1).sum())
+    diagonals = int((case.frames + case.columns).max()) - 1
+    bounds, least = side.asarray(case.bounds), side.asarray(np.full(3, np.inf))
+    cells, scores = type(case.cells)(*map(side.asarray, case.cells)), side.asarray(case.scores)
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    of = side.made("BoundedLattice" if bounded else "Lattice", gradient)
+    if bounded:
+        of.bound(bounds)
+    of.write(cells, scores)
+    if bounded:
+        of.certify()
+        of.likely(least)
+    of.solve()
+    sizes = transducer.topology, diagonals, width
+    announced = cuda_lattice.lattice_nbytes(*sizes, gradient, bounded)
+    assert pool.total_bytes() - before <= announced
+
+
+def test_diagonals_of_as_many_columns_as_there_is_room_for():
+    """At most the bytes that kernels were declared with, which a block is given unasked."""
+    for transducer in TRANSDUCERS.values():
+        topology = transducer.topology
+        room, row = cuda_lattice._room(topology), 8 * (topology.reach + 1)
+        assert room * row <= cuda_lattice._DIAGONALS_BYTES < (room + 1) * row
+
+
+REGULAR = TRANSDUCERS["regular"].topology.cpp
+ALL, ONE = np.int32(2), np.int32(1)  # scores
+
+
+def far(*arrays):
+    """Arrays as parts, from cell FAR on, of some that would be too large."""
+    return [shifted(values, FAR) for values in arrays]
+
+
+def stored_far(rows):
+    """Places for two scores of the cells from FAR on, poisoned, and each of them."""
+    stored = ptxemu.empty((2, FAR_CELLS), np.float64)
+    return stored, *far(stored.reshape(-1), *stored)[:rows]
+
+
+def poisoned(dtype=np.float64):
+    return ptxemu.empty(FAR_CELLS, dtype)
+
+
+def test_far_samples():
+    case = random_case(np.random.default_rng(12), [(7, 5)])
+    table = np.array([(FAR, 7, 5)], cuda_lattice._SAMPLE).view("i8")
+    end, poison, costs, block = FAR + FAR_CELLS, np.zeros(1, np.int32), np.empty(1), FAR // 256
+    stored, whole, *each = stored_far(3)
+    alpha, beta, keeps = poisoned(), poisoned(), poisoned(bool)
+    # Scores are as far apart as there are cells to write: one at a time, the second is the label's.
+    for scores, to, label in zip(case.scores, each, (-1, 0), strict=True):
+        cells = far(*case.cells[:3], scores)
+        args = table, *cells, ONE, np.int32(label), 0.0, FAR_CELLS, to, None, poison
+        run_far("lattice.cu", "lattice_write", block, end, *args)
+    assert np.isfinite(stored[0]).all()
+    solved = *far(alpha, beta), costs
+    sweeps = 2, table, whole, FAR_CELLS, np.int32(0), 1, None, poison, *solved
+    for sweep in range(2):
+        run_far("lattice.cu", f"lattice_sweep<{REGULAR}, 128>", sweep, *sweeps)
+    args = end, 1, table, *solved, np.log([0.1]), *far(keeps)
+    run_far("lattice.cu", f"lattice_keep<{REGULAR}>", block, *args)
+    packed, occupancies = FAR + np.arange(FAR_CELLS), ptxemu.empty((2, FAR_CELLS), np.float64)
+    args = FAR_CELLS, packed, 1, table, whole, FAR_CELLS, *solved, ALL, 1.0, occupancies
+    run_far("lattice.cu", f"lattice_occupancies<{REGULAR}>", 0, *args)
+    side = Side(case)
+    lattice = side.exact()
+    np.testing.assert_allclose(costs, side.costs(lattice), rtol=1e-13)
+    np.testing.assert_array_equal(np.flatnonzero(keeps), side.kept(lattice, costs, 0.1))
+    assert 0 < keeps.sum() < FAR_CELLS
+    np.testing.assert_allclose(occupancies, side.occupancies(lattice, costs), atol=1e-13)
+
+
+def test_far_samples_between_bounds():
+    case = random_case(np.random.default_rng(13), [(7, 5)])
+    table = np.array([(FAR, 7, 5)], cuda_lattice._SAMPLE).view("i8")
+    block, end = FAR // 256, FAR + FAR_CELLS
+    _, whole, *each = stored_far(3)
+    upper_beta, alpha = far(poisoned(), poisoned())
+    exact, likely = np.zeros(FAR_CELLS, bool), poisoned(bool)
+    (inside, leaving), threshold = np.empty((2, 1)), np.array([-4.0])
+    for bounds, to, label in zip(case.bounds, each, (-1, 0), strict=True):
+        args = end, 1, table, *far(bounds), ONE, np.int32(label), 0.0, to
+        run_far("bounded.cu", "bounded_wrap", block, *args)
+    sweep, limits = (1, table, whole, FAR_CELLS, np.int32(0)), (0.0, 0.0)
+    run_far("bounded.cu", f"bounded_beta<{REGULAR}, 128>", 0, *sweep, *limits, upper_beta)
+    (marks, chosen), results = far(exact, likely), (inside, leaving)
+    args = *sweep, marks, upper_beta, alpha, *results
+    run_far("bounded.cu", f"bounded_leaving<{REGULAR}, 128>", 0, *args)
+    args = *sweep, marks, upper_beta, threshold, alpha, chosen
+    run_far("bounded.cu", f"bounded_likely<{REGULAR}, 128>", 0, *args)
+    side = Side(case)
+    lattice = side.bounded()
+    np.testing.assert_allclose([inside, leaving], side.certify(lattice), rtol=1e-13)
+    np.testing.assert_array_equal(likely, side.likely(lattice, threshold))
+    assert 0 < likely.sum() < FAR_CELLS
+
+
+def test_far_cells_of_a_sample():
+    frames, columns, count = 2**17, 2**16, 8
+    table = np.array([(0, frames, columns)], cuda_lattice._SAMPLE).view("i8")
+    position = columns - 20 + np.arange(count)
+    frame = frames - 3 - np.arange(count)
+    first = int((frame[0] + position[0] - frames) * columns + position[0])
+    assert first > 2**31
+    scores = np.random.default_rng(14).random((2, count))
+    stored = ptxemu.empty((2, count), np.float64)
+    index, poison = (np.zeros(count, int), frame, position), np.zeros(1, np.int32)
+    kinds = ALL, ONE, 0.0, count, shifted(stored.reshape(-1), first), None, poison
+    run_far("lattice.cu", "lattice_write", 0, count, table, *index, scores, *kinds)
+    np.testing.assert_array_equal(stored, scores)

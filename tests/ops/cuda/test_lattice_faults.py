@@ -1,0 +1,230 @@
+"""Kernels of lattices and bounds with a planted fault, which the emulator must find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cupy_rnnt.ops.cuda import (
+    bounds as cuda_bounds,
+)
+from cupy_rnnt.ops.cuda import (
+    lattice as cuda_lattice,
+)
+from cupy_rnnt.ops.cuda import (
+    launch,
+)
+from cupy_rnnt.ops.cuda import (
+    rows as cuda_rows,
+)
+from cupy_rnnt.transducer import LABEL, NAMED, Arc, Topology, Transducer
+
+from ... import devices
+from ...emulated.memory import UninitialisedRead
+from ...ptxemu import KernelError
+from ...transducers.cases import multi_blank, tdt
+from ..lattice_cases import Side, random_case
+from . import test_rows_faults as test_kernels_rows_faults
+from .test_bounds import on_gpu, random_inputs, row_of
+
+BARRIER = "__syncthreads();"
+
+# What runs, file, what is replaced by what, what is found
+FAULTS = {
+    "diagonals overwritten before they are read": (
+        *("exact", "lattice.cuh", f"{BARRIER}\n    }}\n    double end", "}\n    double end"),
+        "race",
+    ),
+    "diagonals of beta overwritten before they are read": (
+        *("exact", "lattice.cuh", f"most);\n        }}\n        {BARRIER}", "most);\n        }"),
+        "race",
+    ),
+    "sweeps of a block that overlap": (
+        *("exact", "lattice.cu", f"        {BARRIER}  // the sweep before has been read\n", ""),
+        "race",
+    ),
+    "an arc from before the first frame": (
+        *("exact", "lattice.cuh", "if (frame < arc.frames || ", "if ("),
+        "out-of-bounds|uninitialised",
+    ),
+    "an arc from before the first position": (
+        *("exact", "lattice.cuh", " || position < arc.labels) return;", ") return;"),
+        "out-of-bounds|uninitialised",
+    ),
+    "a frame too many behind a cell": (
+        *("exact", "lattice.cuh", "if (frame >= lattice.frames || position", "if (position"),
+        "out-of-bounds|uninitialised",
+    ),
+    "a position too many behind a cell": (
+        *("exact", "lattice.cuh", "|| position >= lattice.positions) return -inf", ") return -inf"),
+        "out-of-bounds|uninitialised",
+    ),
+    "an end from before the first frame": (
+        *("long arcs", "lattice.cuh", "if (lattice.frames < arc.frames || ", "if ("),
+        "out-of-bounds|uninitialised|invalid-address",
+    ),
+    "a diagonal too few in shared memory": (
+        *("exact", "lattice.cuh", "d % (T::reach + 1)", "d % T::reach"),
+        "race|uninitialised",
+    ),
+    "exact cells beside the last position": (
+        "aside",
+        "lattice.cuh",
+        "|| d - lattice.frame_of(d, c) + T::aside >= lattice.positions) return true",
+        ") return true",
+        "out-of-bounds|uninitialised|misaligned",
+    ),
+    "diagonals longer than their room": (
+        *("exact", "lattice.cuh", "lattice.columns() <= room", "true"),
+        "out-of-bounds",
+    ),
+    "occupancies by the cost of another sample": (
+        *("exact", "lattice.cu", "costs[&found - lattices]", "costs[&found + samples - lattices]"),
+        "out-of-bounds",
+    ),
+    "a sweep whose diagonals are not kept": (
+        *("exact", "lattice.cu", "if (all) all[lattice.place(d, c)] = value;", ""),
+        "uninitialised",
+    ),
+    "two that poison a sample": (
+        *("exact", "lattice.cu", "atomicOr(poisoned + sample[i], 1)", "poisoned[sample[i]] = 1"),
+        "race",
+    ),
+    "cells that are not marked as exact": (
+        *("bounded", "lattice.cu", "if (exact) exact[place] = true", "if (exact) exact[-1] = true"),
+        "out-of-bounds",
+    ),
+    "bounds of beta that are not kept": (
+        *("bounded", "bounded.cu", "return upper_beta[lattice.place(d, c)] =", "return"),
+        "uninitialised",
+    ),
+    "certificates that are not written": (
+        *("bounded", "bounded.cu", "if (threadIdx.x == 0) {", "if (threadIdx.x == THREADS) {"),
+        "uninitialised",
+    ),
+    "marks in the order of the diagonals, without their sample": (
+        *("bounded", "bounded.cu", "likely[lattice.packed(d, c)]", "likely[d * 64 + c]"),
+        "race|uninitialised|out-of-bounds",
+    ),
+    "parts of rows read before they are there": (
+        *("bounds", "bounds.cu", f"{BARRIER}\n#pragma unroll 1", "#pragma unroll 1"),
+        "race|uninitialised",
+    ),
+    "parts of rows overwritten before they are read": (
+        *("bounds", "bounds.cu", f"{BARRIER}  // the part before has been read", ""),
+        "race",
+    ),
+    "frames behind the last": (
+        *("bounds", "bounds.cu", "t < tile.frames && ", ""),
+        "race|out-of-bounds",
+    ),
+    "positions behind the last": (
+        *("bounds", "bounds.cu", " && u < tile.positions", ""),
+        "race|out-of-bounds",
+    ),
+    "vectors behind the last": (
+        *("bounds of labels", "bounds.cu", "0 <= number && number < from.width", "true"),
+        "out-of-bounds",
+    ),
+    "logits that are not there": (
+        *("bounds of many", "bounds.cu", "if (k < count)", "if (k == 0)"),
+        "uninitialised",
+    ),
+    "rows behind the last": (
+        *("bounds", "bounds.cu", "row < count && j + k < width", "j + k < width"),
+        "out-of-bounds",
+    ),
+    "elements behind the last": (
+        *("bounds", "bounds.cu", "row < count && j + k < width", "row < count"),
+        "out-of-bounds",
+    ),
+    "packs that are not aligned": (
+        *("bounds", "bounds.cu", "if (aligned && row < count", "if (row < count"),
+        "misaligned",
+    ),
+    "tiles of the sample before": (
+        *("bounds", "entries.cuh", "first <= item ?", "first < item ?"),
+        "uninitialised",
+    ),
+    "a total that is read too early": (
+        *("softmax", "label_softmax.cu", f"whole = part;\n        {BARRIER}", "whole = part;"),
+        "race",
+    ),
+    "an element too many": (
+        *("softmax", "row_dots.cu", "j < width", "j <= width"),
+        "out-of-bounds",
+    ),
+}
+
+kernels = test_kernels_rows_faults.kernels
+
+
+def lattices(transducer=NAMED["regular"]):
+    shapes = (36, 34), (1, 1), (9, 4), (7, 12), (1, 1)
+    return random_case(np.random.default_rng(0), shapes, 0, transducer)
+
+
+def exact(gpu, case):
+    case.scores[0, case.cells.sample == 2] = np.nan
+    side = Side(case, gpu)
+    of = side.exact()
+    side.occupancies(of, side.costs(of))
+
+
+def bounded(gpu, case):
+    side = Side(case, gpu)
+    of = side.bounded()
+    side.write(of, np.flatnonzero(case.cells.position < 4))
+    side.certify(of)
+    side.likely(of, np.full(len(case.frames), -9.0))
+    side.costs(of)
+
+
+def bounds(gpu, transducer=NAMED["regular"]):
+    row = row_of(transducer)
+    lengths = [(70, 9), (3, 20)]
+    inputs = random_inputs(np.random.default_rng(0), 35, np.float32, None, lengths, 0, row)
+    on_gpu(gpu, inputs)
+
+
+def softmax(gpu):
+    rows = gpu.asarray(np.ones((3, 2100)))
+    row = cuda_rows.device_row(NAMED["regular"].row(2100, 5))
+    gpu.asnumpy(cuda_bounds.label_softmax(rows, None, row, None))
+    gpu.asnumpy(cuda_bounds.row_dots(rows, rows))
+
+
+RUNS = {
+    "exact": lambda gpu: exact(gpu, lattices()),
+    "long arcs": lambda gpu: exact(gpu, lattices(multi_blank((2, 4)))),
+    "bounded": lambda gpu: bounded(gpu, lattices()),
+    "aside": lambda gpu: bounded(gpu, lattices(NAMED["constrained"])),
+    "bounds": bounds,
+    "bounds of many": lambda gpu: bounds(gpu, tdt(range(3))),
+    "bounds of labels": lambda gpu: bounds(gpu, Transducer(Topology((Arc(1, 1, (LABEL,)),)))),
+    "softmax": softmax,
+}
+
+
+def run(name, monkeypatch):
+    """In so few blocks that each has several items; one lattice does not fit into shared memory."""
+    monkeypatch.setattr(launch, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(cuda_lattice, "_room", lambda _: 33)
+    with devices.emulated() as gpu:
+        RUNS[name](gpu)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
+def test_a_fault_is_found(kernels, monkeypatch, fault):
+    name, source, sound, broken, finding = FAULTS[fault]
+    text = (kernels / source).read_text()
+    assert text.count(sound) == 1
+    (kernels / source).write_text(text.replace(sound, broken))
+    with pytest.raises((KernelError, UninitialisedRead, RuntimeError), match=finding):
+        run(name, monkeypatch)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in FAULTS.values()}))
+def test_without_one_nothing_is_found(monkeypatch, name):
+    run(name, monkeypatch)

@@ -1,0 +1,157 @@
+"""Kernels on rows with a planted fault, which the emulator must find."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from cupy_rnnt.ops.cuda import launch
+
+from ... import devices
+from ...emulated.memory import UninitialisedRead
+from ...ptxemu import KernelError
+from ..row_cases import OPERATIONS, Device
+from .kernel_resources import ROOT
+
+pytestmark = pytest.mark.slow
+
+BARRIER = "__syncthreads();"
+
+# Operation, width, file, what is replaced by what, what is found
+FAULTS = {
+    "last pack beyond the row": (
+        *("gather", 1024, "common.cuh", "j < tail; j +=", "j <= tail; j +="),
+        "out-of-bounds",
+    ),
+    "elements between packs left out": (
+        *("gather", 33, "common.cuh", "i < left; i +=", "i < 1; i +="),
+        "uninitialised",
+    ),
+    "packs that are not aligned": (
+        *("hidden", 33, "common.cuh", "return agree ?", "return true ?"),
+        "misaligned",
+    ),
+    "rows one too many": (
+        *("row_scores", 64, "row_scores.cu", "i < rows;", "i <= rows;"),
+        "out-of-bounds",
+    ),
+    "cells one too many": (
+        *("hidden", 64, "hidden.cu", "item < cells * warps", "item <= cells * warps"),
+        "out-of-bounds",
+    ),
+    "warps of a row taken for rows": (
+        *("scatter", 1025, "common.cuh", "row(item / warps)", "row(item)"),
+        "out-of-bounds",
+    ),
+    "output not written": (
+        *("hidden", 64, "hidden.cu", "store<n>(pre + j, x);", ""),
+        "uninitialised",
+    ),
+    "parts of warps read too early": (
+        *("row_scores", 2049, "common.cuh", f"= part;\n        {BARRIER}", "= part;"),
+        "race",
+    ),
+    "parts of warps overwritten": (
+        *(
+            "row_scores",
+            2049,
+            "common.cuh",
+            f"parts[warp]);\n        {BARRIER}",
+            "parts[warp]);",
+        ),
+        "race",
+    ),
+    "one head, however many there are": (
+        *("row_scores", 64, "row_scores.cu", "g < table.heads; ++g) {", "g < 1; ++g) {"),
+        "out-of-bounds|uninitialised",
+    ),
+    "ranges one too many": (
+        *("logits_grad", 64, "logits_grad.cu", "r < table.ranges", "r <= table.ranges"),
+        "out-of-bounds|misaligned|race",
+    ),
+    "a softmax of columns under no head": (
+        *("log_probs_grad", 64, "logits_grad.cu", "if (g >= 0) {", "if (true) {"),
+        "out-of-bounds",
+    ),
+    "rows beyond the last chunk": (
+        *("add_column_sum", 64, "column_sum.cu", "min((i + 1) * chunk, rows)", "(i + 1) * chunk"),
+        "out-of-bounds",
+    ),
+    "columns beyond the last": (
+        *("add_column_sum", 33, "column_sum.cu", "if (j >= width) continue;", ""),
+        "race|out-of-bounds",
+    ),
+    "runs read before they are known": (
+        *(
+            "add_rows",
+            64,
+            "add_rows.cu",
+            f"        {BARRIER}\n        int count",
+            "        int count",
+        ),
+        "race|uninitialised",
+    ),
+    "runs overwritten before they are added": (
+        *("add_rows", 64, "add_rows.cu", f"runs}});\n        {BARRIER}", "runs});"),
+        "race",
+    ),
+    "a run summed up by two blocks": (
+        *("add_rows", 64, "add_rows.cu", "(i == 0 || targets[i - 1] != target) &&", ""),
+        "race|uninitialised",
+    ),
+    "a long run added once for each chunk": (
+        *(
+            "add_rows",
+            64,
+            "add_rows.cu",
+            "if (begin > 0 && targets[begin - 1] == target) continue;",
+            "",
+        ),
+        "race|uninitialised",
+    ),
+    "sorted rows beyond the last": (
+        *("add_rows", 64, "add_rows.cu", "i < rows ? targets[i] : -1", "targets[i]"),
+        "out-of-bounds",
+    ),
+}
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """A copy of the sources that the package reads instead of its own."""
+    folder = tmp_path / "kernels"
+    shutil.copytree(ROOT / "kernels", folder)
+    monkeypatch.setattr(launch, "_folder", lambda: folder)
+    caches = launch.source_text, launch._module, launch._function
+    for cache in caches:
+        cache.cache_clear()
+    yield folder
+    for cache in caches:
+        cache.cache_clear()
+
+
+def run(name, width, monkeypatch):
+    """Run an operation in so few blocks that each has several items, and look at the results."""
+    monkeypatch.setattr(launch, "MOST_BLOCKS", 2)
+    with devices.emulated() as found:
+        on, dtype = Device(found.xp, offset=1), np.dtype(np.float32)
+        for result in OPERATIONS[name].case(on, dtype, width, np.random.default_rng(0)):
+            found.asnumpy(result)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(kernels, monkeypatch, fault):
+    name, width, source, sound, broken, finding = FAULTS[fault]
+    text = (kernels / source).read_text()
+    assert text.count(sound) == 1
+    (kernels / source).write_text(text.replace(sound, broken))
+    with pytest.raises((KernelError, UninitialisedRead), match=finding):
+        run(name, width, monkeypatch)
+
+
+@pytest.mark.parametrize("width", sorted({width for _, width, *_ in FAULTS.values()}))
+@pytest.mark.parametrize("name", sorted({name for name, *_ in FAULTS.values()}))
+def test_without_one_nothing_is_found(monkeypatch, name, width):
+    run(name, width, monkeypatch)

@@ -1,0 +1,180 @@
+"""Kernels on rows at far addresses, and their results for any schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cupy_rnnt.ops import numpy as cpu
+from cupy_rnnt.ops.cuda import launch
+from cupy_rnnt.transducer import LABEL_COLUMN, Row, RowHead
+
+from ... import ptxemu
+from ..row_cases import OPERATIONS, Device, table_of
+from .kernel_resources import CUPY_OPTIONS
+from .test_rows import every_operation
+
+FAR = 2**24  # rows, or chunks of rows: with 200 elements each, bytes beyond 2**33
+WIDTH = 200
+
+
+@every_operation
+@pytest.mark.slow
+def test_the_same_bits_for_any_schedule(gpu, name, dtype, monkeypatch):
+    operation, results = OPERATIONS[name], []
+    for seed, blocks in enumerate((2**16, 1, 3)):
+        if gpu.name.startswith("emulated"):
+            monkeypatch.setattr(gpu.xp.kernels.options, "seed", seed)
+        monkeypatch.setattr(launch, "MOST_BLOCKS", blocks)
+        found = operation.case(Device(gpu.xp), dtype, 2100, np.random.default_rng(0))
+        results.append([gpu.asnumpy(each).tobytes() for each in found])
+    assert results[0] == results[1] == results[2]
+
+
+def shifted(array: np.ndarray, first: int) -> ptxemu.Offset:
+    """The array as the part, from a first row on, of one that would be too large."""
+    return ptxemu.Offset(array, -first * array[0].nbytes)
+
+
+def run_far(source: str, expression: str, first_block: int, *arguments: Any) -> None:
+    """Run one block of a kernel that is far behind the others of its launch."""
+    text = launch.source_text(source)
+    text = text.replace("blockIdx.x", f"({first_block}u + blockIdx.x)")
+    text = text.replace("gridDim.x", "(1u << 30)")
+    options = *launch.OPTIONS, *CUPY_OPTIONS
+    module = ptxemu.Module(text, options=options, name_expressions=[expression])
+    kernel = next(kernel for kernel in launch.KERNELS if expression.split("<")[0] == kernel.name)
+    module.get_function(expression)(1, kernel.block, arguments)
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+ROWS, WARPS = 8, 1
+FAR_ROWS = FAR + ROWS, WIDTH, WARPS
+
+
+def test_far_cells_of_far_samples():
+    encoder, predictor = random(2, 3, WIDTH), random(2, 4, WIDTH)
+    pre, out = (ptxemu.empty((ROWS, WIDTH)) for _ in range(2))
+    index = [np.arange(ROWS) % extent for extent in (2, 3, 4)]
+    sample = index[0] + FAR  # the strides of the samples are those of the small arrays
+    run_far(
+        "hidden.cu",
+        "hidden<float, Identity>",
+        FAR // 8,
+        *(shifted(encoder, FAR), 3 * WIDTH, WIDTH, 1),
+        *(shifted(predictor, FAR), 4 * WIDTH, WIDTH, 1),
+        *(shifted(values, FAR) for values in (sample, *index[1:])),
+        *FAR_ROWS,
+        *(shifted(values, FAR) for values in (pre, out)),
+    )
+    expected = encoder[index[0], index[1]] + predictor[index[0], index[2]]
+    np.testing.assert_array_equal(pre, expected)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_far_rows_to_and_fro():
+    source, target = random(2, 3, 4, WIDTH), np.zeros((2, 3, 4, WIDTH), np.float32)
+    tile = ptxemu.empty((ROWS, WIDTH))
+    index = np.unravel_index(np.arange(0, 24, 3), (2, 3, 4))
+    far = [
+        shifted(np.ascontiguousarray(values) + FAR * (k == 0), FAR)
+        for k, values in enumerate(index)
+    ]
+    strides = 12 * WIDTH, 4 * WIDTH, WIDTH, 1
+    args = shifted(source, FAR), *strides, *far, *FAR_ROWS, shifted(tile, FAR)
+    run_far("gather.cu", "gather<float>", FAR // 8, *args)
+    np.testing.assert_array_equal(tile, source[index])
+    args = shifted(tile, FAR), *far, *FAR_ROWS, shifted(target, FAR), *strides
+    run_far("gather.cu", "scatter<float>", FAR // 8, *args)
+    np.testing.assert_array_equal(target[index], source[index])
+
+
+# Scores and heads are as far apart as there are rows, and the rows between them are not here: a
+# softmax at both sides of a column and a score under it, at a fixed column or that of the label.
+HEADS = (RowHead(((0, 5), (6, WIDTH)), True, True),)
+one_score = pytest.mark.parametrize(
+    "row",
+    [Row(WIDTH, (column,), HEADS, ((0,),), (0.5,), WIDTH, ()) for column in (7, LABEL_COLUMN)],
+)
+
+
+@one_score
+@pytest.mark.parametrize("threads", [32, 256])
+def test_far_rows_of_logits(threads, row):
+    rows = 256 // threads
+    logits, chosen = random(rows, WIDTH), np.arange(rows)
+    results = [ptxemu.empty(rows, np.float64) for _ in range(2)]
+    run_far(
+        "row_scores.cu",
+        f"row_scores<float, {threads}>",
+        FAR // rows,
+        *(shifted(logits, FAR), None, *table_of(row), shifted(chosen, FAR), FAR + rows, WIDTH),
+        *(shifted(values, FAR) for values in results),
+    )
+    expected = cpu.row_scores(logits, None, row, chosen, np.empty_like(logits))
+    np.testing.assert_allclose(results, np.concatenate(expected), rtol=1e-6)
+
+
+@one_score
+def test_far_rows_of_gradients(row):
+    logits, chosen, occupancy = random(ROWS, WIDTH), np.arange(ROWS), abs(random(ROWS))
+    lse, _ = cpu.row_scores(logits, None, row, chosen, np.empty_like(logits))
+    expected, given = logits.copy(), (lse, occupancy[None], chosen)
+    cpu.logits_grad(expected, None, row, *given, -1.0, None, np.empty_like(logits))
+    far = [shifted(values, FAR) for values in (logits, lse[0], occupancy, chosen)]
+    args = far[0], None, *table_of(row), far[1], -45.0, *far[2:], np.inf, None, *FAR_ROWS, far[0]
+    run_far("logits_grad.cu", "logits_grad<float, float>", FAR // 8, *args)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
+def test_far_elements():
+    first_block, size = 2**22, 256 * 4
+    first = first_block * size
+    pre, hidden, d_hidden = random(size), ptxemu.empty(size), np.ones(size, np.float32)
+    far = [shifted(values, first) for values in (pre, hidden, d_hidden)]
+    expected = [np.empty_like(pre), np.ones_like(pre)]
+    cpu.activate("silu", pre, expected[0])
+    args = far[0], first + size, far[1]
+    run_far("activate.cu", "activate<float, Silu>", first_block, *args)
+    np.testing.assert_allclose(hidden, expected[0], atol=1e-6)
+    args = far[0], first + size, far[2]
+    run_far("hidden_grad.cu", "hidden_grad<float, Silu>", first_block, *args)
+    cpu.hidden_grad(expected[1], hidden, pre, "silu")
+    np.testing.assert_allclose(d_hidden, expected[1], atol=1e-6)
+
+
+def test_far_chunks_of_a_matrix():
+    chunk, strips = 8, 7
+    first = FAR // chunk
+    matrix, sums = random(2 * chunk, WIDTH), ptxemu.empty((2, WIDTH))
+    run_far(
+        "column_sum.cu",
+        "column_sum<float>",
+        first * strips // 8,
+        shifted(matrix, FAR),
+        *(FAR + len(matrix), WIDTH, chunk, np.bool_(False)),
+        shifted(sums, first),
+    )
+    np.testing.assert_allclose(sums[0], matrix[:chunk].sum(axis=0), atol=1e-5)
+
+
+def test_far_runs_of_rows():
+    tile, out = random(70, WIDTH), np.zeros((3, WIDTH), np.float32)
+    sums = ptxemu.empty(tile.shape)
+    targets = np.repeat([0, FAR, FAR + 1, FAR + 2], [1, 20, 45, 5])  # the first one is before tile
+    order = FAR + np.arange(70)[::-1]
+    far = [shifted(values, FAR) for values in (tile, order, targets[1:], out, sums)]
+    for block in range(FAR // 32, FAR // 32 + 3):
+        args = *far[:3], FAR + 70, WIDTH, *far[3:]
+        run_far("add_rows.cu", "add_rows<float>", block, *args)
+    for block in range(FAR // 32, FAR // 32 + 3):
+        args = far[4], far[2], FAR + 70, WIDTH, far[3]
+        run_far("add_rows.cu", "add_long_runs<float>", block, *args)
+    expected = np.zeros_like(out)
+    np.add.at(expected, targets[1:] - FAR, tile[::-1])
+    np.testing.assert_allclose(out, expected, atol=1e-5)

@@ -1,0 +1,127 @@
+"""Groups of lattices with random scores, on NumPy and on CUDA."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cupy_rnnt.batch import Cells
+from cupy_rnnt.ops.cuda import lattice as cuda_lattice
+from cupy_rnnt.ops.numpy import bounded, lattice
+from cupy_rnnt.transducer import LABEL, NAMED, Transducer
+
+RAGGED = (5, 5), (4, 5), (1, 1), (1, 9), (9, 1), (7, 2), (12, 3), (3, 40)
+"""(T, S) of the samples of a small group."""
+
+
+class Case(NamedTuple):
+    """A group of samples. What has an entry for each cell is in packed order."""
+
+    transducer: Transducer
+    frames: np.ndarray
+    columns: np.ndarray
+    cells: Cells
+    scores: np.ndarray
+    bounds: np.ndarray
+    """Of the scores, (K, cells) like these."""
+    delay_penalty: float = 0.0
+
+    @property
+    def starts(self) -> np.ndarray:
+        counts = self.frames * self.columns
+        return np.cumsum(counts) - counts
+
+    @property
+    def label(self) -> int:
+        """The number of its score; that behind the last if there is none."""
+        return (*self.transducer.topology.scores, LABEL).index(LABEL)
+
+    def beside(self, chosen: np.ndarray) -> np.ndarray:
+        """A mask of cells, and of those that the arcs of these read beside their own."""
+        if not self.transducer.topology.looks_aside:
+            return chosen
+        aside = chosen.copy()
+        aside[1:] |= chosen[:-1] & self.cells.has_label[:-1]
+        return aside
+
+
+class Side:
+    """A case in the memory of the host, or of a GPU if it is given."""
+
+    def __init__(self, case: Case, gpu: Any = None) -> None:
+        numpys = SimpleNamespace(Lattice=lattice.Lattice, BoundedLattice=bounded.BoundedLattice)
+        self.case, self.ops = case, numpys if gpu is None else cuda_lattice
+        self.asarray = np.asarray if gpu is None else gpu.asarray
+        self.asnumpy = np.asarray if gpu is None else gpu.asnumpy
+
+    def made(self, kind: str, gradient: bool) -> Any:
+        case = self.case
+        lengths = case.frames, case.columns
+        return getattr(self.ops, kind)(case.transducer, *lengths, gradient, case.delay_penalty)
+
+    def exact(self, gradient: bool = True) -> Any:
+        """A lattice of all scores."""
+        of = self.made("Lattice", gradient)
+        self.write(of, slice(None))
+        return of
+
+    def bounded(self, gradient: bool = True) -> Any:
+        """A lattice of bounds."""
+        of = self.made("BoundedLattice", gradient)
+        of.bound(self.asarray(self.case.bounds))
+        return of
+
+    def write(self, to: Any, some: Any) -> None:
+        """Scores of some cells."""
+        cells = Cells(*(self.asarray(values[some]) for values in self.case.cells))
+        to.write(cells, self.asarray(np.ascontiguousarray(self.case.scores[:, some])))
+
+    def costs(self, of: Any) -> np.ndarray:
+        return self.asnumpy(of.solve())
+
+    def kept(self, of: Any, costs: np.ndarray, share: float = 0.0) -> np.ndarray:
+        """The cells that hold a share of what their samples hold, behind :meth:`costs`; none of
+        samples whose costs are not finite, as the engine asks for."""
+        return self.asnumpy(of.keep(self.asarray(np.where(np.isfinite(costs), share, np.inf))))
+
+    def occupancies(self, of: Any, costs: np.ndarray, of_labels: float = 1.0) -> np.ndarray:
+        """Of the scores, (K, cells), behind :meth:`costs`; 0 of samples without any."""
+        cells = self.kept(of, costs)
+        every = np.isfinite(costs)[self.case.cells.sample]
+        np.testing.assert_array_equal(cells, np.flatnonzero(every))
+        dense = np.zeros(self.case.scores.shape)
+        found = of.occupancies(self.asarray(cells), of_labels, np.dtype(np.float64))
+        dense[:, cells] = self.asnumpy(found)
+        return dense
+
+    def certify(self, of: Any) -> np.ndarray:
+        return np.array([self.asnumpy(values) for values in of.certify()])
+
+    def likely(self, of: Any, thresholds: np.ndarray) -> np.ndarray:
+        return self.asnumpy(of.likely(self.asarray(thresholds)))
+
+
+def random_case(
+    rng: Any,
+    shapes: Any,
+    holes: float = 0.0,
+    transducer: Transducer = NAMED["regular"],
+    delay_penalty: float = 0.0,
+) -> Case:
+    """Of samples of given (T, S), with a share of scores that are -inf."""
+    frames, columns = np.array(shapes).T
+    counts = frames * columns
+    sample = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    frame, position = np.divmod(within, columns[sample])
+    has_label = position < columns[sample] - 1
+    cells = Cells(sample, frame, position, np.ones_like(sample), has_label)
+    kinds = len(transducer.topology.scores)
+    scores = np.log(rng.dirichlet([1] * (kinds + 1), counts.sum()).T[:kinds].copy())
+    scores[rng.random(scores.shape) < holes] = -np.inf
+    bounds = np.minimum(scores + rng.exponential(0.5, scores.shape), 0)
+    case = Case(transducer, frames, columns, cells, scores, bounds, delay_penalty)
+    bounds[case.label :][:1, ~has_label] = -np.inf
+    return case

@@ -1,0 +1,251 @@
+"""Each operation on rows as a function of the device: the same calls on NumPy and on CUDA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from cupy_rnnt.batch import Cells
+from cupy_rnnt.defaults import compute_dtype
+from cupy_rnnt.ops import numpy as cpu
+from cupy_rnnt.ops.cuda import rows as cuda_rows
+from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Head, Row, Transducer
+
+from .. import devices
+from ..transducers.cases import TRANSDUCERS, multi_blank, tdt
+
+HALF = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+COMPUTE = np.dtype(np.float32), np.dtype(np.float64)
+ALL = COMPUTE + HALF
+ROWS = 11
+
+
+class Host:
+    """Where the arrays of a case live: here in NumPy, whose operations want the compute dtype."""
+
+    ops: ModuleType = cpu
+
+    def array(self, values: Any, dtype: Any = None) -> Any:
+        return np.array(values, dtype)
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        return np.empty(shape, dtype)
+
+    def computed(self, values: Any, dtype: Any) -> Any:
+        """Rows that were rounded to a dtype, in one that the operations take."""
+        return np.asarray(values, dtype).astype(compute_dtype(dtype))
+
+
+class Device:
+    """In the memory of CuPy, some elements behind an aligned address."""
+
+    ops: ModuleType = cuda_rows
+
+    def __init__(self, xp: Any, offset: int = 0) -> None:
+        self.xp, self._offset = xp, offset
+
+    def array(self, values: Any, dtype: Any = None) -> Any:
+        values = np.asarray(values, dtype)
+        new = self.empty(values.shape, values.dtype)
+        new[...] = self.xp.asarray(values)
+        return new
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        buffer = self.xp.empty(math.prod(shape) + self._offset, dtype)
+        return buffer[self._offset :].reshape(shape)
+
+    computed = array
+
+
+REGULAR = NAMED["regular"]
+BESIDE_NO_HEAD = Transducer(REGULAR.topology, (Head(("label",)),))
+
+
+def rows_of(width: int, rng: Any) -> list[Row]:
+    """One head, none, two with a zero and in two ranges, columns under no head; and, where there
+    are as many columns, some blanks and durations."""
+    blank = int(rng.integers(width))
+    rows = [REGULAR.row(width, blank), REGULAR.row(width, blank, normalised=True)]
+    rows += [one.row(width, blank) for one in (TRANSDUCERS["hat"], BESIDE_NO_HEAD)]
+    if width > 4:
+        several = tdt((0, 1, 3), 0.25), multi_blank((2,), 0.5)
+        rows += [one.row(width, max(1, blank - 3)) for one in several]
+    return rows
+
+
+def table_of(row: Row) -> tuple[Any, ...]:
+    """What kernels read."""
+    with devices.emulated() as gpu:
+        words, *counts = cuda_rows.device_row(row).table
+        return gpu.asnumpy(words), *counts
+
+
+def gradient_inputs(on: Any, rng: Any, compute: np.dtype, row: Row) -> tuple[Any, Any]:
+    """Occupancies and labels; one label is in the column of the first score, without an
+    occupancy."""
+    labels = rng.integers(0, row.width, ROWS)
+    occupancies = rng.random((len(row.columns), ROWS))
+    labels[3], occupancies[row.columns.index(LABEL_COLUMN), 3] = row.columns[0], 0
+    return on.array(occupancies, compute), on.array(labels)
+
+
+def gather(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    source = on.array(3 * rng.standard_normal((2, 3, 4, width)), dtype)
+    index = tuple(on.array(rng.integers(0, extent, ROWS)) for extent in (2, 3, 4))
+    rows, again = (on.empty((ROWS, width), compute_dtype(dtype)) for _ in range(2))
+    on.ops.gather(source, index, rows)
+    on.ops.gather(source.reshape(24, width), (on.array(np.arange(ROWS)),), again)
+    return [rows, again]
+
+
+def scatter(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    tile = on.array(rng.standard_normal((ROWS, width)), compute_dtype(dtype))
+    target = on.array(np.zeros((2, 3, 4, width)), dtype)
+    index = np.unravel_index(rng.permutation(24)[:ROWS], (2, 3, 4))
+    on.ops.scatter(tile, tuple(map(on.array, index)), target)
+    return [target]
+
+
+def hidden(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+    encoder = on.array(rng.standard_normal((3, 5, width)), dtype)
+    predictor = on.array(rng.standard_normal((3, 4, width)), dtype)
+    cells = Cells(*(on.array(rng.integers(0, most, ROWS)) for most in (3, 5, 4, 9, 2)))
+    pre, compute = on.empty((ROWS, width), compute_dtype(dtype)), compute_dtype(dtype)
+    if on.ops is cpu or dtype == compute:
+        out = on.empty((ROWS, width), compute)
+        on.ops.hidden(encoder, predictor, cells, name, pre, out)
+        return [pre, out]
+    halves = on.empty((ROWS, 2 * width), dtype)
+    on.ops.hidden(encoder, predictor, cells, name, pre, halves)
+    return [pre, halves[:, :width].astype(compute) + halves[:, width:].astype(compute)]
+
+
+def row_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """Heads over columns that labels are not among are no matter: a label may be in any column."""
+    compute, results = compute_dtype(dtype), []
+    logits = on.computed(4 * rng.standard_normal((ROWS, width)), dtype)
+    bias = on.array(rng.standard_normal(width), compute)
+    scratch = on.empty((4, width), compute)
+    for row in rows_of(width, rng):
+        rest = on.ops.device_row(row), on.array(rng.integers(0, width, ROWS)), scratch
+        with np.errstate(divide="ignore"):  # of heads without a column
+            for added in None, bias:
+                results.extend(on.ops.row_scores(logits, added, *rest))
+    return results
+
+
+def picked_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """Of log-probabilities, which no head is over."""
+    log_probs = on.computed(rng.standard_normal((ROWS, width)), dtype)
+    labels, scratch = on.array(rng.integers(0, width, ROWS)), on.empty((4, width), np.float32)
+    row = on.ops.device_row(REGULAR.row(width, width // 2, normalised=True))
+    return list(on.ops.row_scores(log_probs, None, row, labels, scratch))
+
+
+def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    values = (4 * rng.standard_normal((ROWS, width))).astype(dtype)
+    bias, results = rng.standard_normal(width).astype(dtype), []
+    weights, scratch = on.array(rng.standard_normal(ROWS)), on.empty((4, width), dtype)
+    for row in rows_of(width, rng):
+        exponentials = np.exp(values.astype(float) + bias.astype(float))
+        under = [[v for bounds in head.ranges for v in range(*bounds)] for head in row.heads]
+        sums = [
+            exponentials[:, columns].sum(axis=1) + head.zero
+            for columns, head in zip(under, row.heads, strict=True)
+        ]
+        with np.errstate(divide="ignore"):
+            lse = np.log(np.array(sums).reshape(-1, ROWS))
+        given = gradient_inputs(on, rng, dtype, row)
+        rest = on.ops.device_row(row), on.array(lse), *given
+        for clamp, factors in (-1.0, None), (0.1, weights):
+            with_bias, without = on.array(values), on.array(values + bias)
+            for logits, added in (with_bias, on.array(bias)), (without, None):
+                on.ops.logits_grad(logits, added, *rest, clamp, factors, scratch)
+                results.append(logits)
+    return results
+
+
+def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """The gradient under no head, which reads no logits."""
+    compute, results = compute_dtype(dtype), []
+    row = REGULAR.row(width, int(rng.integers(width)), normalised=True)
+    given = gradient_inputs(on, rng, compute, row)
+    rest = None, on.ops.device_row(row), on.array(np.empty((0, ROWS))), *given
+    for clamp, weights in (-1.0, None), (0.3, on.array(rng.standard_normal(ROWS))):
+        grad = on.computed(np.full((ROWS, width), np.nan), dtype)
+        on.ops.logits_grad(grad, *rest, clamp, weights, on.empty((4, width), compute))
+        results.append(grad)
+    return results
+
+
+def activate(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+    pre = on.array(3 * rng.standard_normal((ROWS, width)), dtype)
+    out = on.empty(pre.shape, dtype)
+    on.ops.activate(name, pre, out)
+    on.ops.activate(name, pre, pre)
+    return [out, pre]
+
+
+def hidden_grad_inputs(dtype: np.dtype, width: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Arguments of an activation, and the gradient of its values."""
+    values = 2 * rng.standard_normal((ROWS, width))
+    return values.astype(dtype), rng.standard_normal((ROWS, width)).astype(dtype)
+
+
+def hidden_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+    values, d_values = hidden_grad_inputs(dtype, width, rng)
+    value = np.empty_like(values)
+    cpu.activate(name, values, value)
+    d_hidden = on.array(d_values)
+    on.ops.hidden_grad(d_hidden, on.array(value), on.array(values), name)
+    return [d_hidden]
+
+
+def add_column_sum(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    sums = []
+    for rows in 1, 2, 31:
+        out = on.array(rng.standard_normal(width), compute_dtype(dtype))
+        scratch = on.empty((cuda_rows.scratch_rows(rows, width), width), out.dtype)
+        on.ops.add_column_sum(on.computed(rng.standard_normal((rows, width)), dtype), out, scratch)
+        sums.append(out)
+    return sums
+
+
+def add_rows(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    sums = []
+    for targets, rows in (5, 9), (2, 40), (1, 67):
+        out = on.array(rng.standard_normal((targets + 1, width)), dtype)
+        tile = on.array(rng.standard_normal((rows, width)), dtype)
+        scratch = on.empty(tile.shape, dtype)
+        on.ops.add_rows(tile, on.array(rng.integers(0, targets, rows)), out, scratch)
+        sums.append(out)
+    return sums
+
+
+class Operation(NamedTuple):
+    case: Callable[..., list[Any]]
+    dtypes: tuple[np.dtype, ...]
+    exact: bool = False  # nothing is rounded
+
+
+OPERATIONS = {
+    operation.case.__name__: operation
+    for operation in (
+        Operation(activate, COMPUTE),
+        Operation(add_column_sum, ALL),
+        Operation(add_rows, COMPUTE),
+        Operation(gather, ALL, True),
+        Operation(hidden, ALL),
+        Operation(hidden_grad, COMPUTE),
+        Operation(log_probs_grad, ALL, True),
+        Operation(logits_grad, COMPUTE),
+        Operation(picked_scores, ALL, True),
+        Operation(row_scores, ALL),
+        Operation(scatter, ALL, True),
+    )
+}
