@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import checks
-
-if TYPE_CHECKING:
-    from .ops import Operations
-
-
-class Cells(NamedTuple):
-    """Some cells of a batch, one entry each: the coordinates every operation works from."""
-
-    sample: Any
-    frame: Any
-    position: Any
-    label: Any  # the label that leaves the cell; 0 where none is left
-    has_label: Any
-
+from .ops import Operations
+from .ops.types import Cells
 
 INTEGERS = "targets", "logit_lengths", "target_lengths"
 """The arguments of integers of every loss, in their order."""

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from . import dlpack
-from .defaults import FLOATING_DTYPES
 from .ops import is_on_cuda, on_host
+from .ops.types import FLOATING_DTYPES
 
 _CELL_LIMIT = 2**62
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import checks, defaults
+from . import checks
 from .batch import Batch
 from .dlpack import exported
 from .engine import returned, run
 from .engine.logits_source import LogitsSource
 from .ops import operations_for
+from .ops.types import compute_dtype
 from .options import Options, ReportingKeywords, spells_out
 from .results import weights_of
 
@@ -259,7 +260,7 @@ def rnnt_loss_and_grad(
     with ops.device_of(call.logits):
         if overwrite_logits:
             checks.writeable("logits", logits, call.logits)
-        dtype = defaults.compute_dtype(call.logits.dtype)
+        dtype = compute_dtype(call.logits.dtype)
         weights = weights_of(call.options.reduction, cost_weights, call.batch.size, dtype)
         like_logits = call.logits.shape, call.logits.dtype
         grad = call.logits if overwrite_logits else ops.zeros(*like_logits)

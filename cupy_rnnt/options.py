@@ -15,13 +15,20 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 
 import numpy as np
 
-from . import checks, defaults
+from . import checks
 from .ops.numpy.activations import ACTIVATIONS
 from .transducer import NAMED, Transducer, transducer_of
 
 Progress = Callable[[int, int], object]
 REDUCTIONS = "none", "mean", "sum"
+MAX_WORKSPACE_BYTES = 256 * 2**20
+"""Bytes that a call may allocate beyond its arguments and results, by default."""
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def default_tolerance(dtype: np.dtype) -> float:
+    """Share of a sample's posterior that may be left out: the unit round-off of the results."""
+    return 2.0**-53 if dtype == np.float64 else 2.0**-24
 
 
 class Keywords(TypedDict, total=False):
@@ -81,9 +88,9 @@ class Options:
             if one.name in values and (value is not None or one.default is not None):
                 values[one.name] = one.metadata["check"](one.name, value)
         if values.get("tolerance") is None:
-            values["tolerance"] = defaults.tolerance(dtype)
+            values["tolerance"] = default_tolerance(dtype)
         if values.get("max_workspace_bytes") is None:
-            values["max_workspace_bytes"] = defaults.MAX_WORKSPACE_BYTES
+            values["max_workspace_bytes"] = MAX_WORKSPACE_BYTES
         return Options(**values)
 
     def tokens(self, width: int) -> tuple[int, int, int]:

@@ -9,9 +9,9 @@ import costs
 import ml_dtypes
 import numpy as np
 
-from cupy_rnnt.batch import Cells
 from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops.cuda.launch import cupy
+from cupy_rnnt.ops.types import Cells
 
 from . import Report
 from .arrays import normal

@@ -11,6 +11,8 @@ from workloads import Joint, fresh, speech
 
 import cupy_rnnt
 from cupy_rnnt.ops.cuda.launch import cupy
+from cupy_rnnt.ops.types import FLOATING_DTYPES
+from cupy_rnnt.options import default_tolerance
 
 from . import Report, require
 from .arrays import on_device
@@ -92,7 +94,7 @@ class _Errors:
 def values(report: Report) -> None:
     """Joint networks and given logits, in every type, beside NumPy."""
     passed = True
-    types = list(map(np.dtype, cupy_rnnt.defaults.FLOATING_DTYPES))
+    types = list(map(np.dtype, FLOATING_DTYPES))
     for width in _WIDTHS[:: 2 if report.small else 1]:
         for dtype in types:
             label = f"joint, V {width}, {dtype.name}"
@@ -115,7 +117,7 @@ def _joint(report: Report, label: str, joint: Joint, dtype: np.dtype) -> bool:
         errors.gradient(field, one.get(), other)
     certificate = float(info.certificate.max())
     shares = {"computed": info.computed / info.cells, "kept": info.kept / info.cells}
-    proven = certificate <= cupy_rnnt.defaults.tolerance(dtype)
+    proven = certificate <= default_tolerance(dtype)
     label += f", {shares['computed']:.0%} computed" + (", NOT CERTIFIED" if not proven else "")
     return errors.report(report, label, certificate=certificate, **shares) and proven
 

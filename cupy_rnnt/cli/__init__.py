@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import __version__, defaults, engine, joint, reference
+from .. import __version__, engine, joint, reference
 from ..ops import Operations, cuda
 from ..ops import numpy as cpu
-from ..options import Progress
+from ..ops.types import FLOATING_DTYPES
+from ..options import MAX_WORKSPACE_BYTES, Progress, default_tolerance
 from ..results import Info, JointGradients
 from . import machine
 from .terminal import (
@@ -170,7 +171,7 @@ def _print_results(
     inputs: _Inputs, costs: np.ndarray, info: Info, seconds: float, first_seconds: float | None
 ) -> None:
     low, middle, high = np.min(costs), np.median(costs), np.max(costs)
-    dropped = defaults.tolerance(inputs.weight.dtype)
+    dropped = default_tolerance(inputs.weight.dtype)
     heading("Loss and gradients of encoder_out, predictor_out, weight and bias")
     row("cost per sample", f"{low:,.1f} / {middle:,.1f} / {high:,.1f} nats (min / median / max)")
     row("time", f"{seconds:.3f} s, {info.cells / seconds:,.0f} cells a second")
@@ -237,8 +238,8 @@ def _tolerances(inputs: _Inputs, cost: float) -> tuple[float, float]:
     """
     dtype = inputs.weight.dtype
     steps = math.sqrt(np.max(inputs.logit_lengths + inputs.target_lengths))
-    logit = math.sqrt(inputs.weight.shape[1]) * defaults.tolerance(dtype)
-    lattice = defaults.tolerance(np.dtype(np.float64))
+    logit = math.sqrt(inputs.weight.shape[1]) * default_tolerance(dtype)
+    lattice = default_tolerance(np.dtype(np.float64))
     stored = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype.name, 0.0)
     return 4 * (logit + steps * lattice), 4 * steps * (logit + cost * lattice) + stored
 
@@ -313,12 +314,12 @@ def _parser(
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=text)
     if counts:
         text = "of inputs and gradients (default: float32)"
-        kinds = defaults.FLOATING_DTYPES
+        kinds = FLOATING_DTYPES
         parser.add_argument("--dtype", choices=kinds, default="float32", help=text)
         parser.add_argument(
             "--max-workspace-bytes",
             type=parse_nbytes,
-            default=defaults.MAX_WORKSPACE_BYTES,
+            default=MAX_WORKSPACE_BYTES,
             metavar="BYTES",
             help="for example 50000000, 64MiB or 1.5GiB (default: 256MiB)",
         )

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..batch import Cells
 from ..ops import Operations
+from ..ops.types import Cells
 from ..results import JointGradients
 from .exponents import WeightExponents
+from .joint_rows import JointRows, JointScratch
 from .plan import Group
 from .sources import Kept
-
-if TYPE_CHECKING:
-    from .joint_source import JointScratch, JointSource
 
 _LARGEST_EXPONENT = 14  # of a gradient of logits in float16, which ends below 2**16
 
@@ -29,19 +27,19 @@ class JointSums:
 
     def __init__(
         self,
-        source: JointSource,
+        joint: JointRows,
         gradients: JointGradients,
         workers: int,
         weights: Any,
         largest: Any,
     ) -> None:
-        ops, dtype = source.ops, source.dtype
-        self._source, self.ops, self._gradients = source, ops, gradients
+        ops, dtype = joint.ops, joint.dtype
+        self._joint, self.ops, self._gradients = joint, ops, gradients
         self._workers, self.weights = workers, weights
-        self._d_weight = ops.zeros((workers, source.width, source.hidden_size), dtype)
-        self._d_bias = ops.zeros((workers, source.width), dtype)
+        self._d_weight = ops.zeros((workers, joint.width, joint.hidden_size), dtype)
+        self._d_bias = ops.zeros((workers, joint.width), dtype)
         self._scale: Any | None = None
-        if source.factor_dtype is not None:
+        if joint.factor_dtype is not None:
             # A power of two, so that the gradient of the logits, as large as `largest`, neither
             # overflows nor vanishes in float16.
             xp = ops.xp
@@ -55,9 +53,9 @@ class JointSums:
     @contextmanager
     def of_group(self, group: Group, kept: Any) -> Iterator[_GroupSums]:
         """See :meth:`cupy_rnnt.engine.sources.Sums.of_group`."""
-        source, gradients = self._source, self._gradients
-        frames = _Places.of(self.ops, group, source.batch.frames)
-        prefixes = _Places.of(self.ops, group, source.batch.columns)
+        joint, gradients = self._joint, self._gradients
+        frames = _Places.of(self.ops, group, joint.batch.frames)
+        prefixes = _Places.of(self.ops, group, joint.batch.columns)
         sums = _GroupSums(self, group.start, frames, prefixes)
         yield sums
         for parts, places, gradient in (
@@ -71,7 +69,7 @@ class JointSums:
 
     def zeros(self, rows: int) -> Any:
         """Sums of each worker, (workers, rows, H)."""
-        return self.ops.zeros((self._workers, rows, self._source.hidden_size), self._source.dtype)
+        return self.ops.zeros((self._workers, rows, self._joint.hidden_size), self._joint.dtype)
 
     def add(
         self,
@@ -85,12 +83,12 @@ class JointSums:
     ) -> None:
         """Add the gradients of weight and bias that belong to some cells; leave that of their
         hidden inputs in ``scratch.d_hidden``."""
-        ops, source = self.ops, self._source
+        ops, joint = self.ops, self._joint
         logits, block, pre, _, factors, _, d_hidden, slab = scratch
-        hidden = factors[:, : source.hidden_size]
-        source.write_hidden(cells, scratch)
+        hidden = factors[:, : joint.hidden_size]
+        joint.write_hidden(cells, scratch)
         if stored is None:
-            source.write_logits(factors, logits)
+            joint.write_logits(factors, logits)
         else:
             ops.gather(stored[0], (stored[1],), logits)
         occupancies = kept.occupancies
@@ -98,17 +96,17 @@ class JointSums:
             weights = weights * self._scale
         elif self._scale is not None:
             occupancies = self._scale * occupancies
-        rows = logits, source.bias, source.device_row, kept.lse, occupancies, cells.label
+        rows = logits, joint.bias, joint.device_row, kept.lse, occupancies, cells.label
         ops.logits_grad(*rows, clamp, weights, block, scratch.d_logits)
         d_logits = logits if scratch.d_logits is None else scratch.d_logits
-        source.write_d_hidden(d_logits, d_hidden)
+        joint.write_d_hidden(d_logits, d_hidden)
         sums = self._d_weight[worker], self._d_bias[worker]
         if self._exponents is not None:
             # Only now: what belongs to one sample is computed on the scale of that sample.
             self._exponents.align(worker, cells.sample, d_logits, sums)
         ops.add_weight_grad(d_logits, hidden, sums[0], slab)
         ops.add_column_sum(d_logits, sums[1], block)
-        ops.hidden_grad(d_hidden, hidden, pre, source.activation)
+        ops.hidden_grad(d_hidden, hidden, pre, joint.activation)
 
     def close(self) -> None:
         """Write the gradients of weight and bias."""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import defaults
-from ..batch import Batch, Cells, Coordinates
+from ..batch import Batch, Coordinates
 from ..ops import operations_for
+from ..ops.types import Cells, compute_dtype
 from ..transducer import LABEL_COLUMN, Row
 from .exponents import WeightExponents
 from .plan import ROW_BYTES, Group
@@ -43,7 +43,7 @@ class LogitsSource:
 
     def __init__(self, batch: Batch, logits: Any, row: Row, grad: Any | None = None) -> None:
         self.ops = operations_for(logits)
-        self.dtype: np.dtype = defaults.compute_dtype(logits.dtype)
+        self.dtype: np.dtype = compute_dtype(logits.dtype)
         self.width: int = logits.shape[-1]
         self.grad = grad
         self.coordinates = Coordinates(batch, self.ops)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,26 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..batch import Batch
-from ..ops import Lattice, Tile, Workers
+from ..ops import Lattice, Workers
+from ..ops.types import Tile
 from ..options import Options
 from ..results import reportable
-from .plan import Group, Plan, Tiles
+from .plan import Group, Plan
 from .selection import Selected, selection_of
 from .sources import Kept, Source, Sums
-
-
-class Lengths(NamedTuple):
-    """Of some samples, (n,) each, on the host."""
-
-    frames: np.ndarray
-    positions: np.ndarray  # S = U + 1
-    fewest_arcs: np.ndarray  # of a path
-    most_arcs: np.ndarray
-
-    @property
-    def cells(self) -> np.ndarray:
-        cells: np.ndarray = self.frames * self.positions
-        return cells
+from .work import Work
 
 
 class Part(NamedTuple):
@@ -113,8 +101,8 @@ class Stored:
         return kept, rows, count
 
 
-class Passes:
-    """The passes of one call: its plan, its workers and their buffers."""
+class Passes(Work):
+    """The passes of one call, `count` in all."""
 
     def __init__(
         self,
@@ -125,36 +113,10 @@ class Passes:
         workers: Workers,
         count: int,
     ) -> None:
-        self.source, self.batch, self.options, self.plan = source, batch, options, plan
-        self.scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
-        self._workers, self._count = workers, count
+        super().__init__(source, batch, options, plan, workers)
+        self._count = count
         self._stored = Stored(source, plan.stored)
         self._selection = selection_of(self)
-
-    def lengths(self, group: Group) -> Lengths:
-        samples = slice(group.start, group.stop)
-        frames, positions = self.batch.frames[samples], self.batch.columns[samples]
-        arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
-        return Lengths(frames, positions, *arcs)
-
-    def lattice(self, make: Callable[..., Any], group: Group, gradient: bool) -> Any:
-        """That of a group, by an operation of the device."""
-        frames, positions, *_ = self.lengths(group)
-        options = self.options
-        return make(options.transducer, frames, positions, gradient, options.delay_penalty)
-
-    def run(
-        self,
-        tile: Callable[[int, Tile], None],
-        count: int,
-        stored: int = 0,
-        fixed: bool = False,
-        report: Callable[[Tile], None] | None = None,
-    ) -> None:
-        """Run tiles of so many entries: first of those whose logits are `stored`."""
-        rows, workers = self.plan.rows, self.plan.workers
-        self._workers.run(tile, Tiles(stored, rows, workers), fixed, report)
-        self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed, report)
 
     def parts(self) -> Iterator[Part]:
         """Select in one group after the other; cut it so that logits can be stored for pass 2."""

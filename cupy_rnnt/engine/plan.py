@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ..batch import Batch
-from ..ops import Operations, Sizes
+from ..ops import Operations
+from ..ops.types import Sizes
 from ..transducer import Row, Transducer
 
 _SMALL_ROWS = 64  # tiles are not made smaller so that all workers have as many

@@ -9,15 +9,14 @@ share of it. As long as it is above the tolerance, C grows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..ops import BoundedLattice, Tile, operations_for
+from ..ops import BoundedLattice, operations_for
+from ..ops.types import Tile
 from .plan import Group
-
-if TYPE_CHECKING:
-    from .passes import Lengths, Passes
+from .work import Lengths, Work
 
 _WORTH_REFERENCES = 16.0  # cells for each reference; with fewer, a sample is computed whole
 _MOST = 0.8  # share of a sample's cells above which the others are computed too
@@ -73,20 +72,20 @@ class Everything:
 class Certified:
     """The cells that could matter are computed, as long as the others are not proven not to."""
 
-    def __init__(self, passes: Passes) -> None:
-        self._passes = passes
+    def __init__(self, work: Work) -> None:
+        self._work = work
         # The certificate may use up one half of the tolerance, the filter has what that leaves.
-        self._most_leaving = passes.options.tolerance / 2
+        self._most_leaving = work.options.tolerance / 2
 
     def first(self, group: Group) -> Selected | None:
         """The cells of a group to begin with; None if no sample is worth selecting."""
-        passes, ops = self._passes, self._passes.source.ops
-        lengths = passes.lengths(group)
+        work, ops = self._work, self._work.source.ops
+        lengths = work.lengths(group)
         worth = _worth_selecting(lengths)
         if len(worth) == 0:
             return None
         bounds = self._bounds(group, worth)
-        lattice = passes.lattice(ops.bounded_lattice, group, False)
+        lattice = work.lattice(ops.bounded_lattice, group, False)
         lattice.bound(bounds)
         none = ops.zeros(bounds.shape[1:], bool)
         chosen, _ = next_cells(lattice, lengths, none, 0, self._most_leaving)
@@ -96,35 +95,35 @@ class Certified:
     def _bounds(self, group: Group, worth: np.ndarray) -> Any:
         """Bounds of the scores in the cells of a group, (K, cells), -inf but in samples that are
         worth it."""
-        passes, scratch = self._passes, self._passes.scratch
-        tangents = passes.source.tangents(group.start + worth)
+        work, scratch = self._work, self._work.scratch
+        tangents = work.source.tangents(group.start + worth)
         for side, count in enumerate(tangents.references):
 
             def refer(worker: int, tile: Tile, side: int = side) -> None:
                 tangents.refer(side, *tile, scratch[worker])
 
-            passes.run(refer, count)
-        run = passes.batch.run(group.start, group.stop)
-        scores = len(passes.options.transducer.topology.scores)
-        bounds = passes.source.ops.empty((scores, len(run)), np.float64)
+            work.run(refer, count)
+        run = work.batch.run(group.start, group.stop)
+        scores = len(work.options.transducer.topology.scores)
+        bounds = work.source.ops.empty((scores, len(run)), np.float64)
         bounds.fill(-np.inf)
 
         def bound(worker: int, tile: Tile) -> None:
             tangents.bound(*tile, scratch[worker], run.start, bounds)
 
-        passes.run(bound, tangents.references[0])
+        work.run(bound, tangents.references[0])
         return bounds
 
 
-def selection_of(passes: Passes) -> Everything | Certified:
+def selection_of(work: Work) -> Everything | Certified:
     """Whether to select, decided here and, of the room for it, in the plan: where bounds may cost
     more than they save, they are tried on the smallest sample."""
-    if not passes.plan.selecting:
+    if not work.plan.selecting:
         return Everything()
-    certified, batch = Certified(passes), passes.batch
-    lengths = passes.lengths(Group(0, batch.size))
+    certified, batch = Certified(work), work.batch
+    lengths = work.lengths(Group(0, batch.size))
     worth = _worth_selecting(lengths)
-    if passes.source.gains_surely or len(worth) == 0:
+    if work.source.gains_surely or len(worth) == 0:
         return certified
     least = int(worth[lengths.cells[worth].argmin()])
     if lengths.cells[least] * _PILOTS > batch.cell_count:

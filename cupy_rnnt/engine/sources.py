@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..batch import Cells, Coordinates
+from ..batch import Coordinates
 from ..ops import Operations
+from ..ops.types import Cells
 from .plan import Group, Needs
 from .tangents import Tangents
 

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..batch import Batch, JointInputs
-from ..ops import Operations, Runs
+from ..ops import Operations
+from ..ops.types import Runs
 from ..transducer import LABEL_COLUMN, Row
 
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it

@@ -43,9 +43,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from .. import checks, defaults, joint
+from .. import checks, joint
 from .. import logits as logits_front
 from ..batch import INTEGERS
+from ..ops.types import compute_dtype
 from ..options import JointKeywords, Keywords, spells_out
 from .callbacks import JointLoss, LogitsLoss, Loss
 
@@ -276,7 +277,7 @@ def _type(shape: tuple[int, ...], dtype: np.dtype) -> jax.ShapeDtypeStruct:
 
 def _type_of_loss(loss: Loss, inputs: Arrays) -> jax.ShapeDtypeStruct:
     shape = inputs[0].shape[:1] if loss.options.reduction == "none" else ()
-    return _type(shape, defaults.compute_dtype(inputs[0].dtype))
+    return _type(shape, compute_dtype(inputs[0].dtype))
 
 
 def _types_of(inputs: Arrays) -> Any:

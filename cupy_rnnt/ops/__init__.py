@@ -12,16 +12,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..batch import Cells
-    from ..transducer import Row, Topology, Transducer
-
-Shape = tuple[int, ...]
-Tile = tuple[int, int]
+from ..transducer import Row, Topology, Transducer
+from .types import Cells, Runs, Shape, Sizes, Tile
 
 
 class Workers(Protocol):
@@ -40,46 +36,6 @@ class Workers(Protocol):
         sums over its tiles come out the same in every run. Otherwise tiles go to whoever is free.
         The calling thread calls `report` with the tiles that worker 0 has done.
         """
-
-
-class Sizes(NamedTuple):
-    """What a device likes to work on."""
-
-    tile_elements: int
-    """Of the logits of a tile, if these are more than `full_rows`."""
-    full_rows: int
-    most_rows: int
-    tile_share: float
-    """Of the budget, for tiles that are larger than the smallest; the rest is for groups."""
-    small_elements: int
-    """A smaller tile, of fewer than `small_rows`, is not worth another worker."""
-    small_rows: int
-    group_cells: int
-    """A group has no more samples than that many cells a worker, on diagonals of `group_width`, ask
-    for."""
-    group_width: int
-    slab_elements: int
-    """Of a weight gradient: what is added to it at once."""
-    stored_bytes: int
-    """Of logits that pass 2 finds stored, at most."""
-    cuts_groups: bool
-    """Whether lattices of fewer samples are solved in less time, so that a group may be cut into
-    parts whose logits can all be stored."""
-
-
-class Runs(NamedTuple):
-    """Some frames of some samples, an entry a sample, on the host: where things are.
-
-    Each has `frames` rows of the encoder from row `frame` on, all its `columns` rows of the
-    predictor from row `prefix` on, and its cells, in packed order, from `cell` on.
-    """
-
-    frame: np.ndarray
-    frames: np.ndarray
-    prefix: np.ndarray
-    columns: np.ndarray
-    cell: np.ndarray
-    slack: np.ndarray
 
 
 class Lattice(Protocol):

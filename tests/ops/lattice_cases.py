@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cupy_rnnt.batch import Cells
 from cupy_rnnt.ops.cuda import lattice as cuda_lattice
 from cupy_rnnt.ops.numpy import bounded, lattice
+from cupy_rnnt.ops.types import Cells
 from cupy_rnnt.transducer import LABEL, NAMED, Transducer
 
 RAGGED = (5, 5), (4, 5), (1, 1), (1, 9), (9, 1), (7, 2), (12, 3), (3, 40)

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from cupy_rnnt.batch import Cells
-from cupy_rnnt.defaults import compute_dtype
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import rows as cuda_rows
+from cupy_rnnt.ops.types import Cells, compute_dtype
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Head, Row, Transducer
 
 from .. import devices

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import Sizes, Tile
+from ..types import Sizes, Tile
 from .bounds import bounds, label_softmax, row_dots
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
 from .launch import cupy

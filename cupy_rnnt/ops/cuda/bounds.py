@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import Runs
 from ..numpy.activations import ACTIVATIONS
+from ..types import Runs
 from .launch import BLOCK, WARP, Kernel, cupy
 from .rows import DeviceRow
 

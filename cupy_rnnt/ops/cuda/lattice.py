@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...batch import Cells
 from ...transducer import LABEL, NAMED, Topology, Transducer
+from ..types import Cells
 from .launch import BLOCK, MOST_SHARED_BYTES, Kernel, cupy
 
 __all__ = ["BoundedLattice", "Lattice", "lattice_nbytes"]

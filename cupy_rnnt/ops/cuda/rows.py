@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...batch import Cells
-from ...defaults import compute_dtype
 from ...transducer import LABEL_COLUMN, Row, RowHead
 from ..numpy.activations import ACTIVATIONS
+from ..types import Cells, compute_dtype
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...defaults import compute_dtype
+from ..types import compute_dtype
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy
 
 __all__ = ["largest_row_sum", "magnitudes", "means"]

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from ...batch import Cells
 from ...transducer import Row
-from .. import Shape, Sizes
+from ..types import Cells, Shape, Sizes
 from . import float16
 from .activations import ACTIVATIONS
 from .bounded import BoundedLattice

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
-from .. import Runs
+from ..types import Runs
 from .activations import ACTIVATIONS
 from .lattice import logaddexp
 

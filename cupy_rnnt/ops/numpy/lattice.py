@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...batch import Cells
 from ...transducer import Arc, Topology, Transducer
+from ..types import Cells
 from .grid import Grid
 
 _KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-Tile = tuple[int, int]
+from ..types import Tile
 
 
 @cache

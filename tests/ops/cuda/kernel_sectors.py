@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.costs import CHUNK, KERNELS, SECTOR, Work
-from cupy_rnnt.batch import Cells
-from cupy_rnnt.defaults import compute_dtype
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.cuda import samples as cuda_samples
+from cupy_rnnt.ops.types import Cells, compute_dtype
 from cupy_rnnt.transducer import NAMED, Transducer
 
 from ... import devices

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from cupy_rnnt.batch import Batch, JointInputs
 from cupy_rnnt.engine.tangents import Magnitudes, Tangents
-from cupy_rnnt.ops import Runs
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
+from cupy_rnnt.ops.types import Runs
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED
 
 from ...helpers import random_joint_case

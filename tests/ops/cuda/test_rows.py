@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cupy_rnnt.batch import Cells
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.numpy import activations
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
+from cupy_rnnt.ops.types import Cells
 
 from ...devices import Device as OnHost
 from ...tolerances import unit_roundoff

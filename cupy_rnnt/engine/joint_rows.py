@@ -1,0 +1,121 @@
+"""Rows of a joint network, from the inputs of some cells to their logits and scores, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..batch import Batch, JointInputs
+from ..ops import operations_for
+from ..ops.types import Cells, Shape, compute_dtype
+from ..options import Options
+from .plan import ROW_BYTES
+
+
+class JointScratch(NamedTuple):
+    """Buffers of one worker; the last three serve the gradient only."""
+
+    logits: Any
+    block: Any  # a few rows of logits
+    pre: Any
+    hidden: Any
+    factors: Any  # `hidden` in the factor dtype, or `hidden`
+    d_logits: Any  # in the factor dtype, or None: they take the place of the logits
+    d_hidden: Any
+    slab: Any  # some rows of a weight gradient
+
+    def rows(self, count: int) -> JointScratch:
+        """The same for a tile of fewer cells."""
+        rows = {
+            name: None if array is None else array[:count]
+            for name, array in self._asdict().items()
+            if name not in ("block", "slab")
+        }
+        return self._replace(**rows)
+
+
+class JointRows:
+    """Logits ``act(encoder_out[b, t] + predictor_out[b, u]) @ weight.T + bias``, tile by tile.
+
+    `gradient` says whether scratch and bytes are those of a gradient, too.
+    """
+
+    def __init__(self, batch: Batch, inputs: JointInputs, options: Options, gradient: bool) -> None:
+        self.ops = operations_for(inputs.encoder_out)
+        self.dtype: np.dtype = compute_dtype(inputs.encoder_out.dtype)
+        self.width: int
+        self.hidden_size: int
+        self.width, self.hidden_size = inputs.weight.shape
+        self.row = options.transducer.row(self.width, batch.blank)
+        self.device_row = self.ops.device_row(self.row)
+        self.batch, self.inputs = batch, inputs
+        self.activation, self._gradient = options.activation, gradient
+        weight, bias = inputs.weight, inputs.bias
+        dense = weight.flags.c_contiguous or weight.flags.f_contiguous
+        self._copied = not dense or weight.dtype != self.dtype
+        if self._copied:
+            weight = weight.astype(self.dtype, order="K" if dense else "C")
+        self.weight = weight
+        # Half types are multiplied as such: the weights are exact in them, and a hidden vector is
+        # the sum of two, so that logits are as of float32.
+        factor = self.ops.factor_dtype(inputs.encoder_out.dtype)
+        self.factor_dtype: np.dtype | None = factor
+        self._factor = weight
+        if factor is not None:
+            self._factor = self.ops.xp.concatenate((inputs.weight, inputs.weight), axis=1)
+        self.bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
+
+    def scratch(self, rows: int) -> JointScratch:
+        return self._made(rows, self.ops.empty)
+
+    def _made(self, rows: int, make: Callable[[Shape, np.dtype], Any]) -> JointScratch:
+        """The buffers of a tile, each made from its shape and dtype."""
+        width, size, gradient = self.width, self.hidden_size, self._gradient
+        slab = min(width, max(1, self.ops.sizes.slab_elements // size)) if gradient else 0
+        hidden, factor = make((rows, size), self.dtype), self.factor_dtype
+        return JointScratch(
+            logits=make((rows, width), self.dtype),
+            block=make((self.ops.scratch_rows(rows, width), width), self.dtype),
+            pre=make((rows, size), self.dtype),
+            hidden=hidden,
+            factors=hidden if factor is None else make((rows, 2 * size), factor),
+            d_logits=None if factor is None or not gradient else make((rows, width), factor),
+            d_hidden=make((rows if gradient else 0, size), self.dtype),
+            slab=make((slab, size), self.dtype),
+        )
+
+    def tile_bytes(self, rows: int) -> int:
+        sizes: list[int] = []
+        self._made(rows, lambda shape, dtype: sizes.append(math.prod(shape) * dtype.itemsize))
+        temporaries = 2 * rows * self.hidden_size * self.dtype.itemsize
+        return sum(sizes) + temporaries + ROW_BYTES * rows
+
+    def fixed_bytes(self, workers: int) -> int:
+        weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize
+        copies = self._copied + (self.factor_dtype is not None)
+        if self._gradient:
+            copies += workers
+        return copies * weight_bytes + self.width * self.dtype.itemsize
+
+    def scores(self, cells: Cells, scratch: JointScratch, stored: Any | None) -> tuple[Any, Any]:
+        scratch = scratch.rows(len(cells.sample))
+        logits = scratch.logits if stored is None else stored
+        self.write_hidden(cells, scratch)
+        self.write_logits(scratch.factors, logits)
+        return self.ops.row_scores(logits, self.bias, self.device_row, cells.label, scratch.block)
+
+    def write_hidden(self, cells: Cells, scratch: JointScratch) -> None:
+        encoder_out, predictor_out = self.inputs[:2]
+        self.ops.hidden(
+            encoder_out, predictor_out, cells, self.activation, scratch.pre, scratch.factors
+        )
+
+    def write_logits(self, factors: Any, logits: Any) -> None:
+        """Without the bias, of hidden vectors as factors of a product."""
+        self.ops.matmul(factors, self._factor.T, logits)
+
+    def write_d_hidden(self, d_logits: Any, d_hidden: Any) -> None:
+        self.ops.matmul(d_logits, self._factor[:, : self.hidden_size], d_hidden)

@@ -1,0 +1,65 @@
+"""What the passes and the selection work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..batch import Batch
+from ..ops import Workers
+from ..ops.types import Tile
+from ..options import Options
+from .plan import Group, Plan, Tiles
+from .sources import Source
+
+
+class Lengths(NamedTuple):
+    """Of some samples, (n,) each, on the host."""
+
+    frames: np.ndarray
+    positions: np.ndarray  # S = U + 1
+    fewest_arcs: np.ndarray  # of a path
+    most_arcs: np.ndarray
+
+    @property
+    def cells(self) -> np.ndarray:
+        cells: np.ndarray = self.frames * self.positions
+        return cells
+
+
+class Work:
+    """The batch of one call, its plan, its workers and their buffers."""
+
+    def __init__(
+        self, source: Source, batch: Batch, options: Options, plan: Plan, workers: Workers
+    ) -> None:
+        self.source, self.batch, self.options, self.plan = source, batch, options, plan
+        self.scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
+        self._workers = workers
+
+    def lengths(self, group: Group) -> Lengths:
+        samples = slice(group.start, group.stop)
+        frames, positions = self.batch.frames[samples], self.batch.columns[samples]
+        arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
+        return Lengths(frames, positions, *arcs)
+
+    def lattice(self, make: Callable[..., Any], group: Group, gradient: bool) -> Any:
+        """That of a group, by an operation of the device."""
+        frames, positions, *_ = self.lengths(group)
+        options = self.options
+        return make(options.transducer, frames, positions, gradient, options.delay_penalty)
+
+    def run(
+        self,
+        tile: Callable[[int, Tile], None],
+        count: int,
+        stored: int = 0,
+        fixed: bool = False,
+        report: Callable[[Tile], None] | None = None,
+    ) -> None:
+        """Run tiles of so many entries: first of those whose logits are `stored`."""
+        rows, workers = self.plan.rows, self.plan.workers
+        self._workers.run(tile, Tiles(stored, rows, workers), fixed, report)
+        self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed, report)
