@@ -36,7 +36,7 @@ QUICK = {
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "references": [(Tangents, "refer")],
     "bounds": [(Tangents, "bound")],
-    "sweeps": [(cells, "next_cells"), (cpu.lattice, "solve"), (cuda.lattice, "solve")],
+    "sweeps": [(cells, "next_cells"), (cpu.exact_lattice, "solve"), (cuda.exact_lattice, "solve")],
     "pass 1": [(Passes, "_compute")],
     "pass 2": [(Passes, "second")],
 }

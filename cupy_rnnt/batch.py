@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,15 +12,6 @@ from .ops.types import Cells
 
 INTEGERS = "targets", "logit_lengths", "target_lengths"
 """The arguments of integers of every loss, in their order."""
-
-
-class JointInputs(NamedTuple):
-    """What goes into a joint network and its output layer; `bias` may be None."""
-
-    encoder_out: Any
-    predictor_out: Any
-    weight: Any
-    bias: Any
 
 
 class Batch:

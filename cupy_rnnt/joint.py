@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import checks
-from .batch import Batch, JointInputs
+from .batch import Batch
 from .dlpack import exported
 from .engine import returned, run
 from .engine.joint_source import JointSource
 from .ops import operations_for
+from .ops.types import JointInputs
 from .options import JointKeywords, Options, ReportingKeywords, spells_out
 from .results import JointGradients, weights_of
 

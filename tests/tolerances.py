@@ -9,6 +9,10 @@ up like a random walk, to ``c u sqrt(n)`` times that size; rounding the result a
 The bound is relative to the cost or to 1, whichever is larger, since no cost is known better than
 the logits that cancel in it.
 
+*Products.* A logit of a joint network is a sum of H products. Its partial sums are of its own size,
+and are rounded, too. A processor has at least 16 partial sums side by side, each of which is
+rounded H / 16 times. Hence a logit is off ``sqrt(1 + H / 16)`` times as much.
+
 *Gradients.* An occupancy is the exponential of a difference of such sums, so its relative error is
 their absolute error, ``c u sqrt(n)``. To this the float64 lattice, and that of the reference, adds
 its own: n roundings of numbers that grow to the size of the cost, itself of order n, make
@@ -59,10 +63,11 @@ def _of_factors(dtype) -> float:
     return 0.0 if factor is None else unit_roundoff(factor)
 
 
-def cost_tolerance(dtype, length: int) -> float:
-    """Error of a cost relative to ``max(1, cost)``; `dtype` is that of the inputs, and
-    ``length = T + U``."""
-    return COST * (_arithmetic(dtype) + _of_factors(dtype) ** 2) * float(np.sqrt(length))
+def cost_tolerance(dtype, length: int, hidden: int = 0) -> float:
+    """Error of a cost relative to ``max(1, cost)``; `dtype` is that of the inputs, ``length = T +
+    U``, and `hidden` the terms of the products that logits are."""
+    steps = float(np.sqrt(length * (1 + hidden / 16)))
+    return COST * (_arithmetic(dtype) + _of_factors(dtype) ** 2) * steps
 
 
 def gradient_tolerance(dtype, length: int) -> float:
@@ -79,10 +84,10 @@ def gradient_tolerance(dtype, length: int) -> float:
     )
 
 
-def assert_costs_close(actual, desired, dtype, length: int) -> None:
+def assert_costs_close(actual, desired, dtype, length: int, hidden: int = 0) -> None:
     actual, desired = np.asarray(actual, np.float64), np.asarray(desired, np.float64)
     scale = np.maximum(1.0, np.abs(desired, where=np.isfinite(desired), out=np.ones_like(desired)))
-    tolerance = cost_tolerance(dtype, length)
+    tolerance = cost_tolerance(dtype, length, hidden)
     np.testing.assert_allclose(actual / scale, desired / scale, rtol=0, atol=tolerance)
 
 

@@ -11,12 +11,14 @@ import numpy as np
 
 from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops.cuda.launch import cupy
-from cupy_rnnt.ops.types import Cells
+from cupy_rnnt.ops.types import Cells, JointInputs, LogitRows, RowPosteriors
+from cupy_rnnt.transducer import NAMED
 
 from . import Report
 from .arrays import normal
 from .timing import event_seconds, kernel_seconds, rate
 
+REGULAR = NAMED["regular"]
 _LATTICES = (375, 80, 16), (375, 80, 64), (1000, 200, 16), (1000, 200, 64)  # T, U, B
 _TOY_LATTICE = 36, 35, 2  # more columns than a warp has threads
 _HIDDEN = 640
@@ -49,7 +51,7 @@ def sweeps(report: Report) -> None:
 
 
 def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any]:
-    """All cells of a batch of equal samples, and log-probs of a half for each."""
+    """All cells of a batch of equal samples, and scores of a half for each, (K, cells)."""
     xp = cupy()
     packed = xp.arange(frames * columns * size)
     sample = packed // (frames * columns)
@@ -57,7 +59,7 @@ def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any]:
     frame = within // columns
     position = within - frame * columns
     cells = Cells(sample, frame, position, xp.zeros(len(packed), np.int64), position < columns - 1)
-    return cells, xp.full(len(packed), np.log(0.5))
+    return cells, xp.full((2, len(packed)), np.log(0.5))
 
 
 def _solving(frames: int, columns: int, size: int, gradient: bool = True) -> Callable[[], Any]:
@@ -65,8 +67,8 @@ def _solving(frames: int, columns: int, size: int, gradient: bool = True) -> Cal
     cells, halves = _all_cells(frames, columns, size)
 
     def run() -> None:
-        lattice = cuda.lattice(*lengths, gradient)
-        lattice.write(cells, halves, halves)
+        lattice = cuda.exact_lattice(REGULAR, *lengths, gradient, delay_penalty=0.0)
+        lattice.write(cells, halves)
         lattice.solve()
 
     return run
@@ -81,14 +83,14 @@ def _certifying(frames: int, columns: int, size: int) -> Callable[[], Any]:
     xp = cupy()
     lengths = np.full(size, frames), np.full(size, columns)
     cells, halves = _all_cells(frames, columns, size)
-    bounds = xp.full((2, len(halves)), np.log(0.6))
+    bounds = xp.full(halves.shape, np.log(0.6))
     some = Cells(*(array[::2].copy() for array in cells))
-    of_some, thresholds = halves[::2].copy(), xp.full(size, -np.inf)
+    of_some, thresholds = halves[:, ::2].copy(), xp.full(size, -np.inf)
 
     def run() -> None:
-        lattice = cuda.bounded_lattice(*lengths, True)
+        lattice = cuda.bounded_lattice(REGULAR, *lengths, True, delay_penalty=0.0)
         lattice.bound(bounds)
-        lattice.write(some, of_some, of_some)
+        lattice.write(some, of_some)
         lattice.certify()
         lattice.likely(thresholds)
 
@@ -145,7 +147,7 @@ def _three_products(
     count = rows * width * hidden_size
     return {
         "logits": (lambda: cuda.matmul(factors, weight.T, logits), rows * width * depth),
-        "d_weight": (lambda: cuda.add_weight_grad(d_logits, hidden, d_weight, None), count),
+        "d_weight": (lambda: cuda.add_matmul(d_logits.T, hidden, d_weight), count),
         "d_hidden": (lambda: cuda.matmul(d_logits, first, d_hidden), count),
     }
 
@@ -182,6 +184,7 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     sample, frame, position = packed // (4 * frames), packed // 4 % frames, packed % 4
     labels = xp.full(rows, 1)
     cells = Cells(sample, frame, position, labels, position < 3)
+    inputs = JointInputs(encoder, predictor, None, None)
     factor = cuda.factor_dtype(dtype)
     pre = xp.empty((rows, hidden_size), float32)
     factors = pre if factor is None else xp.empty((rows, 2 * hidden_size), factor)
@@ -191,24 +194,25 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     d_bias, d_hidden = xp.zeros(width, float32), normal(float32, rows, hidden_size)
     column_scratch = xp.empty((cuda.scratch_rows(rows, width), width), float32)
     row_scratch, sums = xp.empty_like(d_hidden), xp.zeros((rows, hidden_size), float32)
-    half = xp.full(rows, 0.5)
-    lse = xp.full(rows, np.log(width))
+    layout = cuda.device_row(REGULAR.row(width, 0))
+    of_logits = LogitRows(logits, bias, layout, labels, None)
+    of_tile = of_logits._replace(logits=d_logits if factor is None else logits)
+    halves, lse = xp.full((2, rows), 0.5, float32), xp.full((1, rows), np.log(width))
+    posteriors = RowPosteriors(lse, halves, -1.0, None)
     gathered = xp.empty((rows, width), float32)
 
     def run() -> None:
-        cuda.hidden(encoder, predictor, cells, "tanh", pre, factors)
+        cuda.hidden(inputs, cells, "tanh", pre, factors)
         cuda.activate("tanh", pre, hidden)
-        cuda.row_log_probs(logits, bias, 0, labels, None)
-        out = None if factor is None else d_logits
-        tile = d_logits if factor is None else logits
-        cuda.logits_grad(tile, bias, lse, half, half, 0, labels, -1.0, None, None, out)
+        cuda.row_scores(of_logits)
+        cuda.logits_grad(of_tile, posteriors, None if factor is None else d_logits)
         cuda.add_column_sum(d_logits, d_bias, column_scratch)
         cuda.hidden_grad(d_hidden, hidden, pre, "tanh")
         cuda.add_rows(d_hidden, sample * frames + frame, sums, row_scratch)
         cuda.gather(logits, (packed,), gathered)
         cuda.scatter(gathered, (packed,), logits)
         cuda.row_dots(pre, hidden)
-        cuda.label_softmax(gathered, bias, 0, None)
+        cuda.label_softmax(of_logits._replace(logits=gathered))
 
     return run
 

@@ -188,6 +188,6 @@ def _running(
     """Passes over the batch, `count` of them in all; a gradient that is too large for its dtype is
     inf, and no reason to warn."""
     with np.errstate(all="ignore"):
-        yield Passes(source, batch, options, plan, source.ops.workers(plan.workers), count)
+        yield Passes(source, batch, options, plan, source.ops.start_workers(plan.workers), count)
     if options.progress is not None:
         options.progress(batch.cell_count, batch.cell_count)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..batch import Batch, JointInputs
+from ..batch import Batch
 from ..ops import operations_for
-from ..ops.types import Cells, Shape, compute_dtype
+from ..ops.types import Cells, DeviceArray, JointInputs, LogitRows, Shape, compute_dtype
 from ..options import Options
 from .plan import ROW_BYTES
 
@@ -105,13 +105,13 @@ class JointRows:
         logits = scratch.logits if stored is None else stored
         self.write_hidden(cells, scratch)
         self.write_logits(scratch.factors, logits)
-        return self.ops.row_scores(logits, self.bias, self.device_row, cells.label, scratch.block)
+        return self.ops.row_scores(self.rows(logits, cells, scratch))
+
+    def rows(self, logits: DeviceArray, cells: Cells, scratch: JointScratch) -> LogitRows:
+        return LogitRows(logits, self.bias, self.device_row, cells.label, scratch.block)
 
     def write_hidden(self, cells: Cells, scratch: JointScratch) -> None:
-        encoder_out, predictor_out = self.inputs[:2]
-        self.ops.hidden(
-            encoder_out, predictor_out, cells, self.activation, scratch.pre, scratch.factors
-        )
+        self.ops.hidden(self.inputs, cells, self.activation, scratch.pre, scratch.factors)
 
     def write_logits(self, factors: Any, logits: Any) -> None:
         """Without the bias, of hidden vectors as factors of a product."""

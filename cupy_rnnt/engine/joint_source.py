@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..batch import Batch, Coordinates, JointInputs
+from ..batch import Batch, Coordinates
+from ..ops.types import JointInputs
 from ..options import Options
 from ..results import JointGradients
 from .joint_rows import JointRows

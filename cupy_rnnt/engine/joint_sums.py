@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ops import Operations
-from ..ops.types import Cells
+from ..ops.types import Cells, DeviceArray, OutputSums, RowPosteriors
 from ..results import JointGradients
 from .exponents import WeightExponents
 from .joint_rows import JointRows, JointScratch
 from .plan import Group
-from .sources import Kept
 
 _LARGEST_EXPONENT = 14  # of a gradient of logits in float16, which ends below 2**16
 
@@ -75,10 +74,8 @@ class JointSums:
         self,
         worker: int,
         cells: Cells,
-        kept: Kept,
-        stored: tuple[Any, Any] | None,
-        clamp: float,
-        weights: Any | None,
+        posteriors: RowPosteriors,
+        stored: tuple[DeviceArray, DeviceArray] | None,
         scratch: JointScratch,
     ) -> None:
         """Add the gradients of weight and bias that belong to some cells; leave that of their
@@ -91,22 +88,23 @@ class JointSums:
             joint.write_logits(factors, logits)
         else:
             ops.gather(stored[0], (stored[1],), logits)
-        occupancies = kept.occupancies
-        if self._scale is not None and weights is not None:
-            weights = weights * self._scale
-        elif self._scale is not None:
-            occupancies = self._scale * occupancies
-        rows = logits, joint.bias, joint.device_row, kept.lse, occupancies, cells.label
-        ops.logits_grad(*rows, clamp, weights, block, scratch.d_logits)
+        if self._scale is not None:
+            posteriors = self._scaled(posteriors)
+        ops.logits_grad(joint.rows(logits, cells, scratch), posteriors, scratch.d_logits)
         d_logits = logits if scratch.d_logits is None else scratch.d_logits
         joint.write_d_hidden(d_logits, d_hidden)
-        sums = self._d_weight[worker], self._d_bias[worker]
+        sums = OutputSums(self._d_weight[worker], self._d_bias[worker], slab, block)
         if self._exponents is not None:
             # Only now: what belongs to one sample is computed on the scale of that sample.
-            self._exponents.align(worker, cells.sample, d_logits, sums)
-        ops.add_weight_grad(d_logits, hidden, sums[0], slab)
-        ops.add_column_sum(d_logits, sums[1], block)
+            self._exponents.align(worker, cells.sample, d_logits, sums[:2])
+        ops.add_output_grad(d_logits, hidden, sums)
         ops.hidden_grad(d_hidden, hidden, pre, joint.activation)
+
+    def _scaled(self, posteriors: RowPosteriors) -> RowPosteriors:
+        weights, occupancies = posteriors.weights, posteriors.occupancies
+        if weights is None:
+            return posteriors._replace(occupancies=self._scale * occupancies)
+        return posteriors._replace(weights=weights * self._scale)
 
     def close(self) -> None:
         """Write the gradients of weight and bias."""
@@ -159,14 +157,12 @@ class _GroupSums:
         self,
         worker: int,
         cells: Cells,
-        kept: Kept,
-        stored: tuple[Any, Any] | None,
-        clamp: float,
-        weights: Any | None,
+        posteriors: RowPosteriors,
+        stored: tuple[DeviceArray, DeviceArray] | None,
         scratch: JointScratch,
     ) -> None:
         scratch = scratch.rows(len(cells.sample))
-        self._sums.add(worker, cells, kept, stored, clamp, weights, scratch)
+        self._sums.add(worker, cells, posteriors, stored, scratch)
         add_rows, sample = self._sums.ops.add_rows, cells.sample - self._start
         frames = self._first_frame[sample] + cells.frame
         prefixes = self._first_prefix[sample] + cells.position

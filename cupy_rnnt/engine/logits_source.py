@@ -11,11 +11,10 @@ import numpy as np
 
 from ..batch import Batch, Coordinates
 from ..ops import operations_for
-from ..ops.types import Cells, compute_dtype
+from ..ops.types import Cells, DeviceArray, LogitRows, RowPosteriors, compute_dtype
 from ..transducer import LABEL_COLUMN, Row
 from .exponents import WeightExponents
 from .plan import ROW_BYTES, Group
-from .sources import Kept
 from .tangents import Tangents
 
 _CLEAR_ROWS = 2**14  # of a gradient, at once
@@ -111,7 +110,9 @@ class LogitsSource:
 
     def scores(self, cells: Cells, scratch: _LogitsScratch, stored: Any | None) -> tuple[Any, Any]:
         tile = self._tile(cells, scratch)
-        results = self.ops.row_scores(tile, None, self.device_row, cells.label, scratch.block)
+        results = self.ops.row_scores(
+            LogitRows(tile, None, self.device_row, cells.label, scratch.block)
+        )
         flag, rows = scratch.unnormalised, self._unnormalised_rows(*results, cells.has_label)
         self.ops.xp.logical_or(flag, rows.any(), out=flag)
         return results
@@ -160,10 +161,8 @@ class LogitsSums:
         self,
         worker: int,
         cells: Cells,
-        kept: Kept,
-        stored: tuple[Any, Any] | None,
-        clamp: float,
-        weights: Any | None,
+        posteriors: RowPosteriors,
+        stored: tuple[DeviceArray, DeviceArray] | None,
         scratch: _LogitsScratch,
     ) -> None:
         """See :meth:`cupy_rnnt.engine.sources.GroupSums.add`."""
@@ -171,14 +170,13 @@ class LogitsSums:
         rows = ops.block_rows(count, source.width)
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            of_kept, labels = kept.part(part), cells.label[part]
-            of_weights = None if weights is None else weights[part]
+            labels = cells.label[part]
             index = cells.sample[part], cells.frame[part], cells.position[part]
             tile = scratch.logits[: len(labels)]
             if source.row.heads:
                 ops.gather(source.logits, index, tile)
-            grads = of_kept.lse, of_kept.occupancies, labels, clamp, of_weights
-            ops.logits_grad(tile, None, source.device_row, *grads, scratch.block)
+            of_tile = LogitRows(tile, None, source.device_row, labels, scratch.block)
+            ops.logits_grad(of_tile, posteriors.part(part))
             if self._exponents is not None:
                 self._exponents.put_back(tile, index[0])
             ops.scatter(tile, index, source.grad)

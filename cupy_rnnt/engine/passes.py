@@ -140,7 +140,7 @@ class Passes(Work):
         lengths = self.lengths(group)
         count = int(lengths.cells.sum())
         lse = ops.empty((len(self.source.row.heads), count), np.float64)
-        make = ops.lattice if part.selected is None else ops.bounded_lattice
+        make = ops.exact_lattice if part.selected is None else ops.bounded_lattice
         lattice = self.lattice(make, group, gradient)
 
         def compute(cells: Any, first: bool) -> None:
@@ -192,9 +192,9 @@ class Passes(Work):
                 start, stop = part
                 some = kept.part(slice(start, stop))
                 cells = source.coordinates.of(some.packed)
-                some, weights = some.weighted(sums.weights[cells.sample], clamp)
+                posteriors = some.posteriors(sums.weights[cells.sample], clamp)
                 logits = (self._stored.rows, rows[start:stop]) if stop <= stored else None
-                of_group.add(worker, cells, some, logits, clamp, weights, self.scratch[worker])
+                of_group.add(worker, cells, posteriors, logits, self.scratch[worker])
 
             def report(part: Tile) -> None:
                 self._report(group, part[1] / len(kept.packed), self._count - 1)

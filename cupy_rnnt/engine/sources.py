@@ -9,7 +9,7 @@ import numpy as np
 
 from ..batch import Coordinates
 from ..ops import Operations
-from ..ops.types import Cells
+from ..ops.types import Cells, DeviceArray, RowPosteriors
 from .plan import Group, Needs
 from .tangents import Tangents
 
@@ -25,13 +25,13 @@ class Kept(NamedTuple):
         """Some of the cells."""
         return Kept(*(values[..., some] for values in self))
 
-    def weighted(self, weights: Any, clamp: float) -> tuple[Kept, Any | None]:
-        """Cost weights go into the occupancies, as gradients are linear in them, or are left to be
-        applied behind the bounds that `clamp` sets."""
+    def posteriors(self, weights: DeviceArray, clamp: float) -> RowPosteriors:
+        """Cost weights (n,) go into the occupancies, as gradients are linear in them, or are left
+        to be applied behind the bounds that `clamp` sets."""
         if clamp > 0:
-            return self, weights
+            return RowPosteriors(self.lse, self.occupancies, clamp, weights)
         weights = weights.astype(self.occupancies.dtype)
-        return self._replace(occupancies=weights * self.occupancies), None
+        return RowPosteriors(self.lse, weights * self.occupancies, clamp, None)
 
 
 class GroupSums(Protocol):
@@ -41,10 +41,8 @@ class GroupSums(Protocol):
         self,
         worker: int,
         cells: Cells,
-        kept: Kept,
-        stored: tuple[Any, Any] | None,
-        clamp: float,
-        weights: Any | None,
+        posteriors: RowPosteriors,
+        stored: tuple[DeviceArray, DeviceArray] | None,
         scratch: Any,
     ) -> None:
         """Add the gradient of some cells.

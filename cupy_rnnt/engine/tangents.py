@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..batch import Batch, JointInputs
+from ..batch import Batch
 from ..ops import Operations
-from ..ops.types import Runs
+from ..ops.types import FrameTangents, JointInputs, LogitRows, PositionTangents, Runs
 from ..transducer import LABEL_COLUMN, Row
 
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
@@ -115,9 +115,11 @@ class Tangents:
         self._constants = ops.empty((frames,), np.float64)
         # The vectors of a prefix: weights of the blanks, the durations and the label; the slope.
         vectors = len(self._exact) + 2
-        self._vectors = ops.empty((prefixes, vectors, hidden_size), dtype)
-        self._vector_constants = ops.empty((prefixes, vectors), np.float64)
-        self._predictor = ops.empty((prefixes, hidden_size), dtype)
+        self._positions = PositionTangents(
+            ops.empty((prefixes, hidden_size), dtype),
+            ops.empty((prefixes, vectors, hidden_size), dtype),
+            ops.empty((prefixes, vectors), np.float64),
+        )
         with np.errstate(all="ignore"):
             for array, counts, means in zip(inputs[:2], lengths, self._means, strict=True):
                 ops.means(array, samples, counts, means)
@@ -210,11 +212,11 @@ class Tangents:
         of_sample, *index = self._rows(side, start, stop)
         ops.gather(outputs[side], tuple(map(ops.asarray, index)), pre)
         if side == 1:
-            self._exponentials(pre, -form.rate, self._predictor[start:stop])
+            self._exponentials(pre, -form.rate, self._positions.predictor[start:stop])
         pre += self._means[1 - side][ops.asarray(of_sample)]
         ops.activate(self._activation, pre, hidden)
         ops.matmul(hidden, weight.T, logits)
-        constants = ops.label_softmax(logits, bias, self._row, block)
+        constants = ops.label_softmax(LogitRows(logits, bias, self._row, None, block))
         ops.matmul(logits, weight, pre)
         constants -= ops.row_dots(pre, hidden)
         if side == 0:
@@ -223,7 +225,7 @@ class Tangents:
         else:
             sample, position = index
             labels = ops.asarray(batch.labels[sample, position])
-            vectors, into = self._vectors[start:stop], self._vector_constants[start:stop]
+            _, vectors, into = (array[start:stop] for array in self._positions)
             for i, column in enumerate(self._exact):
                 vectors[:, i], into[:, i] = weight[column], 0.0 if bias is None else bias[column]
             vectors[:, -2], into[:, -2] = weight[labels], 0.0 if bias is None else bias[labels]
@@ -253,19 +255,15 @@ class Tangents:
             encoder = scratch.pre[: last - first]
             ops.gather(self._inputs.encoder_out, tuple(map(ops.asarray, index)), encoder)
             self._exponentials(encoder, form.rate, encoder)
-            ops.bounds(
+            frames = FrameTangents(
                 encoder,
-                self._predictor,
-                None if form.rate else self._activation,
-                self._row,
                 self._slopes[first:last],
                 self._constants[first:last],
-                self._vectors,
-                self._vector_constants,
-                self._runs(first, last, base),
+                None if form.rate else self._activation,
                 scratch.hidden,
-                out,
             )
+            runs = self._runs(first, last, base)
+            ops.upper_bounds(frames, self._positions, self._row, runs, out)
 
     def _runs(self, start: int, stop: int, base: int) -> Runs:
         """The samples of frames `start` to ``stop - 1``."""

@@ -20,11 +20,12 @@ import numpy as np
 
 from .. import joint
 from .. import logits as logits_front
-from ..batch import INTEGERS, JointInputs
+from ..batch import INTEGERS
 from ..engine import run
 from ..engine.joint_source import JointSource
 from ..engine.logits_source import LogitsSource
 from ..ops.cuda.launch import cupy
+from ..ops.types import JointInputs
 from ..options import Options
 from ..results import JointGradients, reduced, weights_of
 

@@ -17,7 +17,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..transducer import Row, Topology, Transducer
-from .types import Cells, Runs, Shape, Sizes, Tile
+from .types import (
+    Cells,
+    DeviceArray,
+    FrameTangents,
+    HostArray,
+    JointInputs,
+    LogitRows,
+    OutputSums,
+    PositionTangents,
+    RowPosteriors,
+    Runs,
+    Shape,
+    Sizes,
+    Tile,
+)
 
 
 class Workers(Protocol):
@@ -41,7 +55,7 @@ class Workers(Protocol):
 class Lattice(Protocol):
     """The lattices of a group of samples, in float64, for the K scores of a topology."""
 
-    def write(self, cells: Cells, scores: Any) -> None:
+    def write(self, cells: Cells, scores: DeviceArray) -> None:
         """Store the scores (K, n) of cells; ``cells.sample`` counts within the group. That of a
         label is not read where there is none. What a delay penalty says is added to it."""
 
@@ -49,7 +63,7 @@ class Lattice(Protocol):
         """Costs of the samples, float64, in nats (section 3.1 of Graves 2012). A sample with a NaN
         or +inf score costs NaN."""
 
-    def keep(self, least: Any) -> Any:
+    def keep(self, least: DeviceArray) -> Any:
         """Cells that paths with at least a posterior probability, (n,) by samples, lead through:
         their numbers in packed order, ascending, int64. Also cells that these paths read beside
         their own; then half of that probability does.
@@ -57,7 +71,7 @@ class Lattice(Protocol):
         :meth:`solve` must have gone before, of a lattice that was made with ``gradient=True``.
         """
 
-    def occupancies(self, cells: Any, of_labels: float, dtype: np.dtype) -> Any:
+    def occupancies(self, cells: DeviceArray, of_labels: float, dtype: np.dtype) -> Any:
         """Occupancies of the scores (K, n) of some cells, given by their numbers: the posterior
         probability of all arcs that a score is part of, those that emit a label taken `of_labels`
         times. After :meth:`keep`, of cells of samples whose cost is finite."""
@@ -71,14 +85,14 @@ class BoundedLattice(Lattice, Protocol):
     cell, both must be in C.
     """
 
-    def bound(self, bounds: Any) -> None:
+    def bound(self, bounds: DeviceArray) -> None:
         """Store bounds of the scores, float64 (K, cells), in packed order; -inf where there are
         none."""
 
     def certify(self) -> tuple[Any, Any]:
         """Log-probability of the paths inside C, and a bound of that of the others, (n,)."""
 
-    def likely(self, thresholds: Any) -> Any:
+    def likely(self, thresholds: DeviceArray) -> Any:
         """Cells outside C through which paths of at least a log-probability may lead, by bounds of
         alpha and beta, given a threshold (n,) for each sample, and cells that these paths read
         beside their own: bool (cells,), in packed order.
@@ -96,20 +110,20 @@ class Operations(Protocol):
     slow_denormals: bool
     """Whether arithmetic is slower on numbers next to 0 than on others."""
 
-    def device_of(self, array: Any) -> AbstractContextManager[Any]:
+    def device_of(self, array: DeviceArray) -> AbstractContextManager[Any]:
         """Makes the device of an array the current one."""
 
-    def asarray(self, array: np.ndarray) -> Any:
+    def asarray(self, array: HostArray) -> Any:
         """An array of the host on the device."""
 
-    def host(self, *arrays: Any) -> list[np.ndarray]:
+    def host(self, *arrays: Any) -> list[HostArray]:
         """Arrays of the device on the host, which waits for them: once, however many there are."""
 
-    def indices(self, mask: Any, count: int | None = None) -> Any:
+    def indices(self, mask: DeviceArray, count: int | None = None) -> Any:
         """Where a mask is true, ascending, int64. The host has to wait unless it knows how many
         these are."""
 
-    def repeat(self, values: Any, counts: np.ndarray) -> Any:
+    def repeat(self, values: DeviceArray, counts: HostArray) -> Any:
         """``values[i]`` as often as ``counts[i]`` says, one after the other."""
 
     def block_rows(self, rows: int, width: int) -> int:
@@ -121,7 +135,7 @@ class Operations(Protocol):
     def threads(self) -> int:
         """How many workers the device can use at once."""
 
-    def workers(self, count: int) -> Workers: ...
+    def start_workers(self, count: int) -> Workers: ...
 
     def empty(self, shape: Shape, dtype: Any) -> Any: ...
 
@@ -130,11 +144,11 @@ class Operations(Protocol):
     def device_row(self, row: Row) -> Any:
         """What operations on rows of logits take in the place of a row."""
 
-    def lattice(
+    def exact_lattice(
         self,
         transducer: Transducer,
-        frames: np.ndarray,
-        positions: np.ndarray,
+        frames: HostArray,
+        positions: HostArray,
         gradient: bool,
         delay_penalty: float,
     ) -> Lattice: ...
@@ -142,8 +156,8 @@ class Operations(Protocol):
     def bounded_lattice(
         self,
         transducer: Transducer,
-        frames: np.ndarray,
-        positions: np.ndarray,
+        frames: HostArray,
+        positions: HostArray,
         gradient: bool,
         delay_penalty: float,
     ) -> BoundedLattice: ...
@@ -157,125 +171,103 @@ class Operations(Protocol):
         """The dtype of factors that the device multiplies faster than those of the compute dtype,
         with sums of the latter; None if there is none for inputs of this dtype."""
 
-    def gather(self, source: Any, index: tuple[Any, ...], out: Any) -> None:
+    def gather(self, source: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
         """``out[...] = source[index]``, (n, width), cast to the dtype of `out`."""
 
-    def scatter(self, tile: Any, index: tuple[Any, ...], out: Any) -> None:
+    def scatter(self, tile: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
         """``out[index] = tile``, cast to the dtype of `out`."""
 
-    def assign(self, values: Any, out: Any) -> None:
+    def assign(self, values: DeviceArray, out: DeviceArray) -> None:
         """``out[...] = values``, cast to the dtype of `out`."""
 
     def hidden(
         self,
-        encoder: Any,
-        predictor: Any,
+        inputs: JointInputs,
         cells: Cells,
         activation: str,
-        pre: Any,
-        out: Any,
+        pre: DeviceArray,
+        out: DeviceArray,
     ) -> None:
-        """``pre = encoder[sample, frame] + predictor[sample, position]``, (n, H) compute, and
-        ``out = act(pre)``, the same; or, where there is a factor dtype, that as the sum of two
+        """``pre = encoder_out[sample, frame] + predictor_out[sample, position]``, (n, H) compute,
+        and ``out = act(pre)``, the same; or, where there is a factor dtype, that as the sum of two
         vectors of it, one behind the other, (n, 2 H), which differ by rounding in size."""
 
-    def activate(self, activation: str, pre: Any, out: Any) -> None:
+    def activate(self, activation: str, pre: DeviceArray, out: DeviceArray) -> None:
         """``out = act(pre)``; `out` may be `pre`."""
 
-    def label_softmax(self, logits: Any, bias: Any | None, row: Any, scratch: Any) -> Any:
-        """Overwrite `logits` (n, V) compute by the softmax of logits + bias over the labels, 0 in
-        other columns; return its log-sum-exp, float64 (n,)."""
+    def label_softmax(self, rows: LogitRows) -> DeviceArray:
+        """Overwrite logits by the softmax of logits + bias over the labels, 0 in other columns;
+        return its log-sum-exp, float64 (n,)."""
 
-    def row_dots(self, a: Any, b: Any) -> Any:
+    def row_dots(self, a: DeviceArray, b: DeviceArray) -> Any:
         """``(a * b).sum(axis=1)``, float64 (n,)."""
 
-    def largest_row_sum(self, weight: Any) -> Any:
+    def largest_row_sum(self, weight: DeviceArray) -> Any:
         """``abs(weight).sum(axis=1).max()``"""
 
-    def means(self, array: Any, samples: np.ndarray, counts: np.ndarray, out: Any) -> None:
+    def means(
+        self, array: DeviceArray, samples: HostArray, counts: HostArray, out: DeviceArray
+    ) -> None:
         """Mean of the first ``counts[i]`` rows of ``array[samples[i]]``, (n, H) compute."""
 
-    def magnitudes(self, array: Any, counts: np.ndarray) -> Any:
+    def magnitudes(self, array: DeviceArray, counts: HostArray) -> Any:
         """Largest magnitude in the first ``counts[b]`` rows of ``array[b]``, (B,)."""
 
-    def bounds(
+    def upper_bounds(
         self,
-        encoder: Any,
-        predictor: Any,
-        activation: str | None,
-        row: Any,
-        slopes: Any,
-        constants: Any,
-        vectors: Any,
-        vector_constants: Any,
+        frames: FrameTangents,
+        positions: PositionTangents,
+        layout: Any,
         runs: Runs,
-        scratch: Any,
-        out: Any,
+        out: DeviceArray,
     ) -> None:
         """Upper bounds of the scores in some frames of some samples, float64 (K, cells); never
         above 0, and 0, which says nothing, where a number that goes into them is NaN, but for the
-        shifts of a row. `scratch` is (rows, H) compute.
+        shifts of a row.
 
-        With a hidden vector ``h = act(encoder[t] + predictor[u])``, or ``predictor[u] /
-        (predictor[u] + encoder[t])`` if there is no activation, logits are ``vectors[u, i] . h +
-        vector_constants[u, i]``, of the scores in their order and without that of the label, which
-        comes behind them. Two bounds of the log-sum-exp over the labels are the same of the last
-        vector and ``slopes[t] . h + constants[t]``. ``runs.slack`` is added to a score for each
-        head that it is charged.
+        The larger of both tangents and of the label's logit bounds the log-sum-exp over the labels
+        from below. ``runs.slack`` is added to a score for each head that it is charged.
         """
 
-    def row_scores(
-        self, logits: Any, bias: Any | None, row: Any, labels: Any, scratch: Any
-    ) -> tuple[Any, Any]:
+    def row_scores(self, rows: LogitRows) -> tuple[DeviceArray, DeviceArray]:
         """Log-sum-exps (G, n) of the heads of each row of logits + bias, and its scores (K, n).
 
-        `logits` (n, V) compute is left as it is. Results are float64; the log-sum-exp is kept in
-        float64 so that a large common offset of a row costs no accuracy.
+        Logits are left as they are. Results are float64; the log-sum-exp is kept in float64 so that
+        a large common offset of a row costs no accuracy.
         """
 
     def logits_grad(
-        self,
-        logits: Any,
-        bias: Any | None,
-        row: Any,
-        lse: Any,
-        occupancies: Any,
-        labels: Any,
-        clamp: float,
-        weights: Any | None,
-        scratch: Any,
-        out: Any | None = None,
+        self, rows: LogitRows, posteriors: RowPosteriors, out: DeviceArray | None = None
     ) -> None:
-        """Overwrite `logits` (n, V) compute by d cost / d logits: of each head its softmax times
-        the occupancies (K, n) that are charged it, less the occupancies at the columns of the
-        scores. Where there is a factor dtype, it may go to `out`, of that dtype, instead. Logits
-        under no head are not read.
+        """Overwrite logits by d cost / d logits: of each head its softmax times the occupancies
+        that are charged it, less the occupancies at the columns of the scores. Where there is a
+        factor dtype, it may go to `out`, of that dtype, instead. Logits under no head are not read.
 
-        Elements are bounded to ``[-clamp, clamp]`` if ``clamp > 0``, then multiplied by `weights`
-        (n,). Softmax values below 3e-20 (float32) become 0 exactly: they are far under rounding of
-        the others, and their products would be denormal numbers, which slow a GEMM tenfold.
+        Softmax values below 3e-20 (float32) become 0 exactly: they are far under rounding of the
+        others, and their products would be denormal numbers, which slow a GEMM tenfold.
         """
 
-    def matmul(self, a: Any, b: Any, out: Any) -> None:
+    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
         """``out = a @ b``, compute, with both factors of the same dtype, compute or
         :meth:`factor_dtype`."""
 
-    def add_weight_grad(self, d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
-        """``out += d_logits.T @ hidden``, (V, H) compute, through slabs of `scratch`; the factors
-        as for :meth:`matmul`."""
+    def add_output_grad(self, d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums) -> None:
+        """``weight += d_logits.T @ hidden`` and ``bias += d_logits.sum(axis=0)``; the factors as
+        for :meth:`matmul`."""
 
-    def add_column_sum(self, d_logits: Any, out: Any, scratch: Any) -> None:
-        """``out += d_logits.sum(axis=0)``, (V,) compute; `d_logits` may be of the factor dtype."""
-
-    def hidden_grad(self, d_hidden: Any, hidden: Any, pre: Any, activation: str) -> None:
+    def hidden_grad(
+        self, d_hidden: DeviceArray, hidden: DeviceArray, pre: DeviceArray, activation: str
+    ) -> None:
         """Multiply `d_hidden` by the derivative of the activation. `pre` is overwritten, `hidden`
         what :meth:`hidden` has written."""
 
-    def add_rows(self, tile: Any, rows: Any, out: Any, scratch: Any) -> None:
+    def add_rows(
+        self, tile: DeviceArray, rows: DeviceArray, out: DeviceArray, scratch: DeviceArray
+    ) -> None:
         """``out[rows[i]] += tile[i]`` for every i, in a fixed order; rows may repeat."""
 
 
-def operations_for(array: Any) -> Operations:
+def operations_for(array: DeviceArray) -> Operations:
     """The operations of the device an array lives on."""
     if is_on_cuda(array):
         from . import cuda
@@ -286,12 +278,12 @@ def operations_for(array: Any) -> Operations:
     return cpu
 
 
-def is_on_cuda(array: Any) -> bool:
+def is_on_cuda(array: DeviceArray) -> bool:
     """Whether it is an array of CuPy, which need not be installed, or whole."""
     return isinstance(array, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
-def on_host(*arrays: Any) -> list[np.ndarray]:
+def on_host(*arrays: Any) -> list[HostArray]:
     """Arrays on the host, wherever they are, which waits for its device once at most."""
     elsewhere = [i for i, array in enumerate(arrays) if is_on_cuda(array)]
     found = list(arrays)

@@ -25,14 +25,80 @@ def compute_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
+class JointInputs(NamedTuple):
+    """What goes into a joint network and its output layer."""
+
+    encoder_out: DeviceArray
+    predictor_out: DeviceArray
+    weight: DeviceArray
+    bias: DeviceArray | None
+
+
 class Cells(NamedTuple):
     """Some cells of a batch, one entry each: the coordinates every operation works from."""
 
-    sample: Any
-    frame: Any
-    position: Any
-    label: Any  # the label that leaves the cell; 0 where none is left
-    has_label: Any
+    sample: DeviceArray
+    frame: DeviceArray
+    position: DeviceArray
+    label: DeviceArray  # the label that leaves the cell; 0 where none is left
+    has_label: DeviceArray
+
+
+class LogitRows(NamedTuple):
+    """A tile of rows of logits, which the bias is still to be added to."""
+
+    logits: DeviceArray  # compute, (n, V)
+    bias: DeviceArray | None  # compute, (V,)
+    layout: Any  # where the scores are: what `device_row` made of a row
+    labels: DeviceArray  # int64, (n,), of the cells; None where no score is asked for
+    scratch: DeviceArray  # compute, (`scratch_rows`, V): working memory
+
+
+class RowPosteriors(NamedTuple):
+    """What the gradient of a tile of rows follows from, beside the rows themselves."""
+
+    lse: DeviceArray  # float64, (G, n)
+    occupancies: DeviceArray  # compute, (K, n)
+    clamp: float  # bounds elements to [-clamp, clamp], if it is above 0
+    weights: DeviceArray | None  # (n,), what bounded elements are multiplied by
+
+    def part(self, some: slice) -> RowPosteriors:
+        """Those of some rows."""
+        weights = None if self.weights is None else self.weights[some]
+        return RowPosteriors(self.lse[:, some], self.occupancies[:, some], self.clamp, weights)
+
+
+class OutputSums(NamedTuple):
+    """The gradient of an output layer so far, and what is needed to add to it."""
+
+    weight: DeviceArray  # compute, (V, H)
+    bias: DeviceArray  # compute, (V,)
+    slab: DeviceArray  # compute, (any, H): working memory
+    scratch: DeviceArray  # compute, (`scratch_rows`, V): working memory
+
+
+class FrameTangents(NamedTuple):
+    """Some frames, and a tangent of each: ``slopes[t] . h + constants[t]``.
+
+    With an activation, a hidden vector is ``h = activation(encoder[t] + predictor[u])``; without
+    one it is ``predictor[u] / (predictor[u] + encoder[t])``.
+    """
+
+    encoder: DeviceArray  # compute, (n, H)
+    slopes: DeviceArray  # compute, (n, H)
+    constants: DeviceArray  # float64, (n,)
+    activation: str | None
+    scratch: DeviceArray  # compute, (n, H): working memory
+
+
+class PositionTangents(NamedTuple):
+    """Some positions, and what is linear in a hidden vector there: ``vectors[u, i] . h +
+    constants[u, i]`` is the logit of score i, in the order of the scores and without that of the
+    label, which comes behind them; and the last one is a tangent."""
+
+    predictor: DeviceArray  # compute, (n, H)
+    vectors: DeviceArray  # compute, (n, i, H)
+    constants: DeviceArray  # float64, (n, i)
 
 
 class Sizes(NamedTuple):
@@ -67,9 +133,9 @@ class Runs(NamedTuple):
     predictor from row `prefix` on, and its cells, in packed order, from `cell` on.
     """
 
-    frame: np.ndarray
-    frames: np.ndarray
-    prefix: np.ndarray
-    columns: np.ndarray
-    cell: np.ndarray
-    slack: np.ndarray
+    frame: HostArray
+    frames: HostArray
+    prefix: HostArray
+    columns: HostArray
+    cell: HostArray
+    slack: HostArray

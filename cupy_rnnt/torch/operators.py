@@ -26,9 +26,10 @@ from torch.library import custom_op
 
 from .. import engine, joint
 from .. import logits as logits_front
-from ..batch import INTEGERS, Batch, JointInputs
+from ..batch import INTEGERS, Batch
 from ..engine.logits_source import LogitsSource
 from ..engine.sources import Kept
+from ..ops.types import JointInputs
 from ..options import JointKeywords, Options
 from ..results import Info, JointGradients, weights_of
 from ..transducer import Row, Transducer

@@ -86,7 +86,7 @@ def test_the_first_failure_stops_the_other_workers():
         done.append(part)
 
     with pytest.raises(LookupError, match="of worker 1"):
-        cpu.workers(2).run(tile, tiles, fixed=True)
+        cpu.start_workers(2).run(tile, tiles, fixed=True)
     assert len(done) < len(tiles) // 2
 
 
@@ -113,7 +113,7 @@ def test_a_failure_before_the_other_workers_have_started(monkeypatch):
 
 def failure(tile):
     try:
-        cpu.workers(2).run(tile, Tiles(1000, 1, 2))
+        cpu.start_workers(2).run(tile, Tiles(1000, 1, 2))
     except LookupError as error:
         return str(error)
 
@@ -130,11 +130,11 @@ def test_tiles_are_given_out_once_and_fixed_ones_in_turn():
     tiles = Tiles(1000, 10, 3)
     for fixed in False, True:
         calls = []
-        cpu.workers(3).run(lambda *call: calls.append(call), tiles, fixed)  # noqa: B023
+        cpu.start_workers(3).run(lambda *call: calls.append(call), tiles, fixed)  # noqa: B023
         assert sorted(part for _, part in calls) == list(tiles)
     of_workers = [[part for worker, part in calls if worker == w] for w in range(3)]
     assert of_workers == [list(tiles)[w::3] for w in range(3)]
 
 
 def test_invalid_values_raise_no_warning_in_a_worker():
-    cpu.workers(2).run(lambda *_: np.log(np.float64(-1.0)), Tiles(10, 1, 2))
+    cpu.start_workers(2).run(lambda *_: np.log(np.float64(-1.0)), Tiles(10, 1, 2))

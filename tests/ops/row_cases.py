@@ -12,7 +12,13 @@ import numpy as np
 
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import rows as cuda_rows
-from cupy_rnnt.ops.types import Cells, compute_dtype
+from cupy_rnnt.ops.types import (
+    Cells,
+    JointInputs,
+    LogitRows,
+    RowPosteriors,
+    compute_dtype,
+)
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Head, Row, Transducer
 
 from .. import devices
@@ -113,14 +119,15 @@ def scatter(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
 def hidden(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
     encoder = on.array(rng.standard_normal((3, 5, width)), dtype)
     predictor = on.array(rng.standard_normal((3, 4, width)), dtype)
+    inputs = JointInputs(encoder, predictor, None, None)
     cells = Cells(*(on.array(rng.integers(0, most, ROWS)) for most in (3, 5, 4, 9, 2)))
     pre, compute = on.empty((ROWS, width), compute_dtype(dtype)), compute_dtype(dtype)
     if on.ops is cpu or dtype == compute:
         out = on.empty((ROWS, width), compute)
-        on.ops.hidden(encoder, predictor, cells, name, pre, out)
+        on.ops.hidden(inputs, cells, name, pre, out)
         return [pre, out]
     halves = on.empty((ROWS, 2 * width), dtype)
-    on.ops.hidden(encoder, predictor, cells, name, pre, halves)
+    on.ops.hidden(inputs, cells, name, pre, halves)
     return [pre, halves[:, :width].astype(compute) + halves[:, width:].astype(compute)]
 
 
@@ -134,7 +141,7 @@ def row_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
         rest = on.ops.device_row(row), on.array(rng.integers(0, width, ROWS)), scratch
         with np.errstate(divide="ignore"):  # of heads without a column
             for added in None, bias:
-                results.extend(on.ops.row_scores(logits, added, *rest))
+                results.extend(on.ops.row_scores(LogitRows(logits, added, *rest)))
     return results
 
 
@@ -143,7 +150,7 @@ def picked_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     log_probs = on.computed(rng.standard_normal((ROWS, width)), dtype)
     labels, scratch = on.array(rng.integers(0, width, ROWS)), on.empty((4, width), np.float32)
     row = on.ops.device_row(REGULAR.row(width, width // 2, normalised=True))
-    return list(on.ops.row_scores(log_probs, None, row, labels, scratch))
+    return list(on.ops.row_scores(LogitRows(log_probs, None, row, labels, scratch)))
 
 
 def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
@@ -159,12 +166,13 @@ def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
         ]
         with np.errstate(divide="ignore"):
             lse = np.log(np.array(sums).reshape(-1, ROWS))
-        given = gradient_inputs(on, rng, dtype, row)
-        rest = on.ops.device_row(row), on.array(lse), *given
+        occupancies, labels = gradient_inputs(on, rng, dtype, row)
+        rest, of_rows = (on.ops.device_row(row), labels, scratch), (on.array(lse), occupancies)
         for clamp, factors in (-1.0, None), (0.1, weights):
             with_bias, without = on.array(values), on.array(values + bias)
             for logits, added in (with_bias, on.array(bias)), (without, None):
-                on.ops.logits_grad(logits, added, *rest, clamp, factors, scratch)
+                posteriors = RowPosteriors(*of_rows, clamp, factors)
+                on.ops.logits_grad(LogitRows(logits, added, *rest), posteriors)
                 results.append(logits)
     return results
 
@@ -173,11 +181,13 @@ def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     """The gradient under no head, which reads no logits."""
     compute, results = compute_dtype(dtype), []
     row = REGULAR.row(width, int(rng.integers(width)), normalised=True)
-    given = gradient_inputs(on, rng, compute, row)
-    rest = None, on.ops.device_row(row), on.array(np.empty((0, ROWS))), *given
+    occupancies, labels = gradient_inputs(on, rng, compute, row)
+    rest = None, on.ops.device_row(row), labels, on.empty((4, width), compute)
+    lse = on.array(np.empty((0, ROWS)))
     for clamp, weights in (-1.0, None), (0.3, on.array(rng.standard_normal(ROWS))):
         grad = on.computed(np.full((ROWS, width), np.nan), dtype)
-        on.ops.logits_grad(grad, *rest, clamp, weights, on.empty((4, width), compute))
+        posteriors = RowPosteriors(lse, occupancies, clamp, weights)
+        on.ops.logits_grad(LogitRows(grad, *rest), posteriors)
         results.append(grad)
     return results
 
@@ -206,11 +216,16 @@ def hidden_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tan
 
 
 def add_column_sum(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """The part of `add_output_grad` that is a kernel."""
     sums = []
     for rows in 1, 2, 31:
         out = on.array(rng.standard_normal(width), compute_dtype(dtype))
-        scratch = on.empty((cuda_rows.scratch_rows(rows, width), width), out.dtype)
-        on.ops.add_column_sum(on.computed(rng.standard_normal((rows, width)), dtype), out, scratch)
+        tile = on.computed(rng.standard_normal((rows, width)), dtype)
+        if on.ops is cpu:
+            out += tile.sum(axis=0)
+        else:
+            scratch = on.empty((cuda_rows.scratch_rows(rows, width), width), out.dtype)
+            cuda_rows.add_column_sum(tile, out, scratch)
         sums.append(out)
     return sums
 

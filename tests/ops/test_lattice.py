@@ -21,7 +21,7 @@ def solved(frames, positions, scores, gradient=True, transducer=PLAIN, delay_pen
         np.ones((size, most - 1), int), frames, positions - 1, (size, frames.max(), most), 2, 0
     )
     ops = operations()
-    lattice = ops.lattice(transducer, frames, positions, gradient, delay_penalty)
+    lattice = ops.exact_lattice(transducer, frames, positions, gradient, delay_penalty)
     cells = Coordinates(batch, ops).of(to_device(np.arange(batch.cell_count)))
     packed = np.concatenate([of_sample.reshape(len(of_sample), -1) for of_sample in scores], axis=1)
     lattice.write(cells, to_device(packed))

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..types import Sizes, Tile
-from .bounds import bounds, label_softmax, row_dots
+from ..types import DeviceArray, OutputSums, Sizes, Tile
+from .bounds import label_softmax, row_dots, upper_bounds
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
 from .launch import cupy
-from .products import add_weight_grad, factor_dtype, matmul
+from .products import add_matmul, factor_dtype, matmul
 from .rows import (
     activate,
     add_column_sum,
@@ -33,17 +33,16 @@ from .samples import largest_row_sum, magnitudes, means
 
 __all__ = [
     "activate",
-    "add_column_sum",
+    "add_output_grad",
     "add_rows",
-    "add_weight_grad",
     "asarray",
     "assign",
     "block_rows",
     "bounded_lattice",
-    "bounds",
     "device_of",
     "device_row",
     "empty",
+    "exact_lattice",
     "factor_dtype",
     "gather",
     "hidden",
@@ -52,7 +51,6 @@ __all__ = [
     "indices",
     "label_softmax",
     "largest_row_sum",
-    "lattice",
     "lattice_nbytes",
     "logits_grad",
     "magnitudes",
@@ -65,8 +63,9 @@ __all__ = [
     "scratch_rows",
     "sizes",
     "slow_denormals",
+    "start_workers",
     "threads",
-    "workers",
+    "upper_bounds",
     "xp",
     "zeros",
 ]
@@ -88,7 +87,7 @@ sizes = Sizes(
 )
 
 slow_denormals = False
-lattice = Lattice
+exact_lattice = Lattice
 bounded_lattice = BoundedLattice
 
 
@@ -111,6 +110,11 @@ def asarray(array: np.ndarray) -> Any:
 
 def assign(values: Any, out: Any) -> None:
     out[...] = values
+
+
+def add_output_grad(d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums) -> None:
+    add_matmul(d_logits.T, hidden, sums.weight)
+    add_column_sum(d_logits, sums.bias, sums.scratch)
 
 
 def host(*arrays: Any) -> list[np.ndarray]:
@@ -167,5 +171,5 @@ class _InOrder:
                 report(tile)
 
 
-def workers(count: int) -> _InOrder:
+def start_workers(count: int) -> _InOrder:
     return _InOrder()

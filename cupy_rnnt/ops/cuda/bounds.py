@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..numpy.activations import ACTIVATIONS
-from ..types import Runs
+from ..types import DeviceArray, FrameTangents, LogitRows, PositionTangents, Runs
 from .launch import BLOCK, WARP, Kernel, cupy
 from .rows import DeviceRow
 
-__all__ = ["bounds", "label_softmax", "row_dots"]
+__all__ = ["label_softmax", "row_dots", "upper_bounds"]
 
 _COMPUTE = (("float",), ("double",))
 _FORMS: dict[str | None, str] = {
@@ -49,12 +49,13 @@ _SHORT_SOFTMAX, _LONG_SOFTMAX = (
 _ROW_DOTS = Kernel("row_dots", "row_dots.cu", threads=WARP, variants=_COMPUTE)
 
 
-def label_softmax(logits: Any, bias: Any | None, row: DeviceRow, scratch: Any) -> Any:
-    """As the contract says; `scratch` is not used."""
-    rows, width = logits.shape
-    lse = cupy().empty(rows)
+def label_softmax(rows: LogitRows) -> DeviceArray:
+    logits, bias, layout, *_ = rows
+    count, width = logits.shape
+    lse = cupy().empty(count)
     kernel, threads = (_LONG_SOFTMAX, 256) if width >= _LONG_ROW else (_SHORT_SOFTMAX, 32)
-    kernel[logits.dtype, threads](rows, logits, bias, row.others, len(row.others), rows, width, lse)
+    others = layout.others
+    kernel[logits.dtype, threads](count, logits, bias, others, len(others), count, width, lse)
     return lse
 
 
@@ -65,34 +66,30 @@ def row_dots(a: Any, b: Any) -> Any:
     return dots
 
 
-def bounds(
-    encoder: Any,
-    predictor: Any,
-    activation: str | None,
-    row: DeviceRow,
-    slopes: Any,
-    constants: Any,
-    vectors: Any,
-    vector_constants: Any,
+def upper_bounds(
+    frames: FrameTangents,
+    positions: PositionTangents,
+    layout: DeviceRow,
     runs: Runs,
-    scratch: Any,
-    out: Any,
+    out: DeviceArray,
 ) -> None:
-    """As the contract says; `scratch` is not used."""
     tiles = -(-runs.frames // _TILE_FRAMES) * -(-runs.columns // _TILE_POSITIONS)
     table = np.empty(len(tiles), _RUN)
     table["tile"] = np.cumsum(tiles) - tiles
     for name, values in zip(runs._fields, runs, strict=True):
         table[name] = values
-    count, variant = int(tiles.sum()), (_FORMS[activation], encoder.dtype)
+    encoder, width, label = frames.encoder, positions.vectors.shape[1], np.int32(layout.label)
+    count, variant = int(tiles.sum()), (_FORMS[frames.activation], encoder.dtype)
     on_device = cupy().asarray(table.view("i8").reshape(len(table), -1))
     tiles_of_runs = count, len(table), on_device, encoder.shape[1]
-    width, label, cells = vectors.shape[1], np.int32(row.label), out.shape[1]
-    of_prefixes = predictor, vectors, vector_constants, np.int32(width)
+    of_positions = *positions, np.int32(width)
+    cells = out.shape[1]
     for first in range(0, width - _VECTORS, _VECTORS):
         group = np.int32(first), np.int32(min(_VECTORS, width - _VECTORS - first))
         _EXACT_LOGITS[variant](
-            count, *tiles_of_runs, encoder, *of_prefixes, *group, label, cells, out
+            count, *tiles_of_runs, encoder, *of_positions, *group, label, cells, out
         )
-    of_frames = encoder, slopes, constants
-    _BOUNDS[variant](count, *tiles_of_runs, *of_frames, *of_prefixes, *row.table, label, cells, out)
+    of_frames = encoder, frames.slopes, frames.constants
+    _BOUNDS[variant](
+        count, *tiles_of_runs, *of_frames, *of_positions, *layout.table, label, cells, out
+    )

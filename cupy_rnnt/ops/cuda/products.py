@@ -8,7 +8,7 @@ import numpy as np
 
 from .launch import cublas, cupy
 
-__all__ = ["add_weight_grad", "factor_dtype", "matmul"]
+__all__ = ["add_matmul", "factor_dtype", "matmul"]
 
 _HALVES = {"float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
 
@@ -22,9 +22,9 @@ def matmul(a: Any, b: Any, out: Any) -> None:
     _gemm(a, b, out, 0.0)
 
 
-def add_weight_grad(d_logits: Any, hidden: Any, out: Any, scratch: Any) -> None:
-    """As the contract says; `scratch` is not used."""
-    _gemm(d_logits.T, hidden, out, 1.0)
+def add_matmul(a: Any, b: Any, out: Any) -> None:
+    """``out += a @ b``"""
+    _gemm(a, b, out, 1.0)
 
 
 def _gemm(a: Any, b: Any, out: Any, beta: float) -> None:

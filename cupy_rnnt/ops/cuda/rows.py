@@ -14,7 +14,7 @@ import numpy as np
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
 from ..numpy.activations import ACTIVATIONS
-from ..types import Cells, compute_dtype
+from ..types import Cells, DeviceArray, JointInputs, LogitRows, RowPosteriors, compute_dtype
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy
 
 __all__ = [
@@ -102,11 +102,14 @@ def scatter(tile: Any, index: tuple[Any, ...], out: Any) -> None:
     _SCATTER[out.dtype](items, tile, *indices, *shares, out, *strides)
 
 
-def hidden(encoder: Any, predictor: Any, cells: Cells, activation: str, pre: Any, out: Any) -> None:
+def hidden(
+    inputs: JointInputs, cells: Cells, activation: str, pre: DeviceArray, out: DeviceArray
+) -> None:
+    encoder, predictor, *_ = inputs
     items, shares = _shares(pre.shape)
     indices = map(_entries, (cells.sample, cells.frame, cells.position))
-    inputs = encoder, *_strides(encoder), predictor, *_strides(predictor)
-    _HIDDEN[encoder.dtype, _FUNCTORS[activation]](items, *inputs, *indices, *shares, pre, out)
+    arrays = encoder, *_strides(encoder), predictor, *_strides(predictor)
+    _HIDDEN[encoder.dtype, _FUNCTORS[activation]](items, *arrays, *indices, *shares, pre, out)
 
 
 def activate(activation: str, pre: Any, out: Any) -> None:
@@ -158,34 +161,24 @@ def _held(head: RowHead, columns: tuple[int, ...]) -> int:
     return sum(bit << k for k, bit in enumerate((*bits, head.labels, head.zero)))
 
 
-def row_scores(
-    logits: Any, bias: Any | None, row: DeviceRow, labels: Any, scratch: Any
-) -> tuple[Any, Any]:
-    """As the contract says, of logits of any type; `scratch` is not used."""
-    rows, width = logits.shape
-    lse = cupy().empty((row.heads, rows), np.float64)
-    scores = cupy().empty((row.scores, rows), np.float64)
+def row_scores(rows: LogitRows) -> tuple[DeviceArray, DeviceArray]:
+    """As the contract says, of logits of any type."""
+    logits, bias, layout, labels, _ = rows
+    count, width = logits.shape
+    lse = cupy().empty((layout.heads, count), np.float64)
+    scores = cupy().empty((layout.scores, count), np.float64)
     kernel, threads = _SHORT_ROW_SCORES, 32
     if width >= _LONG_ROW:
         kernel, threads = _LONG_ROW_SCORES, 256
-    inputs = logits, bias, *row.table, _entries(labels), rows, width
-    kernel[logits.dtype, threads](rows, *inputs, lse, scores)
+    inputs = logits, bias, *layout.table, _entries(labels), count, width
+    kernel[logits.dtype, threads](count, *inputs, lse, scores)
     return lse, scores
 
 
-def logits_grad(
-    logits: Any,
-    bias: Any | None,
-    row: DeviceRow,
-    lse: Any,
-    occupancies: Any,
-    labels: Any,
-    clamp: float,
-    weights: Any | None,
-    scratch: Any,
-    out: Any | None = None,
-) -> None:
-    """As the contract says; `scratch` is not used. Without heads also of rows of half types."""
+def logits_grad(rows: LogitRows, posteriors: RowPosteriors, out: DeviceArray | None = None) -> None:
+    """As the contract says. Without heads also of rows of half types."""
+    logits, bias, layout, labels, _ = rows
+    lse, occupancies, clamp, weights = posteriors
     out = logits if out is None else out
     dtype = compute_dtype(logits.dtype)
     items, shares = _shares(logits.shape)
@@ -193,7 +186,7 @@ def logits_grad(
     bound = float(clamp) if clamp > 0 else math.inf
     weights = None if weights is None else _entries(weights, dtype)
     grads = _entries(occupancies, dtype), _entries(labels), bound, weights
-    inputs = logits, bias, *row.table, *softmax, *grads
+    inputs = logits, bias, *layout.table, *softmax, *grads
     _LOGITS_GRAD[dtype, out.dtype](items, *inputs, *shares, out)
 
 
@@ -203,7 +196,7 @@ def scratch_rows(rows: int, width: int) -> int:
 
 
 def add_column_sum(d_logits: Any, out: Any, scratch: Any) -> None:
-    """As the contract says, of a matrix of any type."""
+    """``out += d_logits.sum(axis=0)``, of a matrix of any type."""
     rows, width = d_logits.shape
     chunk = math.isqrt(rows) + 1
     chunks, strips = -(-rows // chunk), -(-width // WARP)

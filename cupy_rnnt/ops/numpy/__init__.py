@@ -11,28 +11,27 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ...transducer import Row
-from ..types import Cells, Shape, Sizes
+from ..types import Cells, HostArray, JointInputs, OutputSums, Shape, Sizes
 from . import float16
 from .activations import ACTIVATIONS
 from .bounded import BoundedLattice
-from .bounds import bounds, largest_row_sum, magnitudes, means
+from .bounds import largest_row_sum, magnitudes, means, upper_bounds
 from .lattice import Lattice, lattice_nbytes
 from .rows import block_rows, label_softmax, logits_grad, row_dots, row_scores
-from .workers import threads, workers
+from .workers import start_workers, threads
 
 __all__ = [
     "activate",
-    "add_column_sum",
+    "add_output_grad",
     "add_rows",
-    "add_weight_grad",
     "asarray",
     "assign",
     "block_rows",
     "bounded_lattice",
-    "bounds",
     "device_of",
     "device_row",
     "empty",
+    "exact_lattice",
     "factor_dtype",
     "gather",
     "hidden",
@@ -41,7 +40,6 @@ __all__ = [
     "indices",
     "label_softmax",
     "largest_row_sum",
-    "lattice",
     "lattice_nbytes",
     "logits_grad",
     "magnitudes",
@@ -54,8 +52,9 @@ __all__ = [
     "scratch_rows",
     "sizes",
     "slow_denormals",
+    "start_workers",
     "threads",
-    "workers",
+    "upper_bounds",
     "xp",
     "zeros",
 ]
@@ -64,7 +63,7 @@ xp: Any = np
 empty = np.empty
 repeat = np.repeat
 slow_denormals = True
-lattice = Lattice
+exact_lattice = Lattice
 bounded_lattice = BoundedLattice
 
 sizes = Sizes(
@@ -88,7 +87,7 @@ sizes = Sizes(
 )
 
 
-def device_of(array: np.ndarray) -> AbstractContextManager[None]:
+def device_of(array: HostArray) -> AbstractContextManager[None]:
     return nullcontext()
 
 
@@ -96,29 +95,29 @@ def device_row(row: Row) -> Row:
     return row
 
 
-def asarray(array: np.ndarray) -> np.ndarray:
+def asarray(array: HostArray) -> HostArray:
     return array
 
 
-def host(*arrays: Any) -> list[np.ndarray]:
+def host(*arrays: Any) -> list[HostArray]:
     return list(map(np.asarray, arrays))
 
 
-def zeros(shape: Shape, dtype: Any) -> np.ndarray:
+def zeros(shape: Shape, dtype: Any) -> HostArray:
     """Aligned to 64 bytes, without which XLA copies what it takes over."""
     dtype = np.dtype(dtype)
     memory = np.zeros(math.prod(shape) * dtype.itemsize + 63, np.uint8)
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
-def indices(mask: np.ndarray, count: int | None = None) -> np.ndarray:
+def indices(mask: HostArray, count: int | None = None) -> HostArray:
     return np.flatnonzero(mask)
 
 
 scratch_rows = block_rows
 
 
-def gather(source: np.ndarray, index: tuple[np.ndarray, ...], out: np.ndarray) -> None:
+def gather(source: HostArray, index: tuple[HostArray, ...], out: HostArray) -> None:
     if source.dtype == out.dtype and source.flags.c_contiguous:
         extents = source.shape[:-1]
         rows = np.ravel_multi_index(index, extents)
@@ -130,17 +129,17 @@ def gather(source: np.ndarray, index: tuple[np.ndarray, ...], out: np.ndarray) -
         out[...] = source[index]
 
 
-def scatter(tile: np.ndarray, index: tuple[np.ndarray, ...], out: np.ndarray) -> None:
+def scatter(tile: HostArray, index: tuple[HostArray, ...], out: HostArray) -> None:
     for rows, values in _cast(tile, out.dtype):
         out[tuple(entries[rows] for entries in index)] = values
 
 
-def assign(values: np.ndarray, out: np.ndarray) -> None:
+def assign(values: HostArray, out: HostArray) -> None:
     for rows, cast in _cast(values, out.dtype):
         out[rows] = cast
 
 
-def _cast(values: np.ndarray, dtype: np.dtype) -> Iterator[tuple[slice, np.ndarray]]:
+def _cast(values: HostArray, dtype: np.dtype) -> Iterator[tuple[slice, HostArray]]:
     """Some rows after the other, as far as they need a cast that NumPy makes slowly."""
     if dtype != np.float16:
         yield slice(None), values
@@ -155,20 +154,15 @@ def _cast(values: np.ndarray, dtype: np.dtype) -> Iterator[tuple[slice, np.ndarr
 
 
 def hidden(
-    encoder: np.ndarray,
-    predictor: np.ndarray,
-    cells: Cells,
-    activation: str,
-    pre: np.ndarray,
-    out: np.ndarray,
+    inputs: JointInputs, cells: Cells, activation: str, pre: HostArray, out: HostArray
 ) -> None:
-    gather(encoder, (cells.sample, cells.frame), pre)
-    gather(predictor, (cells.sample, cells.position), out)
+    gather(inputs.encoder_out, (cells.sample, cells.frame), pre)
+    gather(inputs.predictor_out, (cells.sample, cells.position), out)
     pre += out
     activate(activation, pre, out)
 
 
-def activate(activation: str, pre: np.ndarray, out: np.ndarray) -> None:
+def activate(activation: str, pre: HostArray, out: HostArray) -> None:
     ACTIVATIONS[activation].apply(pre, out)
 
 
@@ -176,31 +170,26 @@ def factor_dtype(dtype: np.dtype) -> None:
     """None: no NumPy multiplies half types fast."""
 
 
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def matmul(a: HostArray, b: HostArray, out: HostArray) -> None:
     np.matmul(a, b, out=out)
 
 
-def add_weight_grad(
-    d_logits: np.ndarray, hidden: np.ndarray, out: np.ndarray, scratch: np.ndarray
-) -> None:
-    slab = len(scratch)
-    for start in range(0, len(out), slab):
-        rows = slice(start, min(start + slab, len(out)))
-        product = scratch[: rows.stop - start]
+def add_output_grad(d_logits: HostArray, hidden: HostArray, sums: OutputSums) -> None:
+    slab = len(sums.slab)
+    for start in range(0, len(sums.weight), slab):
+        rows = slice(start, min(start + slab, len(sums.weight)))
+        product = sums.slab[: rows.stop - start]
         np.matmul(d_logits[:, rows].T, hidden, out=product)
-        out[rows] += product
+        sums.weight[rows] += product
+    np.add(sums.bias, d_logits.sum(axis=0), out=sums.bias)
 
 
-def add_column_sum(d_logits: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-    out += d_logits.sum(axis=0)
-
-
-def hidden_grad(d_hidden: np.ndarray, hidden: np.ndarray, pre: np.ndarray, activation: str) -> None:
+def hidden_grad(d_hidden: HostArray, hidden: HostArray, pre: HostArray, activation: str) -> None:
     ACTIVATIONS[activation].derivative(pre, hidden)
     d_hidden *= pre
 
 
-def add_rows(tile: np.ndarray, rows: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+def add_rows(tile: HostArray, rows: HostArray, out: HostArray, scratch: HostArray) -> None:
     # A sparse matrix of ones times the tile: 13 times faster than np.add.reduceat, and it needs no
     # sorted copy of the tile.
     order = np.argsort(rows, kind="stable")

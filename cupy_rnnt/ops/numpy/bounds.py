@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
-from ..types import Runs
+from ..types import FrameTangents, HostArray, PositionTangents, Runs
 from .activations import ACTIVATIONS
 from .lattice import logaddexp
 
 _BLOCK_ELEMENTS = 2**17  # hidden values at once, which stay in the inner caches
 
 
-def means(array: np.ndarray, samples: np.ndarray, counts: np.ndarray, out: np.ndarray) -> None:
+def means(array: HostArray, samples: HostArray, counts: HostArray, out: HostArray) -> None:
     for mean, b, count in zip(out, samples, counts, strict=True):
         array[b, :count].mean(axis=0, dtype=out.dtype, out=mean)
 
 
-def magnitudes(array: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def magnitudes(array: HostArray, counts: HostArray) -> HostArray:
     found = np.empty(len(counts))
     for b, count in enumerate(counts):
         rows = array[b, :count]
@@ -27,48 +27,37 @@ def magnitudes(array: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return found
 
 
-def largest_row_sum(weight: np.ndarray) -> np.ndarray:
+def largest_row_sum(weight: HostArray) -> HostArray:
     sums = [abs(weight[v : v + 64]).sum(axis=1).max() for v in range(0, len(weight), 64)]
-    largest: np.ndarray = np.array(sums).max()
+    largest: HostArray = np.array(sums).max()
     return largest
 
 
-def bounds(
-    encoder: np.ndarray,
-    predictor: np.ndarray,
-    activation: str | None,
-    row: Row,
-    slopes: np.ndarray,
-    constants: np.ndarray,
-    vectors: np.ndarray,
-    vector_constants: np.ndarray,
-    runs: Runs,
-    scratch: np.ndarray,
-    out: np.ndarray,
+def upper_bounds(
+    frames: FrameTangents, positions: PositionTangents, layout: Row, runs: Runs, out: HostArray
 ) -> None:
+    scratch = frames.scratch
     hidden = scratch[: max(1, _BLOCK_ELEMENTS // scratch.shape[1])]
-    for frame, frames, prefix, columns, cell, slack in zip(*runs, strict=True):
+    for frame, count, prefix, columns, cell, slack in zip(*runs, strict=True):
         prefixes = slice(prefix, prefix + columns)
-        of_prefixes = predictor[prefixes], vectors[prefixes], vector_constants[prefixes]
+        of_prefixes = PositionTangents(*(array[prefixes] for array in positions))
         rows = max(1, len(scratch) // columns)
-        for start in range(frame, frame + frames, rows):
-            some = slice(start, min(start + rows, frame + frames))
-            of_frames = encoder[some], slopes[some], constants[some]
-            logits, tangent = _dots(of_frames, of_prefixes, activation, hidden)
+        for start in range(frame, frame + count, rows):
+            some = slice(start, min(start + rows, frame + count))
+            encoder, slopes, constants = (array[some] for array in frames[:3])
+            of_frames = FrameTangents(encoder, slopes, constants, frames.activation, hidden)
+            logits, tangent = _dots(of_frames, of_prefixes)
             place = cell + (start - frame) * columns
             cells = slice(place, place + tangent.size)
-            for values, to in zip(_bounds(logits, tangent, row, slack), out, strict=True):
+            for values, to in zip(_bounds(logits, tangent, layout, slack), out, strict=True):
                 to[cells] = values.reshape(-1)
 
 
 def _dots(
-    of_frames: tuple[np.ndarray, np.ndarray, np.ndarray],
-    of_prefixes: tuple[np.ndarray, np.ndarray, np.ndarray],
-    activation: str | None,
-    scratch: np.ndarray,
-) -> tuple[list[np.ndarray], np.ndarray]:
+    of_frames: FrameTangents, of_prefixes: PositionTangents
+) -> tuple[list[HostArray], HostArray]:
     """Exact logits, (frames, prefixes) each, the label's last, and the larger tangent."""
-    encoder, slopes, constants = of_frames
+    encoder, slopes, constants, activation, scratch = of_frames
     predictor, vectors, vector_constants = of_prefixes
     shape = len(encoder), len(predictor)
     of_frame = np.empty((*shape, 1), encoder.dtype)
@@ -96,8 +85,8 @@ def _dots(
 
 
 def _bounds(
-    logits: list[np.ndarray], tangent: np.ndarray, row: Row, slack: float
-) -> Iterator[np.ndarray]:
+    logits: list[HostArray], tangent: HostArray, row: Row, slack: float
+) -> Iterator[HostArray]:
     """Of each score, from exact logits and a lower bound of the log-sum-exp over the labels."""
     *exact, label = logits
     others = iter(exact)
@@ -113,8 +102,8 @@ def _bounds(
 
 
 def _lower_lse(
-    of_scores: list[np.ndarray], tangent: np.ndarray, row: Row, head: RowHead
-) -> np.ndarray:
+    of_scores: list[HostArray], tangent: HostArray, row: Row, head: RowHead
+) -> HostArray:
     """A lower bound of the log-sum-exp of a head, from what is known of its columns."""
     terms = [
         logit

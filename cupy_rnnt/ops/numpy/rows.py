@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
+from ..types import HostArray, LogitRows, RowPosteriors
 
 _BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
 
@@ -21,9 +22,8 @@ def block_rows(rows: int, width: int) -> int:
     return min(rows, max(1, _BLOCK_ELEMENTS // width))
 
 
-def row_scores(
-    logits: np.ndarray, bias: np.ndarray | None, row: Row, labels: np.ndarray, scratch: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def row_scores(rows: LogitRows) -> tuple[HostArray, HostArray]:
+    logits, bias, row, labels, scratch = rows
     n, block = len(logits), len(scratch)
     sums = np.empty((len(row.heads), n), logits.dtype)
     ones = np.ones(row.width, logits.dtype)
@@ -42,15 +42,15 @@ def row_scores(
     for head, of_head, is_safe in zip(row.heads, lse, safe, strict=True):
         unsafe = np.flatnonzero(~is_safe)
         for start in range(0, len(unsafe), block):
-            rows = unsafe[start : start + block]
-            work = np.take(logits, rows, axis=0, out=scratch[: len(rows)], mode="clip")
+            some = unsafe[start : start + block]
+            work = np.take(logits, some, axis=0, out=scratch[: len(some)], mode="clip")
             if bias is not None:
                 work += bias
-            of_head[rows] = _log_sum_exp(work, head)
+            of_head[some] = _log_sum_exp(work, head)
     return lse, _scores(logits, bias, row, labels, lse)
 
 
-def _sum_columns(values: np.ndarray, head: RowHead, ones: np.ndarray, out: np.ndarray) -> None:
+def _sum_columns(values: HostArray, head: RowHead, ones: HostArray, out: HostArray) -> None:
     """Sums of rows over the columns of a head; its zero counts as 1."""
     if not head.ranges:
         out.fill(0)
@@ -63,23 +63,23 @@ def _sum_columns(values: np.ndarray, head: RowHead, ones: np.ndarray, out: np.nd
         out += 1
 
 
-def _log_sum_exp(x: np.ndarray, head: RowHead) -> np.ndarray:
+def _log_sum_exp(x: HostArray, head: RowHead) -> HostArray:
     """Of rows, which are overwritten, with their maximum taken out."""
     parts = [x[:, start:stop] for start, stop in head.ranges]
     tops = [part.max(axis=1) for part in parts] + [np.zeros(len(x), x.dtype)] * head.zero
-    top: np.ndarray = np.maximum.reduce(tops, initial=-np.inf)
+    top: HostArray = np.maximum.reduce(tops, initial=-np.inf)
     total = np.exp(-top) if head.zero else np.zeros_like(top)
     for part in parts:
         part -= top[:, None]
         np.exp(part, out=part)
         total += part.sum(axis=1)
-    sums: np.ndarray = np.log(total, dtype=np.float64) + top
+    sums: HostArray = np.log(total, dtype=np.float64) + top
     return sums
 
 
 def _scores(
-    logits: np.ndarray, bias: np.ndarray | None, row: Row, labels: np.ndarray, lse: np.ndarray
-) -> np.ndarray:
+    logits: HostArray, bias: HostArray | None, row: Row, labels: HostArray, lse: HostArray
+) -> HostArray:
     scores = np.empty((len(row.columns), len(logits)))
     for score, column, charged, shift in zip(
         scores, row.columns, row.charged, row.shifts, strict=True
@@ -96,32 +96,23 @@ def _scores(
     return scores
 
 
-def logits_grad(
-    logits: np.ndarray,
-    bias: np.ndarray | None,
-    row: Row,
-    lse: np.ndarray,
-    occupancies: np.ndarray,
-    labels: np.ndarray,
-    clamp: float,
-    weights: np.ndarray | None,
-    scratch: np.ndarray,
-    out: None = None,
-) -> None:
+def logits_grad(rows: LogitRows, posteriors: RowPosteriors, out: None = None) -> None:
+    logits, bias, row, labels, scratch = rows
+    lse, occupancies, clamp, weights = posteriors
     block = len(scratch)
     masses = np.zeros((len(row.heads), len(logits)), occupancies.dtype)
     for occupancy, charged in zip(occupancies, row.charged, strict=True):
         for g in charged:
             masses[g] += occupancy
     for start in range(0, len(logits), block):
-        rows = slice(start, start + block)
-        x = logits[rows]
+        part = slice(start, start + block)
+        x = logits[part]
         if bias is not None:
             x += bias
         for g, head in enumerate(row.heads):
             for first, stop in head.ranges:
                 columns = slice(first, stop)
-                _softmax_times(x[:, columns], lse[g, rows], masses[g, rows], scratch[:, columns])
+                _softmax_times(x[:, columns], lse[g, part], masses[g, part], scratch[:, columns])
         for first, stop in row.under_no_head:
             x[:, first:stop] = 0
     for occupancy, column in zip(occupancies, row.columns, strict=True):
@@ -135,7 +126,7 @@ def logits_grad(
         logits *= weights.astype(logits.dtype)[:, None]
 
 
-def _softmax_times(x: np.ndarray, lse: np.ndarray, factor: np.ndarray, floor: np.ndarray) -> None:
+def _softmax_times(x: HostArray, lse: HostArray, factor: HostArray, floor: HostArray) -> None:
     """Overwrite some rows of logits by their softmax times a factor a row."""
     dtype = x.dtype
     least = _EXPONENT_FLOOR[dtype.name]
@@ -155,13 +146,12 @@ def _softmax_times(x: np.ndarray, lse: np.ndarray, factor: np.ndarray, floor: np
     x *= (np.exp(shift - lse) * factor).astype(dtype)[:, None]
 
 
-def label_softmax(
-    logits: np.ndarray, bias: np.ndarray | None, row: Row, scratch: np.ndarray
-) -> np.ndarray:
+def label_softmax(rows: LogitRows) -> HostArray:
+    logits, bias, row, _, scratch = rows
     lse = np.empty(len(logits))
     for start in range(0, len(logits), len(scratch)):
-        rows = slice(start, start + len(scratch))
-        x = logits[rows]
+        part = slice(start, start + len(scratch))
+        x = logits[part]
         if bias is not None:
             x += bias
         for first, stop in row.others:
@@ -172,10 +162,10 @@ def label_softmax(
         of_rows = np.log(exponentials.sum(axis=1, dtype=np.float64))
         x -= of_rows.astype(x.dtype)[:, None]
         np.exp(x, out=x)
-        lse[rows] = of_rows + top
+        lse[part] = of_rows + top
     return lse
 
 
-def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    dots: np.ndarray = np.einsum("nh,nh->n", a, b)
+def row_dots(a: HostArray, b: HostArray) -> HostArray:
+    dots: HostArray = np.einsum("nh,nh->n", a, b)
     return dots.astype(np.float64)

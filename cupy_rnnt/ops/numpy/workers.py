@@ -209,4 +209,4 @@ class _Shared:
             return next(self._tiles)
 
 
-workers = ThreadWorkers
+start_workers = ThreadWorkers

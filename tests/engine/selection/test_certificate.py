@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from cupy_rnnt import reference
-from cupy_rnnt.engine import passes
+from cupy_rnnt.engine import selection
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 
 from ...device_calls import examples, joint_rnnt_loss, joint_rnnt_loss_and_grad, to_device, to_host
@@ -235,12 +235,12 @@ def test_gradient_is_that_of_the_paths_inside(device, activation):
     fixed = np.concatenate([mask.ravel() for mask in computed.masks(case)])
     assert fixed.mean() < 0.6
 
-    def next_cells(lattice, frames, columns, most_arcs, chosen, rounds, tolerance):
+    def next_cells(lattice, lengths, chosen, rounds, tolerance):
         lattice.certify()
-        return to_device(fixed) & ~chosen, to_device(np.zeros(len(frames)))
+        return to_device(fixed) & ~chosen, to_device(np.zeros(len(lengths.frames)))
 
     options = {"activation": activation, "reduction": "sum", "tolerance": 1e-300}
-    with selecting(), mock.patch.object(passes, "next_cells", next_cells):
+    with selecting(), mock.patch.object(selection, "next_cells", next_cells):
         loss, gradients, info = joint_rnnt_loss_and_grad(*case, **options, return_info=True)
         assert info.computed == fixed.sum() < info.cells
         _, full = reference.joint_rnnt_loss_and_grad(*case, activation=activation, reduction="sum")

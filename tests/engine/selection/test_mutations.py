@@ -51,13 +51,12 @@ CHECKS = {
 
 def slopes_of_the_next_frame():
     """What is no tangent of anything."""
-    original = cpu.bounds
+    original = cpu.upper_bounds
 
-    def bounds(encoder, predictor, activation, row, slopes, *others):
-        astray = np.roll(slopes, 1, axis=0)
-        return original(encoder, predictor, activation, row, astray, *others)
+    def upper_bounds(frames, *others):
+        return original(frames._replace(slopes=np.roll(frames.slopes, 1, axis=0)), *others)
 
-    return mock.patch.object(cpu, "bounds", bounds)
+    return mock.patch.object(cpu, "upper_bounds", upper_bounds)
 
 
 def constants_too_high():
@@ -67,7 +66,7 @@ def constants_too_high():
     def refer(self, side, start, stop, scratch):
         original(self, side, start, stop, scratch)
         if side == 1:
-            self._vector_constants[start:stop, -1] += 0.1
+            self._positions.constants[start:stop, -1] += 0.1
 
     return mock.patch.object(Tangents, "refer", refer)
 
@@ -75,10 +74,11 @@ def constants_too_high():
 def tangents_that_count_the_blank():
     """Its logit is added to them, so that it counts twice."""
 
-    def label_softmax(logits, bias, row, scratch):
-        ((blank, _),) = row.others
+    def label_softmax(rows):
+        ((blank, _),) = rows.layout.others
         other = 0 if blank else 1
-        return original(logits, bias, row._replace(others=((other, other + 1),)), scratch)
+        layout = rows.layout._replace(others=((other, other + 1),))
+        return original(rows._replace(layout=layout))
 
     original = cpu.label_softmax
     return mock.patch.object(cpu, "label_softmax", label_softmax)

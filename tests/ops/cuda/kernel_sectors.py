@@ -17,7 +17,7 @@ from benchmarks.costs import CHUNK, KERNELS, SECTOR, Work
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.cuda import samples as cuda_samples
-from cupy_rnnt.ops.types import Cells, compute_dtype
+from cupy_rnnt.ops.types import Cells, JointInputs, LogitRows, RowPosteriors, compute_dtype
 from cupy_rnnt.transducer import NAMED, Transducer
 
 from ... import devices
@@ -105,7 +105,7 @@ def hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
     inputs = ones(gpu, 2, 5, width, dtype=dtype), ones(gpu, 2, 4, width, dtype=dtype)
     pre, halves = gpu.xp.empty((ROWS, width), compute_dtype(dtype)), 1 + (dtype.itemsize == 2)
     out = gpu.xp.empty((ROWS, halves * width), dtype)
-    cuda_rows.hidden(*inputs, Cells(*[labels(gpu)] * 5), "tanh", pre, out)
+    cuda_rows.hidden(JointInputs(*inputs, None, None), Cells(*[labels(gpu)] * 5), "tanh", pre, out)
     return work("hidden", dtype, width)
 
 
@@ -117,7 +117,7 @@ def row_scores(gpu: Device, dtype: np.dtype, width: int) -> Work:
     """With a bias; logits of half types are given ones, and have none."""
     bias = ones(gpu, width, dtype=dtype) if dtype in COMPUTE else None
     logits = ones(gpu, ROWS, width, dtype=dtype)
-    cuda_rows.row_scores(logits, bias, plain_row(width), labels(gpu), None)
+    cuda_rows.row_scores(LogitRows(logits, bias, plain_row(width), labels(gpu), None))
     found = work("row_scores", dtype, width)
     return found if bias is not None else found + Work(cached=-width * ROWS * 4)
 
@@ -125,18 +125,19 @@ def row_scores(gpu: Device, dtype: np.dtype, width: int) -> Work:
 def logits_grad(gpu: Device, dtype: np.dtype, width: int) -> Work:
     compute = compute_dtype(dtype)
     logits, bias = ones(gpu, ROWS, width, dtype=compute), ones(gpu, width, dtype=compute)
-    given = ones(gpu, 1, ROWS), ones(gpu, 2, ROWS, dtype=compute), labels(gpu)
-    rest = 0.5, ones(gpu, ROWS), None, gpu.xp.empty((ROWS, width), dtype)
-    cuda_rows.logits_grad(logits, bias, plain_row(width), *given, *rest)
+    lse, occupancies = ones(gpu, 1, ROWS), ones(gpu, 2, ROWS, dtype=compute)
+    rows = LogitRows(logits, bias, plain_row(width), labels(gpu), None)
+    posteriors = RowPosteriors(lse, occupancies, 0.5, ones(gpu, ROWS))
+    cuda_rows.logits_grad(rows, posteriors, gpu.xp.empty((ROWS, width), dtype))
     return work("logits_grad", dtype, width)
 
 
 def gradient_under_no_head(gpu: Device, dtype: np.dtype, width: int) -> Work:
     """Which reads neither logits nor a bias."""
     compute, grad = compute_dtype(dtype), gpu.xp.empty((ROWS, width), dtype)
-    given = ones(gpu, 0, ROWS), ones(gpu, 2, ROWS, dtype=compute), labels(gpu)
-    row = plain_row(width, normalised=True)
-    cuda_rows.logits_grad(grad, None, row, *given, -1.0, ones(gpu, ROWS), None)
+    rows = LogitRows(grad, None, plain_row(width, normalised=True), labels(gpu), None)
+    of_rows = ones(gpu, 0, ROWS), ones(gpu, 2, ROWS, dtype=compute)
+    cuda_rows.logits_grad(rows, RowPosteriors(*of_rows, -1.0, ones(gpu, ROWS)))
     nbytes = width * compute.itemsize
     unread = Work(bytes=-nbytes - 8, cached=-nbytes)  # the logits, their sum, and the bias
     return work("logits_grad", dtype, width) + unread.times(ROWS)
@@ -158,7 +159,8 @@ def scatter(gpu: Device, dtype: np.dtype, width: int) -> Work:
 
 def label_softmax(gpu: Device, dtype: np.dtype, width: int) -> Work:
     bias = ones(gpu, width, dtype=dtype)
-    cuda_bounds.label_softmax(ones(gpu, ROWS, width, dtype=dtype), bias, plain_row(width), None)
+    logits = ones(gpu, ROWS, width, dtype=dtype)
+    cuda_bounds.label_softmax(LogitRows(logits, bias, plain_row(width), None, None))
     return work("label_softmax", dtype, width)
 
 

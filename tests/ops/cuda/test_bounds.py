@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cupy_rnnt.batch import Batch, JointInputs
+from cupy_rnnt.batch import Batch
 from cupy_rnnt.engine.tangents import Magnitudes, Tangents
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
-from cupy_rnnt.ops.types import Runs
+from cupy_rnnt.ops.types import FrameTangents, JointInputs, LogitRows, PositionTangents, Runs
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED
 
 from ...helpers import random_joint_case
@@ -47,7 +47,7 @@ def row_of(transducer, normalised=False):
 
 
 def random_inputs(rng, size, dtype, form=None, lengths=LENGTHS, spare=3, row=None):
-    """Arguments of `bounds` but the last two. Some rows and cells belong to no sample."""
+    """Arguments of `bounds` but the last one. Some rows and cells belong to no sample."""
     row = row or row_of(REGULAR)
     label = len(set(row.columns) - {LABEL_COLUMN})  # behind the vectors of other scores
     frames, columns = np.array(lengths).T
@@ -66,40 +66,41 @@ def random_inputs(rng, size, dtype, form=None, lengths=LENGTHS, spare=3, row=Non
     scale = 1 / np.sqrt(size)
     of_type = encoder, predictor, scale * slopes, scale * vectors
     encoder, predictor, slopes, vectors = (array.astype(dtype) for array in of_type)
-    of_frames, of_prefixes = (slopes, constants), (vectors, vector_constants)
-    return [encoder, predictor, form, row, *of_frames, *of_prefixes, runs]
+    frames = FrameTangents(encoder, slopes, constants, form, None)
+    return frames, PositionTangents(predictor, vectors, vector_constants), row, runs
 
 
-def shape_of_bounds(inputs):
-    row, runs = inputs[3], inputs[-1]
+def shape_of_bounds(row, runs):
     return len(row.columns), int((runs.cell + runs.frames * runs.columns).max())
 
 
 def on_host(inputs):
-    out = np.full(shape_of_bounds(inputs), np.nan)
+    frames, positions, row, runs = inputs
+    frames = frames._replace(scratch=np.empty((99, frames.encoder.shape[1]), frames.encoder.dtype))
+    out = np.full(shape_of_bounds(row, runs), np.nan)
     with np.errstate(all="ignore"):
-        cpu.bounds(*inputs, np.empty((99, inputs[0].shape[1]), inputs[0].dtype), out)
+        cpu.upper_bounds(frames, positions, row, runs, out)
     return out
 
 
 def on_gpu(gpu, inputs):
-    *arrays, runs = inputs
-    out = gpu.xp.empty(shape_of_bounds(inputs))
+    frames, positions, row, runs = inputs
+    frames = FrameTangents(*map(gpu.asarray, frames[:3]), frames.activation, None)
+    positions = PositionTangents(*map(gpu.asarray, positions))
+    out = gpu.xp.empty(shape_of_bounds(row, runs))
     out[:, : runs.cell[0]] = np.nan
-    arrays = [gpu.asarray(each) if isinstance(each, np.ndarray) else each for each in arrays]
-    arrays[3] = cuda_rows.device_row(arrays[3])
-    cuda_bounds.bounds(*arrays, runs, None, out)
+    cuda_bounds.upper_bounds(frames, positions, cuda_rows.device_row(row), runs, out)
     return gpu.asnumpy(out)
 
 
 def assert_twins(gpu, inputs):
     expected, actual = on_host(inputs), on_gpu(gpu, inputs)
-    e, p, form, row, slopes, _, vectors, *_ = [
-        np.where(np.isfinite(each), abs(each), 0) if isinstance(each, np.ndarray) else each
-        for each in inputs[:-1]
-    ]
+    frames, positions, row, _ = inputs
+    e, slopes, p, vectors = (
+        np.where(np.isfinite(each), abs(each), 0) for each in (*frames[:2], *positions[:2])
+    )
     largest = vectors.sum(axis=-1).max() + slopes.sum(axis=-1).max()
-    hidden = max(e.max() + p.max(), 1) if form else 1
+    hidden = max(e.max() + p.max(), 1) if frames.activation else 1
     dots = 1 + max(map(len, row.charged))  # of which a bound is made
     rounding = unit_roundoff(e.dtype) * (e.shape[1] + 16) * dots / 2
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rounding * largest * hidden)
@@ -142,14 +143,15 @@ def test_transducers(gpu, transducer, dtype):
 def test_transducers_that_nobody_has_invented(gpu, transducer, form):
     lengths, row = [(3, 4), (1, 2)], row_of(transducer)
     inputs = random_inputs(np.random.default_rng(9), 5, np.float64, form, lengths, 0, row)
-    inputs[6][2], inputs[7][3] = np.nan, -np.inf
+    inputs[1].vectors[2], inputs[1].constants[3] = np.nan, -np.inf
     assert_twins(gpu, inputs)
 
 
 @every_dtype
 def test_bounds_of_what_is_not_finite(gpu, dtype):
     inputs = random_inputs(np.random.default_rng(1), 40, dtype, lengths=[(30, 20)], spare=0)
-    encoder, predictor, _, _, slopes, constants, vectors, vector_constants, _ = inputs
+    encoder, slopes, constants, *_ = inputs[0]
+    predictor, vectors, vector_constants = inputs[1]
     encoder[3, 1], predictor[4, 2] = np.nan, np.nan
     slopes[5, 7], constants[6], constants[7] = np.nan, np.nan, -np.inf
     vectors[5, 0, 3], vectors[6, 1, 9], vectors[7, 2, 8] = np.nan, np.nan, np.nan
@@ -267,12 +269,13 @@ def test_the_same_bits_for_any_schedule(gpu, monkeypatch, form, dtype):
 def test_far_rows_and_cells(transducer):
     lengths, tile, row = (20, 9), 2**24, row_of(transducer)
     inputs = random_inputs(np.random.default_rng(6), 40, np.float32, None, [lengths], 0, row)
-    encoder, predictor, _, row, slopes, constants, vectors, vector_constants, runs = inputs
+    frames, positions, _, runs = inputs
+    vectors = positions.vectors
     run = np.array([(tile, FAR, FAR, FAR, *lengths, *runs.slack)], cuda_bounds._RUN)
     out = np.full((len(row.columns), 20 * 9), np.nan)
     of_tiles, width = (tile + 1, 1, run.view("i8"), 40), np.int32(vectors.shape[1])
-    of_frames = [shifted(values, FAR) for values in (encoder, slopes, constants)]
-    of_prefixes = [shifted(values, FAR) for values in (predictor, vectors, vector_constants)]
+    of_frames = [shifted(values, FAR) for values in frames[:3]]
+    of_prefixes = [shifted(values, FAR) for values in positions]
     table, label = table_of(row), np.int32(row.columns.index(LABEL_COLUMN))
     to = label, out.shape[1], shifted(out.reshape(-1), FAR)
     if width > 3:
@@ -298,10 +301,11 @@ def softmax_inputs():
 def assert_softmax_twins(gpu, logits, bias, row):
     expected, actual = logits.copy(), gpu.asarray(logits)
     with np.errstate(all="ignore"):
-        expected_lse = cpu.label_softmax(expected, bias, row, np.empty_like(logits))
+        rows = LogitRows(expected, bias, row, None, np.empty_like(logits))
+        expected_lse = cpu.label_softmax(rows)
     biases = None if bias is None else gpu.asarray(bias)
-    on_device = cuda_rows.device_row(row)
-    lse = gpu.asnumpy(cuda_bounds.label_softmax(actual, biases, on_device, None))
+    rows = LogitRows(actual, biases, cuda_rows.device_row(row), None, None)
+    lse = gpu.asnumpy(cuda_bounds.label_softmax(rows))
     found = gpu.asnumpy(actual)
     rounding = 32 * unit_roundoff(logits.dtype)
     np.testing.assert_allclose(lse, expected_lse, rtol=rounding, atol=rounding)
@@ -370,7 +374,8 @@ def test_far_rows():
     run_far("label_softmax.cu", expression, FAR // 8, far[3], *rest, far[4])
     np.testing.assert_allclose(dots, cpu.row_dots(a, b), atol=1e-5)
     expected, row = a.copy(), REGULAR.row(width, 3)
-    np.testing.assert_allclose(lse, cpu.label_softmax(expected, None, row, a.copy()), rtol=1e-6)
+    on_cpu = LogitRows(expected, None, row, None, a.copy())
+    np.testing.assert_allclose(lse, cpu.label_softmax(on_cpu), rtol=1e-6)
     np.testing.assert_allclose(q, expected, atol=1e-6)
 
 
@@ -378,4 +383,4 @@ def test_there_may_be_no_rows(gpu):
     none = gpu.xp.empty((0, 5), np.float32)
     assert len(cuda_bounds.row_dots(none, none)) == 0
     row = cuda_rows.device_row(REGULAR.row(5, 0))
-    assert len(cuda_bounds.label_softmax(none, None, row, None)) == 0
+    assert len(cuda_bounds.label_softmax(LogitRows(none, None, row, None, None))) == 0

@@ -17,6 +17,7 @@ from cupy_rnnt.ops.cuda import (
 from cupy_rnnt.ops.cuda import (
     rows as cuda_rows,
 )
+from cupy_rnnt.ops.types import LogitRows
 from cupy_rnnt.transducer import LABEL, NAMED, Arc, Topology, Transducer
 
 from ... import devices
@@ -190,7 +191,7 @@ def bounds(gpu, transducer=NAMED["regular"]):
 def softmax(gpu):
     rows = gpu.asarray(np.ones((3, 2100)))
     row = cuda_rows.device_row(NAMED["regular"].row(2100, 5))
-    gpu.asnumpy(cuda_bounds.label_softmax(rows, None, row, None))
+    gpu.asnumpy(cuda_bounds.label_softmax(LogitRows(rows, None, row, None, None)))
     gpu.asnumpy(cuda_bounds.row_dots(rows, rows))
 
 

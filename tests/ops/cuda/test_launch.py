@@ -174,9 +174,10 @@ def test_every_file_is_included_once_and_lines_are_kept(tmp_path, monkeypatch):
 def test_sources_are_found_in_the_package_and_beside_it(tmp_path, monkeypatch):
     package = tmp_path / "cupy_rnnt"
     (package / "kernels").mkdir(parents=True)
+    (package / "kernels" / "common.cuh").touch()
     monkeypatch.setattr(launch, "files", lambda _: package)
     assert launch._folder() == package / "kernels"
-    (package / "kernels").rmdir()
+    (package / "kernels" / "common.cuh").unlink()
     assert launch._folder() == tmp_path / "kernels"
 
 

@@ -100,7 +100,7 @@ def test_products(gpu, order, dtype):
     sums = rng.normal(size=(3, 5)).astype(compute)
     logits, total = gpu.xp.empty((7, 3), compute), gpu.asarray(sums)
     cuda.matmul(gpu.asarray(hidden), gpu.xp.array(weight, order=order).T, logits)
-    cuda.add_weight_grad(gpu.asarray(d_logits), gpu.asarray(hidden), total, None)
+    cuda.add_matmul(gpu.asarray(d_logits).T, gpu.asarray(hidden), total)
     hidden, weight, d_logits = (a.astype(np.float64) for a in (hidden, weight, d_logits))
     bound = 8 * np.finfo(compute).eps  # 7 products and sums of numbers around 1
     np.testing.assert_allclose(gpu.asnumpy(logits), hidden @ weight.T, bound, bound)
@@ -131,7 +131,7 @@ def test_coordinates(gpu):
 
 def test_tiles_run_in_order():
     calls = []
-    cuda.workers(1).run(lambda *call: calls.append(call), Tiles(10, 3, 1))
+    cuda.start_workers(1).run(lambda *call: calls.append(call), Tiles(10, 3, 1))
     assert [worker for worker, _ in calls] == [0] * len(calls)
     assert [tile for _, tile in calls] == list(Tiles(10, 3, 1))
 

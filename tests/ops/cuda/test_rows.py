@@ -11,7 +11,7 @@ from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.numpy import activations
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
-from cupy_rnnt.ops.types import Cells
+from cupy_rnnt.ops.types import Cells, JointInputs, LogitRows, RowPosteriors
 
 from ...devices import Device as OnHost
 from ...tolerances import unit_roundoff
@@ -172,7 +172,7 @@ def test_inputs_may_have_strides(gpu, dtype):
     # A transposed encoder, every other frame of it, and one predictor for all samples.
     frames = on.array(encoder).transpose(0, 2, 1)[:, ::2]
     prefixes = gpu.xp.broadcast_to(on.array(predictor)[:1], (3, 4, 45))
-    on.ops.hidden(frames, prefixes, cells, "identity", pre, halves)
+    on.ops.hidden(JointInputs(frames, prefixes, None, None), cells, "identity", pre, halves)
     sums = encoder.transpose(0, 2, 1)[index[0], 2 * index[1]].astype(compute)
     sums += predictor[0, index[2]]
     assert_twins([pre, halves[:, :45]], [sums, sums], gpu, dtype, exact=True)
@@ -203,15 +203,12 @@ def test_rows_of_logits_that_are_not_finite_or_large(gpu, dtype, width, biased):
     # A sum of exponentials is off by parts of it, and its logarithm by as much, however small.
     scratch, rounding = np.empty((4, width), compute), ROUNDINGS * unit_roundoff(compute)
     for row in rows_of(width, rng):
-        results = on.ops.row_scores(
-            on.array(logits),
-            None if bias is None else on.array(bias),
-            on.ops.device_row(row),
-            on.array(labels),
-            None,
-        )
+        biases = None if bias is None else on.array(bias)
+        rest = on.ops.device_row(row), on.array(labels), None
+        results = on.ops.row_scores(LogitRows(on.array(logits), biases, *rest))
         with np.errstate(all="ignore"):
-            expected = cpu.row_scores(logits.astype(compute), bias, row, labels, scratch)
+            rows = LogitRows(logits.astype(compute), bias, row, labels, scratch)
+            expected = cpu.row_scores(rows)
         for lse, head in zip(expected[0], row.heads, strict=True):
             if not head.zero:  # NaN on the CPU; it makes the scores NaN on both
                 lse[2] = -np.inf
@@ -227,11 +224,12 @@ def test_small_softmax_values_are_flushed_and_nan_stays(gpu, dtype):
     logits[1, 4], logits[2, 5] = -np.inf, np.nan
     lse, ones = np.array([0.25, 0.0, -0.25]), np.ones(3, dtype)
     row, labels = REGULAR.row(width, 1), np.array([2, 3, 4])
-    given, weights = (lse[None], np.stack((ones, ones / 3)), labels), np.array([1.0, 2.0, -1.0])
+    given, weights = (lse[None], np.stack((ones, ones / 3))), np.array([1.0, 2.0, -1.0])
     expected, actual = logits.copy(), on.array(logits)
-    cpu.logits_grad(expected, None, row, *given, 0.9, weights, np.empty((2, width), dtype))
-    on_device = on.ops.device_row(row), *map(on.array, given)
-    on.ops.logits_grad(actual, None, *on_device, 0.9, on.array(weights), None)
+    rows = LogitRows(expected, None, row, labels, np.empty((2, width), dtype))
+    cpu.logits_grad(rows, RowPosteriors(*given, 0.9, weights))
+    rows = LogitRows(actual, None, on.ops.device_row(row), on.array(labels), None)
+    on.ops.logits_grad(rows, RowPosteriors(*map(on.array, given), 0.9, on.array(weights)))
     assert_twins([actual], [expected], gpu, dtype)
     others = np.ones(logits.shape, bool)
     others[:, 1] = others[np.arange(3), labels] = False
@@ -247,12 +245,12 @@ def test_the_gradient_may_go_to_a_narrower_type(gpu, dtype, width):
     rng, on = np.random.default_rng(3), Device(gpu.xp, 1)
     dtype = next(each for each in ALL if each.name == dtype)
     logits = rng.standard_normal((5, width)).astype(np.float32)
-    given = np.zeros((1, 5)), np.ones((2, 5), np.float32), rng.integers(0, width, 5)
-    row = on.ops.device_row(REGULAR.row(width, 0))
-    rest = row, *map(on.array, given), -1.0, None, None
+    given = np.zeros((1, 5)), np.ones((2, 5), np.float32)
+    posteriors = RowPosteriors(*map(on.array, given), -1.0, None)
+    row, labels = on.ops.device_row(REGULAR.row(width, 0)), on.array(rng.integers(0, width, 5))
     in_place, kept, narrow = on.array(logits), on.array(logits), on.empty(logits.shape, dtype)
-    on.ops.logits_grad(in_place, None, *rest)
-    on.ops.logits_grad(kept, None, *rest, narrow)
+    on.ops.logits_grad(LogitRows(in_place, None, row, labels, None), posteriors)
+    on.ops.logits_grad(LogitRows(kept, None, row, labels, None), posteriors, narrow)
     assert_twins([narrow, kept], [gpu.asnumpy(in_place), logits], gpu, dtype, exact=True)
 
 
@@ -284,9 +282,10 @@ def test_there_may_be_no_rows(gpu, dtype):
     )
     on.ops.gather(on.array(np.ones((2, 5)), dtype), (nothing,), none)
     row, empty = on.ops.device_row(REGULAR.row(5, 0)), [on.empty((n, 0), dtype) for n in (1, 2)]
-    on.ops.logits_grad(none, None, row, *empty, nothing, -1.0, None, None)
+    no_rows = LogitRows(none, None, row, nothing, None)
+    on.ops.logits_grad(no_rows, RowPosteriors(*empty, -1.0, None))
     on.ops.add_rows(none, nothing, out[None], none)
     on.ops.add_column_sum(none, out, on.empty((1, 5), dtype))
-    scores = on.ops.row_scores(none, None, row, nothing, None)
+    scores = on.ops.row_scores(no_rows)
     assert [each.shape for each in scores] == [(1, 0), (2, 0)]
     np.testing.assert_array_equal(gpu.asnumpy(out), np.ones(5, dtype))

@@ -9,6 +9,7 @@ import pytest
 
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
+from cupy_rnnt.ops.types import LogitRows, RowPosteriors
 from cupy_rnnt.transducer import LABEL_COLUMN, Row, RowHead
 
 from ... import ptxemu
@@ -116,20 +117,20 @@ def test_far_rows_of_logits(threads, row):
         *(shifted(logits, FAR), None, *table_of(row), shifted(chosen, FAR), FAR + rows, WIDTH),
         *(shifted(values, FAR) for values in results),
     )
-    expected = cpu.row_scores(logits, None, row, chosen, np.empty_like(logits))
+    expected = cpu.row_scores(LogitRows(logits, None, row, chosen, np.empty_like(logits)))
     np.testing.assert_allclose(results, np.concatenate(expected), rtol=1e-6)
 
 
 @one_score
 def test_far_rows_of_gradients(row):
     logits, chosen, occupancy = random(ROWS, WIDTH), np.arange(ROWS), abs(random(ROWS))
-    lse, _ = cpu.row_scores(logits, None, row, chosen, np.empty_like(logits))
-    expected, given = logits.copy(), (lse, occupancy[None], chosen)
-    cpu.logits_grad(expected, None, row, *given, -1.0, None, np.empty_like(logits))
+    rows = LogitRows(logits.copy(), None, row, chosen, np.empty_like(logits))
+    lse, _ = cpu.row_scores(rows)
+    cpu.logits_grad(rows, RowPosteriors(lse, occupancy[None], -1.0, None))
     far = [shifted(values, FAR) for values in (logits, lse[0], occupancy, chosen)]
     args = far[0], None, *table_of(row), far[1], -45.0, *far[2:], np.inf, None, *FAR_ROWS, far[0]
     run_far("logits_grad.cu", "logits_grad<float, float>", FAR // 8, *args)
-    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    np.testing.assert_allclose(logits, rows.logits, atol=1e-6)
 
 
 def test_far_elements():
