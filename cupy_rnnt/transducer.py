@@ -245,6 +245,8 @@ class Transducer:
             )
         absent = set() if self.durations else {"duration"}
         for g, head in enumerate(self.heads):
+            if not head.kinds:
+                raise ValueError(f"heads[{g}] is over no kinds, but needs some of {KINDS}")
             if not head.zero and not set(head.kinds) - absent:
                 raise ValueError(f"heads[{g}] is over the columns of {head.kinds}, but none exists")
             unknown = set(head.charged) - set(KINDS)

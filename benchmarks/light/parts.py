@@ -67,7 +67,7 @@ def _solving(frames: int, columns: int, size: int, gradient: bool = True) -> Cal
     cells, halves = _all_cells(frames, columns, size)
 
     def run() -> None:
-        lattice = cuda.exact_lattice(REGULAR, *lengths, gradient, delay_penalty=0.0)
+        lattice = cuda.exact_lattice(REGULAR, *lengths, gradient, 0.0)
         lattice.write(cells, halves)
         lattice.solve()
 
@@ -88,7 +88,7 @@ def _certifying(frames: int, columns: int, size: int) -> Callable[[], Any]:
     of_some, thresholds = halves[:, ::2].copy(), xp.full(size, -np.inf)
 
     def run() -> None:
-        lattice = cuda.bounded_lattice(REGULAR, *lengths, True, delay_penalty=0.0)
+        lattice = cuda.bounded_lattice(REGULAR, *lengths, True, 0.0)
         lattice.bound(bounds)
         lattice.write(some, of_some)
         lattice.certify()

@@ -252,7 +252,8 @@ WRONG_HEADS = [
     ((Head(("token",)),), r"heads name \['token'\]"),
     ((Head(("blank",), charges=("token",)),), r"heads\[0\] charges \['token'\]"),
     ((Head(("blank",)), Head(("duration",))), r"heads\[1\] is over the columns of \('duration',\)"),
-    ((Head(()),), r"heads\[0\] is over the columns of \(\), but none exists"),
+    ((Head(()),), r"heads\[0\] is over no kinds"),
+    ((Head(("label",)), Head((), zero=True)), r"heads\[1\] is over no kinds"),
 ]
 
 
