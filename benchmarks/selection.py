@@ -34,8 +34,8 @@ QUICK = {
     "quick trained": lambda: speech("trained", ["0"]),
 }
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "references": [(Tangents, "refer")],
-    "bounds": [(Tangents, "bound")],
+    "references": [(Tangents, "linearize")],
+    "bounds": [(Tangents, "upper_bounds")],
     "sweeps": [(cells, "next_cells"), (cpu.exact_lattice, "solve"), (cuda.exact_lattice, "solve")],
     "pass 1": [(Passes, "_compute")],
     "pass 2": [(Passes, "second")],

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import checks
 from .ops import Operations
-from .ops.types import Cells
+from .ops.types import Cells, DeviceArray
 
 INTEGERS = "targets", "logit_lengths", "target_lengths"
 """The arguments of integers of every loss, in their order."""
@@ -18,7 +18,7 @@ class Batch:
     """Lengths, labels and cell offsets of a batch, valid by construction, on the host.
 
     Cells are numbered in packed order: sample by sample, then frame by frame, then position by
-    position, so cell ``(b, t, u)`` is ``offsets[b] + t * columns[b] + u``.
+    position, so cell ``(b, t, u)`` is ``offsets[b] + t * positions[b] + u``.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class Batch:
 
     Attributes
     ----------
-    frames, columns : numpy.ndarray, shape (B,), int64
+    frames, positions : numpy.ndarray, shape (B,), int64
         ``logit_lengths`` and ``target_lengths + 1``.
-    labels : numpy.ndarray, shape (B, max(columns)), intp
+    labels : numpy.ndarray, shape (B, max(positions)), intp
         The targets with 0 wherever there is no label, padding included.
     offsets : numpy.ndarray, shape (B + 1,), int64
     blank : int
@@ -54,18 +54,18 @@ class Batch:
         blank: int,
         blanks: int = 1,
     ) -> None:
-        size, frames, columns = shape
+        size, frames, positions = shape
         self.blank = checks.blank(blank, vocabulary, blanks)
         targets, logit_lengths, target_lengths = checks.integers(
-            ("targets", targets, (size, columns - 1)),
+            ("targets", targets, (size, positions - 1)),
             ("logit_lengths", logit_lengths, (size,)),
             ("target_lengths", target_lengths, (size,)),
         )
         self.frames = checks.lengths("logit_lengths", logit_lengths, 1, frames)
-        label_counts = checks.lengths("target_lengths", target_lengths, 0, columns - 1)
-        self.columns = label_counts + 1
-        checks.cell_count(self.frames, self.columns)
-        self.offsets = np.concatenate(([0], np.cumsum(self.frames * self.columns)))
+        label_counts = checks.lengths("target_lengths", target_lengths, 0, positions - 1)
+        self.positions = label_counts + 1
+        checks.cell_count(self.frames, self.positions)
+        self.offsets = np.concatenate(([0], np.cumsum(self.frames * self.positions)))
         longest = int(label_counts.max())
         targets = targets[:, :longest]
         valid = np.arange(longest) < label_counts[:, None]
@@ -96,17 +96,17 @@ class Coordinates:
 
     def __init__(self, batch: Batch, ops: Operations) -> None:
         self._xp = ops.xp
-        self._offsets, self._columns, self._labels = map(
-            ops.asarray, (batch.offsets, batch.columns, batch.labels)
+        self._offsets, self._positions, self._labels = map(
+            ops.asarray, (batch.offsets, batch.positions, batch.labels)
         )
 
-    def of(self, packed: Any) -> Cells:
+    def of(self, packed: DeviceArray) -> Cells:
         """Those of cells given by their packed indices."""
         sample = self._xp.searchsorted(self._offsets, packed, side="right") - 1
-        columns = self._columns[sample]
+        positions = self._positions[sample]
         within = packed - self._offsets[sample]
-        frame = within // columns
-        position = within - frame * columns
+        frame = within // positions
+        position = within - frame * positions
         return Cells(
-            sample, frame, position, self._labels[sample, position], position < columns - 1
+            sample, frame, position, self._labels[sample, position], position < positions - 1
         )

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import dlpack
 from .ops import is_on_cuda, on_host
-from .ops.types import FLOATING_DTYPES
+from .ops.types import FLOATING_DTYPES, DeviceArray, HostArray
 
 _CELL_LIMIT = 2**62
 
@@ -87,11 +87,11 @@ def same_device(**arrays: Any) -> None:
             raise ValueError(f"{name} is on {place}, but {first} is on {expected}")
 
 
-def _place(array: Any) -> str:
+def _place(array: DeviceArray) -> str:
     return f"device {array.device.id}" if is_on_cuda(array) else "the CPU"
 
 
-def shape(name: str, array: Any, expected: tuple[int, ...]) -> None:
+def shape(name: str, array: DeviceArray, expected: tuple[int, ...]) -> None:
     if array.shape != expected:
         raise ValueError(
             f"{name} has shape {_shape_text(array.shape)}, "
@@ -99,7 +99,9 @@ def shape(name: str, array: Any, expected: tuple[int, ...]) -> None:
         )
 
 
-def batch_first(name: str, array: Any, targets: Any, positions: int | None = None) -> None:
+def batch_first(
+    name: str, array: DeviceArray, targets: DeviceArray, positions: int | None = None
+) -> None:
     """Refuse what targets, (B, U), show to be time-major or, on the axis `positions`, to have as
     many positions as labels, not one more. What else is wrong is said by other checks.
     """
@@ -121,7 +123,7 @@ def batch_first(name: str, array: Any, targets: Any, positions: int | None = Non
         )
 
 
-def output_layer(weight: Any, hidden_size: int) -> None:
+def output_layer(weight: DeviceArray, hidden_size: int) -> None:
     """A weight is (V, H)."""
     rows, columns = weight.shape
     if columns != hidden_size == rows:
@@ -133,7 +135,7 @@ def output_layer(weight: Any, hidden_size: int) -> None:
     shape("weight", weight, (rows, hidden_size))
 
 
-def integers(*arguments: tuple[str, Any, tuple[int, ...]]) -> list[np.ndarray]:
+def integers(*arguments: tuple[str, Any, tuple[int, ...]]) -> list[HostArray]:
     """Arrays on the host, given names, values and shapes, of integer dtypes, which are kept."""
     return on_host(*(_integers(*argument) for argument in arguments))
 
@@ -176,7 +178,7 @@ def _integers_of(value: Any, index: tuple[int, ...] = ()) -> Iterator[tuple[tupl
             yield from _integers_of(entry, (*index, i))
 
 
-def lengths(name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
+def lengths(name: str, array: HostArray, low: int, high: int) -> HostArray:
     """Lengths within ``[low, high]``, as int64."""
     wrong = (array < low) | (array > high)
     if wrong.any():
@@ -185,9 +187,7 @@ def lengths(name: str, array: np.ndarray, low: int, high: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def labels(
-    targets: np.ndarray, valid: np.ndarray, vocabulary: int, blank: int, blanks: int
-) -> None:
+def labels(targets: HostArray, valid: HostArray, vocabulary: int, blank: int, blanks: int) -> None:
     """Valid labels lie in ``[0, V)`` and are no blank: neither `blank` nor one in front of it."""
     outside = valid & ((targets < 0) | (targets >= vocabulary))
     if outside.any():
@@ -204,9 +204,9 @@ def labels(
         )
 
 
-def cell_count(frames: np.ndarray, columns: np.ndarray) -> None:
+def cell_count(frames: HostArray, positions: HostArray) -> None:
     """The number of cells, and with it every offset, fits 64 bits."""
-    count = sum(map(operator.mul, frames.tolist(), columns.tolist()))
+    count = sum(map(operator.mul, frames.tolist(), positions.tolist()))
     if count > _CELL_LIMIT:
         raise ValueError(f"the batch has {count} cells, but at most 2**62 can be numbered")
 
@@ -266,7 +266,7 @@ def number(name: str, value: Any, low: float = -math.inf, below: float = math.in
     return result
 
 
-def writeable(name: str, value: Any, array: Any) -> None:
+def writeable(name: str, value: Any, array: DeviceArray) -> None:
     """An argument can be overwritten, through the array that it was taken for."""
     if isinstance(value, (list, tuple)):
         raise TypeError(
@@ -297,7 +297,7 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
-def cost_weights(value: Any, size: int, dtype: np.dtype) -> np.ndarray:
+def cost_weights(value: Any, size: int, dtype: np.dtype) -> HostArray:
     """Upstream gradients of the costs, shape (B,), as float64; finite in `dtype`, too."""
     array = _array("cost_weights", value)
     shape("cost_weights", array, (size,))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .ops import is_on_cuda
+from .ops.types import ArrayLike, DeviceArray
 
 _ON_HOST = 1, 3, 11  # kDLCPU, and memory of it that is pinned for CUDA or ROCm
 _ON_CUDA = 2, 13  # kDLCUDA, kDLCUDAManaged
@@ -148,7 +149,7 @@ def is_read_only(value: Any) -> bool:
     return versioned is None or bool(versioned.flags & _READ_ONLY)
 
 
-def exported(array: Any, like: Any) -> Any:
+def exported(array: DeviceArray, like: ArrayLike) -> Any:
     """An array of NumPy or CuPy, as one of the library that `like` is of.
 
     It is made by ``from_dlpack`` of the library's array API namespace, or else of the package that
@@ -167,7 +168,7 @@ def exported(array: Any, like: Any) -> Any:
     return from_dlpack(array)
 
 
-def _from_dlpack(like: Any) -> Callable[[Any], Any] | None:
+def _from_dlpack(like: ArrayLike) -> Callable[[Any], Any] | None:
     if hasattr(like, "__array_namespace__"):
         places = [like.__array_namespace__()]
     else:

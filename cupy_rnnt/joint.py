@@ -10,7 +10,7 @@ from .dlpack import exported
 from .engine import returned, run
 from .engine.joint_source import JointSource
 from .ops import operations_for
-from .ops.types import JointInputs
+from .ops.types import ArrayLike, JointInputs
 from .options import JointKeywords, Options, ReportingKeywords, spells_out
 from .results import JointGradients, weights_of
 
@@ -34,13 +34,13 @@ class JointCall(NamedTuple):
 
 
 def checked(
-    encoder_out: Any,
-    predictor_out: Any,
-    weight: Any,
-    bias: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
+    encoder_out: ArrayLike,
+    predictor_out: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
     **options: Any,
 ) -> JointCall:
     """Validate the arguments of a joint loss; `options` are those of :class:`Options`."""
@@ -52,8 +52,8 @@ def checked(
     checks.batch_first("encoder_out", encoder_out, targets)
     checks.batch_first("predictor_out", predictor_out, targets, positions=1)
     size, frames, hidden_size = encoder_out.shape
-    columns = predictor_out.shape[1]
-    checks.shape("predictor_out", predictor_out, (size, columns, hidden_size))
+    positions = predictor_out.shape[1]
+    checks.shape("predictor_out", predictor_out, (size, positions, hidden_size))
     weight = checks.floats("weight", weight, ("V", "H"), dtype)
     checks.output_layer(weight, hidden_size)
     if bias is not None:
@@ -61,20 +61,20 @@ def checked(
         checks.shape("bias", bias, (len(weight),))
     inputs = JointInputs(encoder_out, predictor_out, weight, bias)
     checks.same_device(**inputs._asdict())
-    lattice, tokens = (size, frames, columns), values.tokens(len(weight))
+    lattice, tokens = (size, frames, positions), values.tokens(len(weight))
     batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
     return JointCall(batch, values, inputs)
 
 
 @spells_out(Keywords)
 def joint_rnnt_loss(
-    encoder_out: Any,
-    predictor_out: Any,
-    weight: Any,
-    bias: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
+    encoder_out: ArrayLike,
+    predictor_out: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
@@ -199,18 +199,18 @@ def joint_rnnt_loss(
 
 @spells_out(Keywords)
 def joint_rnnt_loss_and_grad(
-    encoder_out: Any,
-    predictor_out: Any,
-    weight: Any,
-    bias: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
+    encoder_out: ArrayLike,
+    predictor_out: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
     *,
-    cost_weights: Any = None,
+    cost_weights: ArrayLike | None = None,
     **options: Unpack[Keywords],
 ) -> Any:
     """Loss of a joint network, and its gradients with respect to all four inputs.

@@ -11,7 +11,7 @@ from .dlpack import exported
 from .engine import returned, run
 from .engine.logits_source import LogitsSource
 from .ops import operations_for
-from .ops.types import compute_dtype
+from .ops.types import ArrayLike, DeviceArray, compute_dtype
 from .options import Options, ReportingKeywords, spells_out
 from .results import weights_of
 
@@ -24,16 +24,20 @@ class LogitsCall(NamedTuple):
 
     batch: Batch
     options: Options
-    logits: Any
+    logits: ArrayLike
 
-    def source(self, grad: Any | None = None) -> LogitsSource:
+    def source(self, grad: DeviceArray | None = None) -> LogitsSource:
         options, width = self.options, self.logits.shape[-1]
         row = options.transducer.row(width, self.batch.blank, not options.fused_log_softmax)
         return LogitsSource(self.batch, self.logits, row, grad)
 
 
 def checked(
-    logits: Any, targets: Any, logit_lengths: Any, target_lengths: Any, **options: Any
+    logits: ArrayLike,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
+    **options: Any,
 ) -> LogitsCall:
     """Validate the arguments of a loss; `options` are those of :class:`Options`."""
     logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"))
@@ -65,10 +69,10 @@ def warn_if_misnamed(source: LogitsSource) -> None:
 
 @spells_out(ReportingKeywords)
 def rnnt_loss(
-    logits: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
+    logits: ArrayLike,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
@@ -184,17 +188,17 @@ def rnnt_loss(
 
 @spells_out(ReportingKeywords)
 def rnnt_loss_and_grad(
-    logits: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
+    logits: ArrayLike,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
     fused_log_softmax: bool = True,
     *,
     overwrite_logits: bool = False,
-    cost_weights: Any = None,
+    cost_weights: ArrayLike | None = None,
     **options: Unpack[ReportingKeywords],
 ) -> Any:
     """Loss of given logits, and its gradient with respect to them.

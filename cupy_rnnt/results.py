@@ -9,6 +9,7 @@ import numpy as np
 
 from . import checks
 from .ops import operations_for
+from .ops.types import DeviceArray, HostArray
 
 
 class JointGradients(NamedTuple):
@@ -18,10 +19,10 @@ class JointGradients(NamedTuple):
     `encoder_out`; `bias` is None where there was none.
     """
 
-    encoder_out: Any
-    predictor_out: Any
-    weight: Any
-    bias: Any
+    encoder_out: DeviceArray
+    predictor_out: DeviceArray
+    weight: DeviceArray
+    bias: DeviceArray
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Info:
     cells: int
     computed: int
     kept: int
-    certificate: Any
+    certificate: DeviceArray
     rounds: int
     workspace_bytes: int
 
 
-def reportable(costs: Any, dtype: np.dtype) -> Any:
+def reportable(costs: DeviceArray, dtype: np.dtype) -> Any:
     """Costs in float64, infinite if `dtype`, in which they are reported, cannot hold them.
 
     What follows from whether a cost is finite follows from this: its gradient, `zero_infinity`.
@@ -71,7 +72,7 @@ def reportable(costs: Any, dtype: np.dtype) -> Any:
     return xp.where(xp.isfinite(reported), costs, reported)
 
 
-def reduced(costs: Any, reduction: str, dtype: np.dtype) -> Any:
+def reduced(costs: DeviceArray, reduction: str, dtype: np.dtype) -> Any:
     """The costs (..., B), their mean over the batch or their sum, in `dtype`."""
     with np.errstate(all="ignore"):  # a sum may be too large, or inf - inf
         if reduction == "mean":
@@ -81,7 +82,7 @@ def reduced(costs: Any, reduction: str, dtype: np.dtype) -> Any:
         return costs.astype(dtype)
 
 
-def weights_of(reduction: str, cost_weights: Any, size: int, dtype: np.dtype) -> np.ndarray:
+def weights_of(reduction: str, cost_weights: Any, size: int, dtype: np.dtype) -> HostArray:
     """Given weights of the costs, or else the derivative of the reduced loss with respect to each
     (of their sum for ``"none"``); float64, (B,)."""
     if cost_weights is not None:

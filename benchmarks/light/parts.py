@@ -92,7 +92,7 @@ def _certifying(frames: int, columns: int, size: int) -> Callable[[], Any]:
         lattice.bound(bounds)
         lattice.write(some, of_some)
         lattice.certify()
-        lattice.likely(thresholds)
+        lattice.candidates(thresholds)
 
     return run
 

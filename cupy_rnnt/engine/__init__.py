@@ -23,6 +23,7 @@ import numpy as np
 
 from ..batch import Batch
 from ..dlpack import exported
+from ..ops.types import DeviceArray, HostArray
 from ..options import Options
 from ..results import Info, reduced
 from .passes import Passes, Solved
@@ -38,8 +39,8 @@ class Result:
     options: Options
     dtype: np.dtype  # of the arithmetic and of the loss
     plan: Plan
-    costs: Any  # float64, (B,)
-    certificate: Any  # float64, (B,)
+    costs: DeviceArray  # float64, (B,)
+    certificate: DeviceArray  # float64, (B,)
     computed_count: int = 0
     kept_count: int = 0
     rounds: int = 1
@@ -116,7 +117,7 @@ class Gradients:
 
     gradient, store, passes = True, True, 2
 
-    def __init__(self, weights: np.ndarray) -> None:
+    def __init__(self, weights: HostArray) -> None:
         self._weights = weights
 
     @contextmanager
@@ -147,14 +148,14 @@ def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> R
     return result
 
 
-def run(
-    source: Source, batch: Batch, options: Options, weights: np.ndarray | None = None
-) -> Result:
+def run(source: Source, batch: Batch, options: Options, weights: HostArray | None = None) -> Result:
     """Costs, and given weights of them also the gradient."""
     return scan(source, batch, options, Costs() if weights is None else Gradients(weights))
 
 
-def backward(source: Source, batch: Batch, options: Options, kept: Kept, weights: Any) -> None:
+def backward(
+    source: Source, batch: Batch, options: Options, kept: Kept, weights: DeviceArray
+) -> None:
     """Pass 2 over the cells that were kept, with cost weights known only now."""
     ops = source.ops
     chosen = make_plan(source, batch, options, gradient=True, store=False)

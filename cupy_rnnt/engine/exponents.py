@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ..ops.types import HostArray
+
 # Weights of this many powers of two share one. The least element of a gradient of logits, 4e-34 or
 # 2**-111, stays a normal float32 by them, and weights as people use them, below 1 or above, have
 # nothing taken out.
@@ -32,7 +34,7 @@ class WeightExponents:
     workers : int
     """
 
-    def __init__(self, weights: np.ndarray, workers: int = 0) -> None:
+    def __init__(self, weights: HostArray, workers: int = 0) -> None:
         _, exponents = np.frexp(weights)
         usable = np.isfinite(weights) & (weights != 0)
         top = int(exponents.max(initial=_NOTHING, where=usable))
@@ -44,7 +46,7 @@ class WeightExponents:
         self._of_sums = [_NOTHING] * workers
 
     def align(
-        self, worker: int, samples: np.ndarray, rows: np.ndarray, sums: Iterable[np.ndarray]
+        self, worker: int, samples: HostArray, rows: HostArray, sums: Iterable[HostArray]
     ) -> None:
         """Bring rows, each of a sample, and the sums to which they are added to one exponent."""
         exponents, of_sums = self._of_samples[samples], self._of_sums[worker]
@@ -55,17 +57,17 @@ class WeightExponents:
         if (exponents < top).any():
             _shrink(rows, exponents - top)
 
-    def put_back(self, gradient: np.ndarray, samples: np.ndarray) -> None:
+    def put_back(self, gradient: HostArray, samples: HostArray) -> None:
         """Into the gradient of what belongs to samples, a row each."""
         _ldexp(gradient, self._of_samples[samples])
 
-    def put_back_into_sums(self, parts: np.ndarray) -> None:
+    def put_back_into_sums(self, parts: HostArray) -> None:
         """Into each worker's part of a sum."""
         for part, exponent in zip(parts, self._of_sums, strict=True):
             _ldexp(part, np.full(len(part), exponent))
 
 
-def _shrink(rows: np.ndarray, exponents: np.ndarray) -> None:
+def _shrink(rows: HostArray, exponents: HostArray) -> None:
     """Multiply rows by powers of two, at most 1.
 
     What would be too small to be multiplied again becomes 0. It is far below rounding of the terms
@@ -80,7 +82,7 @@ def _shrink(rows: np.ndarray, exponents: np.ndarray) -> None:
         some *= scales[part]
 
 
-def _ldexp(rows: np.ndarray, exponents: np.ndarray) -> None:
+def _ldexp(rows: HostArray, exponents: HostArray) -> None:
     """Multiply rows by powers of two, rounding what becomes a denormal number, in the same time."""
     with np.errstate(over="ignore"):
         if (exponents > 0).any():
@@ -91,7 +93,7 @@ def _ldexp(rows: np.ndarray, exponents: np.ndarray) -> None:
             _lower(rows, np.minimum(exponents, 0))
 
 
-def _lower(rows: np.ndarray, exponents: np.ndarray) -> None:
+def _lower(rows: HostArray, exponents: HostArray) -> None:
     """That of finite numbers and powers below 1, by integer operations."""
     limits = np.finfo(rows.dtype)
     integer = np.dtype(f"int{limits.bits}")
@@ -118,7 +120,7 @@ def _lower(rows: np.ndarray, exponents: np.ndarray) -> None:
         bits |= shifted
 
 
-def _parts(rows: np.ndarray) -> Iterator[slice]:
+def _parts(rows: HostArray) -> Iterator[slice]:
     count = max(1, _ELEMENTS * len(rows) // max(1, rows.size))
     for start in range(0, len(rows), count):
         yield slice(start, start + count)

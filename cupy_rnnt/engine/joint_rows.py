@@ -18,14 +18,14 @@ from .plan import ROW_BYTES
 class JointScratch(NamedTuple):
     """Buffers of one worker; the last three serve the gradient only."""
 
-    logits: Any
-    block: Any  # a few rows of logits
-    pre: Any
-    hidden: Any
-    factors: Any  # `hidden` in the factor dtype, or `hidden`
-    d_logits: Any  # in the factor dtype, or None: they take the place of the logits
-    d_hidden: Any
-    slab: Any  # some rows of a weight gradient
+    logits: DeviceArray
+    block: DeviceArray  # a few rows of logits
+    pre: DeviceArray
+    hidden: DeviceArray
+    factors: DeviceArray  # `hidden` in the factor dtype, or `hidden`
+    d_logits: DeviceArray  # in the factor dtype, or None: they take the place of the logits
+    d_hidden: DeviceArray
+    slab: DeviceArray  # some rows of a weight gradient
 
     def rows(self, count: int) -> JointScratch:
         """The same for a tile of fewer cells."""
@@ -100,7 +100,9 @@ class JointRows:
             copies += workers
         return copies * weight_bytes + self.width * self.dtype.itemsize
 
-    def scores(self, cells: Cells, scratch: JointScratch, stored: Any | None) -> tuple[Any, Any]:
+    def scores(
+        self, cells: Cells, scratch: JointScratch, stored: DeviceArray | None
+    ) -> tuple[DeviceArray, DeviceArray]:
         scratch = scratch.rows(len(cells.sample))
         logits = scratch.logits if stored is None else stored
         self.write_hidden(cells, scratch)
@@ -113,9 +115,9 @@ class JointRows:
     def write_hidden(self, cells: Cells, scratch: JointScratch) -> None:
         self.ops.hidden(self.inputs, cells, self.activation, scratch.pre, scratch.factors)
 
-    def write_logits(self, factors: Any, logits: Any) -> None:
+    def write_logits(self, factors: DeviceArray, logits: DeviceArray) -> None:
         """Without the bias, of hidden vectors as factors of a product."""
         self.ops.matmul(factors, self._factor.T, logits)
 
-    def write_d_hidden(self, d_logits: Any, d_hidden: Any) -> None:
+    def write_d_hidden(self, d_logits: DeviceArray, d_hidden: DeviceArray) -> None:
         self.ops.matmul(d_logits, self._factor[:, : self.hidden_size], d_hidden)

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import numpy as np
 
 from ..batch import Batch, Coordinates
-from ..ops.types import JointInputs
+from ..ops.types import DeviceArray, HostArray, JointInputs
 from ..options import Options
 from ..results import JointGradients
 from .joint_rows import JointRows
@@ -51,17 +48,17 @@ class JointSource(JointRows):
         self.coordinates = Coordinates(batch, self.ops)
         self._magnitudes: Magnitudes | None = None
 
-    def group_bytes(self, frames: int, columns: int, workers: int) -> int:
-        rows = workers * (frames + columns) if self._gradient else 0
+    def group_bytes(self, frames: int, positions: int, workers: int) -> int:
+        rows = workers * (frames + positions) if self._gradient else 0
         return rows * self.hidden_size * self.dtype.itemsize
 
-    def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
+    def selection_bytes(self, frames: int, positions: int, samples: int, workers: int) -> int:
         itemsize = self.dtype.itemsize
         scores = len(self.row.columns)
-        references = Tangents.nbytes(frames, columns, samples, scores, self.hidden_size, itemsize)
-        return references + workers * _FRAME_CELL_BYTES * columns
+        references = Tangents.nbytes(frames, positions, samples, scores, self.hidden_size, itemsize)
+        return references + workers * _FRAME_CELL_BYTES * positions
 
-    def tangents(self, samples: np.ndarray) -> Tangents:
+    def tangents(self, samples: HostArray) -> Tangents:
         inputs = self.inputs._replace(weight=self.weight, bias=self.bias)
         if self._magnitudes is None:
             self._magnitudes = Magnitudes.of(self.ops, self.batch, inputs)
@@ -69,7 +66,7 @@ class JointSource(JointRows):
         return Tangents(self.ops, self.batch, samples, inputs, *form, self._magnitudes)
 
     @contextmanager
-    def sums(self, workers: int, weights: Any, largest: Any) -> Iterator[JointSums]:
+    def sums(self, workers: int, weights: DeviceArray, largest: DeviceArray) -> Iterator[JointSums]:
         """See :meth:`cupy_rnnt.engine.sources.Source.sums`; then :attr:`gradients` are whole."""
         self.gradients = self._out or JointGradients(
             *(None if a is None else self.ops.zeros(a.shape, a.dtype) for a in self.inputs)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ops import Operations
-from ..ops.types import Cells, DeviceArray, OutputSums, RowPosteriors
+from ..ops.types import Cells, DeviceArray, HostArray, OutputSums, RowPosteriors
 from ..results import JointGradients
 from .exponents import WeightExponents
 from .joint_rows import JointRows, JointScratch
@@ -29,8 +29,8 @@ class JointSums:
         joint: JointRows,
         gradients: JointGradients,
         workers: int,
-        weights: Any,
-        largest: Any,
+        weights: DeviceArray,
+        largest: DeviceArray,
     ) -> None:
         ops, dtype = joint.ops, joint.dtype
         self._joint, self.ops, self._gradients = joint, ops, gradients
@@ -50,16 +50,16 @@ class JointSums:
             self.weights = self._exponents.fractions
 
     @contextmanager
-    def of_group(self, group: Group, kept: Any) -> Iterator[_GroupSums]:
+    def of_group(self, group: Group, kept: DeviceArray) -> Iterator[_GroupSums]:
         """See :meth:`cupy_rnnt.engine.sources.Sums.of_group`."""
         joint, gradients = self._joint, self._gradients
         frames = _Places.of(self.ops, group, joint.batch.frames)
-        prefixes = _Places.of(self.ops, group, joint.batch.columns)
-        sums = _GroupSums(self, group.start, frames, prefixes)
+        positions = _Places.of(self.ops, group, joint.batch.positions)
+        sums = _GroupSums(self, group.start, frames, positions)
         yield sums
         for parts, places, gradient in (
             (sums.d_encoder, frames, gradients.encoder_out),
-            (sums.d_predictor, prefixes, gradients.predictor_out),
+            (sums.d_predictor, positions, gradients.predictor_out),
         ):
             total = self._total(parts)
             if self._exponents is not None:
@@ -128,14 +128,14 @@ class JointSums:
 
 
 class _Places(NamedTuple):
-    """Where the frames, or the prefixes, of a group belong."""
+    """Where the frames, or the positions, of a group belong."""
 
     first: Any  # of each sample, among those of the group
-    sample: Any  # of each frame or prefix, in the batch
+    sample: DeviceArray  # of each frame or position, in the batch
     row: Any  # in the sample
 
     @staticmethod
-    def of(ops: Operations, group: Group, lengths: np.ndarray) -> _Places:
+    def of(ops: Operations, group: Group, lengths: HostArray) -> _Places:
         counts = lengths[group.start : group.stop]
         ends = counts.cumsum()
         firsts = ends - counts
@@ -145,13 +145,13 @@ class _Places(NamedTuple):
 
 
 class _GroupSums:
-    """Sums over the cells of each frame, and of each prefix, of a group."""
+    """Sums over the cells of each frame, and of each position, of a group."""
 
-    def __init__(self, sums: JointSums, start: int, frames: _Places, prefixes: _Places) -> None:
+    def __init__(self, sums: JointSums, start: int, frames: _Places, positions: _Places) -> None:
         self._sums, self._start = sums, start
-        self._first_frame, self._first_prefix = frames.first, prefixes.first
+        self._first_frame, self._first_position = frames.first, positions.first
         self.d_encoder = sums.zeros(len(frames.sample))
-        self.d_predictor = sums.zeros(len(prefixes.sample))
+        self.d_predictor = sums.zeros(len(positions.sample))
 
     def add(
         self,
@@ -165,6 +165,6 @@ class _GroupSums:
         self._sums.add(worker, cells, posteriors, stored, scratch)
         add_rows, sample = self._sums.ops.add_rows, cells.sample - self._start
         frames = self._first_frame[sample] + cells.frame
-        prefixes = self._first_prefix[sample] + cells.position
+        positions = self._first_position[sample] + cells.position
         add_rows(scratch.d_hidden, frames, self.d_encoder[worker], scratch.pre)
-        add_rows(scratch.d_hidden, prefixes, self.d_predictor[worker], scratch.pre)
+        add_rows(scratch.d_hidden, positions, self.d_predictor[worker], scratch.pre)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..batch import Batch, Coordinates
 from ..ops import operations_for
-from ..ops.types import Cells, DeviceArray, LogitRows, RowPosteriors, compute_dtype
+from ..ops.types import Cells, DeviceArray, HostArray, LogitRows, RowPosteriors, compute_dtype
 from ..transducer import LABEL_COLUMN, Row
 from .exponents import WeightExponents
 from .plan import ROW_BYTES, Group
@@ -26,9 +26,9 @@ _ROUNDING, _HALF_ROUNDING = 2.0**-11, 2.0**-3
 class _LogitsScratch(NamedTuple):
     """Buffers of one worker."""
 
-    logits: Any
-    block: Any  # a few rows of logits
-    unnormalised: Any  # bool, (1,): whether there was a row that is no distribution
+    logits: DeviceArray
+    block: DeviceArray  # a few rows of logits
+    unnormalised: DeviceArray  # bool, (1,): whether there was a row that is no distribution
 
 
 class LogitsSource:
@@ -40,7 +40,9 @@ class LogitsSource:
     stored_row_bytes = 0
     selects = gains_surely = False
 
-    def __init__(self, batch: Batch, logits: Any, row: Row, grad: Any | None = None) -> None:
+    def __init__(
+        self, batch: Batch, logits: DeviceArray, row: Row, grad: DeviceArray | None = None
+    ) -> None:
         self.ops = operations_for(logits)
         self.dtype: np.dtype = compute_dtype(logits.dtype)
         self.width: int = logits.shape[-1]
@@ -50,7 +52,7 @@ class LogitsSource:
         self.device_row = self.ops.device_row(row)
         self._batch, self.logits = batch, logits
         self._tiles = None  # the logits by rows, where a tile can be had without a copy
-        if isinstance(logits, np.ndarray) and logits.flags.c_contiguous:
+        if isinstance(logits, HostArray) and logits.flags.c_contiguous:
             self._tiles = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
         self._unnormalised: list[Any] = []  # of each worker
 
@@ -59,7 +61,9 @@ class LogitsSource:
         """Whether every row that :meth:`log_probs` saw may be log-probabilities."""
         return not np.concatenate(self.ops.host(*self._unnormalised)).any()
 
-    def _unnormalised_rows(self, lse: Any, scores: Any, has_label: Any) -> Any:
+    def _unnormalised_rows(
+        self, lse: DeviceArray, scores: DeviceArray, has_label: DeviceArray
+    ) -> Any:
         """Those whose exponentials do not add up to 1 or, if that is all that is read of them,
         those of tokens to more than 1."""
         xp = self.ops.xp
@@ -87,13 +91,13 @@ class LogitsSource:
     def fixed_bytes(self, workers: int) -> int:
         return 0
 
-    def group_bytes(self, frames: int, columns: int, workers: int) -> int:
+    def group_bytes(self, frames: int, positions: int, workers: int) -> int:
         return 0
 
-    def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
+    def selection_bytes(self, frames: int, positions: int, samples: int, workers: int) -> int:
         return 0
 
-    def tangents(self, samples: np.ndarray) -> Tangents:
+    def tangents(self, samples: HostArray) -> Tangents:
         raise NotImplementedError("given logits need no bounds")
 
     def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
@@ -108,7 +112,9 @@ class LogitsSource:
         self.ops.gather(self.logits, index, tile)
         return tile
 
-    def scores(self, cells: Cells, scratch: _LogitsScratch, stored: Any | None) -> tuple[Any, Any]:
+    def scores(
+        self, cells: Cells, scratch: _LogitsScratch, stored: DeviceArray | None
+    ) -> tuple[DeviceArray, DeviceArray]:
         tile = self._tile(cells, scratch)
         results = self.ops.row_scores(
             LogitRows(tile, None, self.device_row, cells.label, scratch.block)
@@ -118,20 +124,22 @@ class LogitsSource:
         return results
 
     @contextmanager
-    def sums(self, workers: int, weights: Any, largest: Any) -> Iterator[LogitsSums]:
+    def sums(
+        self, workers: int, weights: DeviceArray, largest: DeviceArray
+    ) -> Iterator[LogitsSums]:
         """See :meth:`cupy_rnnt.engine.sources.Source.sums`."""
         yield LogitsSums(self, weights)
 
-    def clear_without_gradient(self, group: Group, kept: Any) -> None:
+    def clear_without_gradient(self, group: Group, kept: DeviceArray) -> None:
         """Clear the rows of a group that get no gradient, where the gradient overwrites the
         logits."""
         if self.grad is not self.logits:
             return
         batch, ops = self._batch, self.ops
         for b in range(group.start, group.stop):
-            frames, columns = int(batch.frames[b]), int(batch.columns[b])
+            frames, positions = int(batch.frames[b]), int(batch.positions[b])
             self.grad[b, frames:] = 0
-            self.grad[b, :frames, columns:] = 0
+            self.grad[b, :frames, positions:] = 0
         cells = batch.run(group.start, group.stop)
         dropped = ops.xp.ones(len(cells), bool)
         dropped[kept - cells.start] = False
@@ -144,7 +152,7 @@ class LogitsSource:
 class LogitsSums:
     """Where the gradient of given logits goes: rows of their own for every cell."""
 
-    def __init__(self, source: LogitsSource, weights: Any) -> None:
+    def __init__(self, source: LogitsSource, weights: DeviceArray) -> None:
         self._source, self.weights = source, weights
         self._exponents: WeightExponents | None = None
         if source.ops.slow_denormals:
@@ -152,7 +160,7 @@ class LogitsSums:
             self.weights = self._exponents.fractions
 
     @contextmanager
-    def of_group(self, group: Group, kept: Any) -> Iterator[LogitsSums]:
+    def of_group(self, group: Group, kept: DeviceArray) -> Iterator[LogitsSums]:
         """See :meth:`cupy_rnnt.engine.sources.Sums.of_group`."""
         self._source.clear_without_gradient(group, kept)
         yield self

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..batch import Batch
 from ..ops import Lattice, Workers
-from ..ops.types import Tile
+from ..ops.types import DeviceArray, Tile
 from ..options import Options
 from ..results import reportable
 from .plan import Group, Plan
@@ -34,9 +34,9 @@ class Solved:
     passes: Passes
     group: Group
     lattice: Lattice
-    lse: Any  # float64, (G, cells)
-    costs: Any  # float64, (n,); finite where they are in the dtype that is reported
-    certificate: Any  # float64, (n,)
+    lse: DeviceArray  # float64, (G, cells)
+    costs: DeviceArray  # float64, (n,); finite where they are in the dtype that is reported
+    certificate: DeviceArray  # float64, (n,)
     computed: int
     rounds: int
 
@@ -73,7 +73,7 @@ class Stored:
         self._cells = source.ops.empty((0,), np.int64)
         self._complete = False
 
-    def begin(self, packed: Any) -> int:
+    def begin(self, packed: DeviceArray) -> int:
         """Cells of pass 1 follow: the number of those whose logits go to :attr:`rows`."""
         self._cells = packed[: len(self.rows)]
         return len(self._cells)
@@ -143,7 +143,7 @@ class Passes(Work):
         make = ops.exact_lattice if part.selected is None else ops.bounded_lattice
         lattice = self.lattice(make, group, gradient)
 
-        def compute(cells: Any, first: bool) -> None:
+        def compute(cells: DeviceArray, first: bool) -> None:
             self._compute(group, cells, lattice, lse, first)
 
         if part.selected is None:
@@ -155,7 +155,9 @@ class Passes(Work):
         costs = reportable(lattice.solve(), self.source.dtype)
         return Solved(self, group, lattice, lse, costs, certificate, computed, rounds)
 
-    def _compute(self, group: Group, cells: Any, lattice: Lattice, lse: Any, first: bool) -> None:
+    def _compute(
+        self, group: Group, cells: DeviceArray, lattice: Lattice, lse: DeviceArray, first: bool
+    ) -> None:
         """Scores of some cells of a group, given by their numbers in it; the logits of the `first`
         ones are stored."""
         source = self.source
@@ -176,7 +178,7 @@ class Passes(Work):
 
         self.run(tile, len(cells), stored, report=report if first else None)
 
-    def sums(self, weights: Any) -> AbstractContextManager[Sums]:
+    def sums(self, weights: DeviceArray) -> AbstractContextManager[Sums]:
         """Gradients, given weights of the costs."""
         # A gradient of the logits is that of a cost, within 1 + lambda of 0, times its weight.
         largest = abs(weights).max() * (1 + self.options.fastemit_lambda)

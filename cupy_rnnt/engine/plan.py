@@ -39,9 +39,9 @@ class Needs(Protocol):
 
     def tile_bytes(self, rows: int) -> int: ...
 
-    def group_bytes(self, frames: int, columns: int, workers: int) -> int: ...
+    def group_bytes(self, frames: int, positions: int, workers: int) -> int: ...
 
-    def selection_bytes(self, frames: int, columns: int, samples: int, workers: int) -> int:
+    def selection_bytes(self, frames: int, positions: int, samples: int, workers: int) -> int:
         """Of what bounds the log-probs of a group."""
 
 
@@ -111,7 +111,7 @@ class _Extent(NamedTuple):
     width: int
     cells: int
     frames: int
-    columns: int
+    positions: int
     samples: int
 
     def joined(self, other: _Extent) -> _Extent:
@@ -147,16 +147,16 @@ def plan(
     """
     extents = [
         _Extent(t + s - 1, min(t, s) + 1, t * s, t, s, 1)
-        for t, s in zip(batch.frames.tolist(), batch.columns.tolist(), strict=True)
+        for t, s in zip(batch.frames.tolist(), batch.positions.tolist(), strict=True)
     ]
 
     def group_bytes(extent: _Extent, workers: int) -> int:
-        diagonals, width, cells, frames, columns, samples = extent
+        diagonals, width, cells, frames, positions, samples = extent
         lattice = ops.lattice_nbytes(topology, diagonals, width, gradient, selecting)
-        vectors = needs.group_bytes(frames, columns, workers)
+        vectors = needs.group_bytes(frames, positions, workers)
         if selecting:  # the references are gone before there is a gradient
             lattice += (8 * scores + _MASKS_BYTES) * cells
-            vectors = max(vectors, needs.selection_bytes(frames, columns, samples, workers))
+            vectors = max(vectors, needs.selection_bytes(frames, positions, samples, workers))
         return lattice + cell_bytes * cells + vectors
 
     def base_bytes(workers: int, rows: int) -> int:

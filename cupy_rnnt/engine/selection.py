@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ops import BoundedLattice, operations_for
-from ..ops.types import Tile
+from ..ops.types import DeviceArray, HostArray, Tile
 from .plan import Group
 from .work import Lengths, Work
 
@@ -29,9 +29,9 @@ class Selected(NamedTuple):
     """The cells of some samples to compute first."""
 
     tolerance: float  # the largest certificate that will do
-    chosen: Any  # bool, (cells,), packed
-    counts: np.ndarray  # of each sample
-    bounds: Any  # float64, (K, cells): of the scores
+    chosen: DeviceArray  # bool, (cells,), packed
+    counts: HostArray  # of each sample
+    bounds: DeviceArray  # float64, (K, cells): of the scores
 
     def part(self, samples: slice, cells: slice) -> Selected:
         """Those of some of the samples, of which `cells` are all cells."""
@@ -92,24 +92,24 @@ class Certified:
         counts = ops.host(counts_of(chosen, lengths.cells))[0]
         return Selected(self._most_leaving, chosen, counts, bounds)
 
-    def _bounds(self, group: Group, worth: np.ndarray) -> Any:
+    def _bounds(self, group: Group, worth: HostArray) -> Any:
         """Bounds of the scores in the cells of a group, (K, cells), -inf but in samples that are
         worth it."""
         work, scratch = self._work, self._work.scratch
         tangents = work.source.tangents(group.start + worth)
         for side, count in enumerate(tangents.references):
 
-            def refer(worker: int, tile: Tile, side: int = side) -> None:
-                tangents.refer(side, *tile, scratch[worker])
+            def linearize(worker: int, tile: Tile, side: int = side) -> None:
+                tangents.linearize(side, *tile, scratch[worker])
 
-            work.run(refer, count)
+            work.run(linearize, count)
         run = work.batch.run(group.start, group.stop)
         scores = len(work.options.transducer.topology.scores)
         bounds = work.source.ops.empty((scores, len(run)), np.float64)
         bounds.fill(-np.inf)
 
         def bound(worker: int, tile: Tile) -> None:
-            tangents.bound(*tile, scratch[worker], run.start, bounds)
+            tangents.upper_bounds(*tile, scratch[worker], run.start, bounds)
 
         work.run(bound, tangents.references[0])
         return bounds
@@ -133,13 +133,13 @@ def selection_of(work: Work) -> Everything | Certified:
     return certified if gains else Everything()
 
 
-def _worth_selecting(lengths: Lengths) -> np.ndarray:
+def _worth_selecting(lengths: Lengths) -> HostArray:
     """The samples whose references cost little beside their cells."""
     references = lengths.frames + lengths.positions
     return np.flatnonzero(lengths.cells >= _WORTH_REFERENCES * references)
 
 
-def counts_of(mask: Any, cells: np.ndarray) -> Any:
+def counts_of(mask: DeviceArray, cells: HostArray) -> Any:
     """How many cells of each sample a mask marks, given how many there are: int64, (n,)."""
     ops = operations_for(mask)
     ends = ops.xp.zeros(len(cells) + 1, np.int64)
@@ -150,10 +150,10 @@ def counts_of(mask: Any, cells: np.ndarray) -> Any:
 def next_cells(
     lattice: BoundedLattice,
     lengths: Lengths,
-    chosen: Any,
+    chosen: DeviceArray,
     rounds: int,
     tolerance: float,
-) -> tuple[Any, Any]:
+) -> tuple[DeviceArray, DeviceArray]:
     """The cells to compute next, and the certificates so far.
 
     The first round goes by the bound of P: it leaves out cells below ``tolerance / (A + 1)`` of
@@ -184,23 +184,23 @@ def next_cells(
     """
     ops = operations_for(chosen)
     xp, cells = ops.xp, lengths.cells
-    inside, leaving = lattice.certify()
+    log_inside, log_outside = lattice.certify()
     counts, cells_there = counts_of(chosen, cells), ops.asarray(cells)
     with np.errstate(all="ignore"):
-        certificate = xp.where(counts == cells_there, 0.0, xp.exp(leaving - inside))
+        certificate = xp.where(counts == cells_there, 0.0, xp.exp(log_outside - log_inside))
     failing = ~(certificate <= tolerance)
     if rounds and not ops.host(failing.any())[0]:
         return None, certificate
     with np.errstate(all="ignore"):  # nothing reaches NaN, so that such a sample is done whole
         share_each = ops.asarray(np.log(tolerance / (lengths.most_arcs + 1)))
         if rounds == 0:
-            thresholds = leaving + share_each
+            thresholds = log_outside + share_each
         elif rounds == 1:
-            half_way = xp.maximum(leaving - inside, 0.0) / 2
-            thresholds = inside + half_way + share_each
+            half_way = xp.maximum(log_outside - log_inside, 0.0) / 2
+            thresholds = log_inside + half_way + share_each
         else:
-            thresholds = inside + ops.asarray(np.log(0.999 * tolerance / cells))
-    new = lattice.likely(xp.where(failing, thresholds, np.inf))
+            thresholds = log_inside + ops.asarray(np.log(0.999 * tolerance / cells))
+    new = lattice.candidates(xp.where(failing, thresholds, np.inf))
     added = counts_of(new, cells)
     whole = (added == 0) | (counts + added > _MOST * cells_there) | (rounds > 2)
     new |= ops.repeat(failing & whole, cells) & ~chosen

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..batch import Coordinates
 from ..ops import Operations
-from ..ops.types import Cells, DeviceArray, RowPosteriors
+from ..ops.types import Cells, DeviceArray, HostArray, RowPosteriors
 from .plan import Group, Needs
 from .tangents import Tangents
 
@@ -17,11 +17,11 @@ from .tangents import Tangents
 class Kept(NamedTuple):
     """The cells of one group whose gradient is computed, one entry each, in packed order."""
 
-    packed: Any  # int64, (n,)
-    lse: Any  # float64, (G, n): of each head
-    occupancies: Any  # compute dtype, as the gradient uses it, (K, n): of each score
+    packed: DeviceArray  # int64, (n,)
+    lse: DeviceArray  # float64, (G, n): of each head
+    occupancies: DeviceArray  # compute dtype, as the gradient uses it, (K, n): of each score
 
-    def part(self, some: Any) -> Kept:
+    def part(self, some: DeviceArray) -> Kept:
         """Some of the cells."""
         return Kept(*(values[..., some] for values in self))
 
@@ -55,10 +55,10 @@ class GroupSums(Protocol):
 class Sums(Protocol):
     """Where the gradient of a batch goes: it is there when the context is left."""
 
-    weights: Any
+    weights: DeviceArray
     """Of the costs, (B,), as :meth:`GroupSums.add` is to be given them."""
 
-    def of_group(self, group: Group, kept: Any) -> AbstractContextManager[GroupSums]:
+    def of_group(self, group: Group, kept: DeviceArray) -> AbstractContextManager[GroupSums]:
         """Those of a group, of which `kept` are the packed indices of the cells; the gradients of
         its samples are there when the context is left."""
 
@@ -76,15 +76,19 @@ class Source(Needs, Protocol):
     def scratch(self, rows: int) -> Any:
         """Buffers of one worker."""
 
-    def scores(self, cells: Cells, scratch: Any, stored: Any | None) -> tuple[Any, Any]:
+    def scores(
+        self, cells: Cells, scratch: Any, stored: DeviceArray | None
+    ) -> tuple[DeviceArray, DeviceArray]:
         """Log-sum-exps (G, n) and scores (K, n) of some cells, float64.
 
         Their logits are left in `stored`, (cells, V), if it is given.
         """
 
-    def tangents(self, samples: np.ndarray) -> Tangents:
+    def tangents(self, samples: HostArray) -> Tangents:
         """What bounds the scores of some samples; only called if `selects` is set."""
 
-    def sums(self, workers: int, weights: Any, largest: Any) -> AbstractContextManager[Sums]:
+    def sums(
+        self, workers: int, weights: DeviceArray, largest: DeviceArray
+    ) -> AbstractContextManager[Sums]:
         """Gradients, all 0, given weights of the costs, (B,). `largest` bounds the magnitude of
         what each logit gets as its gradient."""

@@ -8,9 +8,9 @@ and :math:`q = \mathrm{softmax}(W h_0 + b)`,
           c = \log \sum_v e^{z_v(h_0)} - g \cdot h_0 .
 
 There is a reference for each frame (its encoder output with the mean predictor output) and for each
-prefix of the labels (the mean encoder output with its predictor output). The larger of both
-tangents and of the label's own logit, with the blank's logit added, bounds the denominator from
-below, and so the log-probs of blank and label from above.
+position (the mean encoder output with its predictor output). The largest of the two tangents and
+the label's own logit, with the logits of blanks added, bounds the denominator from below. Hence it
+bounds the scores from above.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ import numpy as np
 
 from ..batch import Batch
 from ..ops import Operations
-from ..ops.types import FrameTangents, JointInputs, LogitRows, PositionTangents, Runs
+from ..ops.types import (
+    DeviceArray,
+    FrameTangents,
+    HostArray,
+    JointInputs,
+    LogitRows,
+    PositionTangents,
+    Runs,
+)
 from ..transducer import LABEL_COLUMN, Row
 
 _HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
@@ -51,10 +59,10 @@ _OTHER = _Logistic(0.0, 1.0, 0.0)  # rate 0: the activation is applied as it is
 class Magnitudes(NamedTuple):
     """How large the inputs of a joint network are, on the host."""
 
-    encoder: np.ndarray  # of each sample, (B,)
-    predictor: np.ndarray
-    weight: np.ndarray  # largest sum of the absolute values in a row
-    bias: np.ndarray | None = None
+    encoder: HostArray  # of each sample, (B,)
+    predictor: HostArray
+    weight: HostArray  # largest sum of the absolute values in a row
+    bias: HostArray | None = None
 
     @staticmethod
     def of(ops: Operations, batch: Batch, inputs: JointInputs) -> Magnitudes:
@@ -62,7 +70,7 @@ class Magnitudes(NamedTuple):
             return Magnitudes(
                 *ops.host(
                     ops.magnitudes(inputs.encoder_out, batch.frames),
-                    ops.magnitudes(inputs.predictor_out, batch.columns),
+                    ops.magnitudes(inputs.predictor_out, batch.positions),
                     ops.largest_row_sum(inputs.weight),
                     *(() if inputs.bias is None else (inputs.bias,)),
                 )
@@ -92,7 +100,7 @@ class Tangents:
         self,
         ops: Operations,
         batch: Batch,
-        samples: np.ndarray,
+        samples: HostArray,
         inputs: JointInputs,
         activation: str,
         row: Row,
@@ -103,22 +111,22 @@ class Tangents:
         self._inputs, self._activation, self._magnitudes = inputs, activation, magnitudes
         self._row = device_row
         self._exact = [column for column in row.columns if column != LABEL_COLUMN]
-        lengths = batch.frames[samples], batch.columns[samples]
+        lengths = batch.frames[samples], batch.positions[samples]
         self._ends = [count.cumsum() for count in lengths]
         self._firsts = [last - count for last, count in zip(self._ends, lengths, strict=True)]
         self.references = tuple(int(last[-1]) for last in self._ends)
-        """How many there are of frames, and of prefixes."""
-        frames, prefixes = self.references
+        """How many there are of frames, and of positions."""
+        frames, positions = self.references
         hidden_size, dtype = inputs.weight.shape[1], inputs.weight.dtype
         self._means = ops.empty((2, len(samples), hidden_size), dtype)
         self._slopes = ops.empty((frames, hidden_size), dtype)
         self._constants = ops.empty((frames,), np.float64)
-        # The vectors of a prefix: weights of the blanks, the durations and the label; the slope.
+        # The vectors of a position: weights of the blanks, the durations and the label; the slope.
         vectors = len(self._exact) + 2
         self._positions = PositionTangents(
-            ops.empty((prefixes, hidden_size), dtype),
-            ops.empty((prefixes, vectors, hidden_size), dtype),
-            ops.empty((prefixes, vectors), np.float64),
+            ops.empty((positions, hidden_size), dtype),
+            ops.empty((positions, vectors, hidden_size), dtype),
+            ops.empty((positions, vectors), np.float64),
         )
         with np.errstate(all="ignore"):
             for array, counts, means in zip(inputs[:2], lengths, self._means, strict=True):
@@ -136,11 +144,11 @@ class Tangents:
 
     @staticmethod
     def nbytes(
-        frames: int, columns: int, samples: int, scores: int, hidden_size: int, itemsize: int
+        frames: int, positions: int, samples: int, scores: int, hidden_size: int, itemsize: int
     ) -> int:
-        of_prefix = scores + 1
-        vectors = frames + (of_prefix + 1) * columns + 2 * samples
-        constants = frames + of_prefix * columns + 16 * samples
+        of_position = scores + 1
+        vectors = frames + (of_position + 1) * positions + 2 * samples
+        constants = frames + of_position * positions + 16 * samples
         return vectors * hidden_size * itemsize + 8 * constants
 
     def _slack_of(self, sample: int, size: float) -> float:
@@ -164,7 +172,7 @@ class Tangents:
         second_order = 4 * u * (12 + size + largest_bias) * (1 + size)
         return float(4 * dot + 2 * vocabulary * u * size + second_order)
 
-    def _left_by_factors(self, hidden_sizes: np.ndarray) -> Any:
+    def _left_by_factors(self, hidden_sizes: HostArray) -> Any:
         """How far the elements of a hidden vector may be from the sums of its two factors: both the
         logit and the log-sum-exp of a log-prob are off by as much times the weights."""
         factor = self._ops.factor_dtype(self._inputs.encoder_out.dtype)
@@ -181,12 +189,12 @@ class Tangents:
             return 0.0
         most = bias.max(initial=-np.inf, where=np.isfinite(bias))
         matters = bias >= most - 2 * size - _MASKED
-        matters[batch.labels[sample, : batch.columns[sample] - 1]] = True
+        matters[batch.labels[sample, : batch.positions[sample] - 1]] = True
         matters[self._exact] = True
         return float(abs(bias[matters & np.isfinite(bias)]).max(initial=0.0))
 
     def _alike(self, side: int, start: int, stop: int) -> Iterator[tuple[_Logistic, int, int]]:
-        """Runs of frames or prefixes whose hidden vectors are worked out in the same form."""
+        """Runs of frames or positions whose hidden vectors are worked out in the same form."""
         of_sample = np.searchsorted(self._ends[side], np.arange(start, stop), side="right")
         fits = self._fits[of_sample]
         edges = start + 1 + np.flatnonzero(fits[1:] != fits[:-1])
@@ -194,19 +202,19 @@ class Tangents:
         for first, last in pairwise([start, *edges.tolist(), stop]):
             yield logistic if fits[first - start] else _OTHER, first, last
 
-    def _rows(self, side: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each frame or prefix the sample, by its number among these and in the batch, and where
-        it is there."""
+    def _rows(self, side: int, start: int, stop: int) -> tuple[HostArray, HostArray, HostArray]:
+        """Of each frame or position: its sample, by its number among these and in the batch,
+        and its place in the sample."""
         rows = np.arange(start, stop)
         of_sample = np.searchsorted(self._ends[side], rows, side="right")
         return of_sample, self._samples[of_sample], rows - self._firsts[side][of_sample]
 
-    def refer(self, side: int, start: int, stop: int, scratch: Any) -> None:
-        """Work out the references of frames (`side` 0) or of prefixes (1) from `start` on."""
+    def linearize(self, side: int, start: int, stop: int, scratch: Any) -> None:
+        """Work out the references of frames (`side` 0) or of positions (1) from `start` on."""
         for form, first, last in self._alike(side, start, stop):
-            self._refer(side, first, last, form, scratch.rows(last - first))
+            self._linearize(side, first, last, form, scratch.rows(last - first))
 
-    def _refer(self, side: int, start: int, stop: int, form: _Logistic, scratch: Any) -> None:
+    def _linearize(self, side: int, start: int, stop: int, form: _Logistic, scratch: Any) -> None:
         ops, batch, (*outputs, weight, bias) = self._ops, self._batch, self._inputs
         logits, block, pre, hidden, *_ = scratch
         of_sample, *index = self._rows(side, start, stop)
@@ -230,13 +238,13 @@ class Tangents:
                 vectors[:, i], into[:, i] = weight[column], 0.0 if bias is None else bias[column]
             vectors[:, -2], into[:, -2] = weight[labels], 0.0 if bias is None else bias[labels]
             vectors[:, -1], into[:, -1] = pre, constants
-            no_label = np.flatnonzero(position == batch.columns[sample] - 1)
+            no_label = np.flatnonzero(position == batch.positions[sample] - 1)
             into[ops.asarray(no_label), -2] = -np.inf
             constants = into
         constants += form.shift * vectors.sum(axis=-1, dtype=np.float64)
         vectors *= form.scale
 
-    def _exponentials(self, values: Any, rate: float, out: Any) -> None:
+    def _exponentials(self, values: DeviceArray, rate: float, out: DeviceArray) -> None:
         """``out = exp(rate * values)``, or the values as they are if the rate is 0."""
         if rate:
             self._ops.xp.multiply(values, rate, out=out)
@@ -244,8 +252,10 @@ class Tangents:
         elif out is not values:
             out[...] = values
 
-    def bound(self, start: int, stop: int, scratch: Any, base: int, out: Any) -> None:
-        """Bounds of blank and label log-probs of all cells of frames `start` to ``stop - 1``.
+    def upper_bounds(
+        self, start: int, stop: int, scratch: Any, base: int, out: DeviceArray
+    ) -> None:
+        """Bounds of the scores of all cells of frames `start` to ``stop - 1``.
 
         They go to ``out[:, packed - base]``, float64.
         """
@@ -269,15 +279,15 @@ class Tangents:
         """The samples of frames `start` to ``stop - 1``."""
         first, last = np.searchsorted(self._ends[0], [start, stop - 1], side="right")
         samples = slice(first, last + 1)
-        columns = self._batch.columns[self._samples[samples]]
+        positions = self._batch.positions[self._samples[samples]]
         begin = np.maximum(self._firsts[0][samples], start)
         end = np.minimum(self._ends[0][samples], stop)
         frames_before = begin - self._firsts[0][samples]
         return Runs(
             frame=begin - start,
             frames=end - begin,
-            prefix=self._firsts[1][samples],
-            columns=columns,
-            cell=self._batch.offsets[self._samples[samples]] + frames_before * columns - base,
+            position=self._firsts[1][samples],
+            positions=positions,
+            cell=self._batch.offsets[self._samples[samples]] + frames_before * positions - base,
             slack=self._slack[samples],
         )

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..batch import Batch
 from ..ops import Workers
-from ..ops.types import Tile
+from ..ops.types import HostArray, Tile
 from ..options import Options
 from .plan import Group, Plan, Tiles
 from .sources import Source
@@ -18,14 +16,14 @@ from .sources import Source
 class Lengths(NamedTuple):
     """Of some samples, (n,) each, on the host."""
 
-    frames: np.ndarray
-    positions: np.ndarray  # S = U + 1
-    fewest_arcs: np.ndarray  # of a path
-    most_arcs: np.ndarray
+    frames: HostArray
+    positions: HostArray  # S = U + 1
+    fewest_arcs: HostArray  # of a path
+    most_arcs: HostArray
 
     @property
-    def cells(self) -> np.ndarray:
-        cells: np.ndarray = self.frames * self.positions
+    def cells(self) -> HostArray:
+        cells: HostArray = self.frames * self.positions
         return cells
 
 
@@ -41,7 +39,7 @@ class Work:
 
     def lengths(self, group: Group) -> Lengths:
         samples = slice(group.start, group.stop)
-        frames, positions = self.batch.frames[samples], self.batch.columns[samples]
+        frames, positions = self.batch.frames[samples], self.batch.positions[samples]
         arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
         return Lengths(frames, positions, *arcs)
 

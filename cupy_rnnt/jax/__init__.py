@@ -46,7 +46,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from .. import checks, joint
 from .. import logits as logits_front
 from ..batch import INTEGERS
-from ..ops.types import compute_dtype
+from ..ops.types import ArrayLike, compute_dtype
 from ..options import JointKeywords, Keywords, spells_out
 from .callbacks import JointLoss, LogitsLoss, Loss
 
@@ -58,10 +58,10 @@ __all__ = ["joint_rnnt_loss", "rnnt_loss"]
 
 @spells_out(Keywords)
 def rnnt_loss(
-    logits: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
+    logits: ArrayLike,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
@@ -121,13 +121,13 @@ zero_infinity, tolerance, max_workspace_bytes
 
 @spells_out(JointKeywords)
 def joint_rnnt_loss(
-    encoder_out: Any,
-    predictor_out: Any,
-    weight: Any,
-    bias: Any,
-    targets: Any,
-    logit_lengths: Any,
-    target_lengths: Any,
+    encoder_out: ArrayLike,
+    predictor_out: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",

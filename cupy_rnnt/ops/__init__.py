@@ -89,10 +89,10 @@ class BoundedLattice(Lattice, Protocol):
         """Store bounds of the scores, float64 (K, cells), in packed order; -inf where there are
         none."""
 
-    def certify(self) -> tuple[Any, Any]:
+    def certify(self) -> tuple[DeviceArray, DeviceArray]:
         """Log-probability of the paths inside C, and a bound of that of the others, (n,)."""
 
-    def likely(self, thresholds: DeviceArray) -> Any:
+    def candidates(self, thresholds: DeviceArray) -> Any:
         """Cells outside C through which paths of at least a log-probability may lead, by bounds of
         alpha and beta, given a threshold (n,) for each sample, and cells that these paths read
         beside their own: bool (cells,), in packed order.

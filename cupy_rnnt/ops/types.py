@@ -129,13 +129,13 @@ class Sizes(NamedTuple):
 class Runs(NamedTuple):
     """Some frames of some samples, an entry a sample, on the host: where things are.
 
-    Each has `frames` rows of the encoder from row `frame` on, all its `columns` rows of the
-    predictor from row `prefix` on, and its cells, in packed order, from `cell` on.
+    Each has `frames` rows of the encoder from row `frame` on, all its `positions` rows of
+    the predictor from row `position` on, and its cells, in packed order, from `cell` on.
     """
 
     frame: HostArray
     frames: HostArray
-    prefix: HostArray
-    columns: HostArray
+    position: HostArray
+    positions: HostArray
     cell: HostArray
     slack: HostArray

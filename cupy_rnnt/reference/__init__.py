@@ -2,7 +2,7 @@
 
 Every other implementation in this package is compared with this one, so nothing here is clever:
 sample after sample and cell after cell, by the recursions of [1]_. A sample has ``T`` frames, ``U``
-labels, ``S = U + 1`` lattice columns and a vocabulary of ``V`` symbols, blank included. Logarithms
+labels, ``S = U + 1`` positions and a vocabulary of ``V`` symbols, blank included. Logarithms
 are natural. Arguments are taken to be legal: this module settles the values, not the errors.
 
 References
@@ -279,8 +279,8 @@ class _Joint:
 
     def hidden(self, b: int, t: int, S: int) -> Pair:
         """Hidden values and the derivative of the activation, (S, H) each, of one frame."""
-        frame, columns = self.encoder_out[b, t], self.predictor_out[b, :S]
-        return self.activation(np.add(frame, columns, dtype=np.float64))
+        frame, positions = self.encoder_out[b, t], self.predictor_out[b, :S]
+        return self.activation(np.add(frame, positions, dtype=np.float64))
 
     def frames(self, b: int, T: int, S: int) -> Iterator[FloatArray]:
         """Frames (S, V) of logits of one sample; +inf is NaN."""

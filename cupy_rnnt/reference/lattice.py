@@ -1,6 +1,6 @@
 """The lattice by the textbook: any arcs, cell after cell, in float64.
 
-A sample has ``T`` frames, ``U`` labels and ``S = U + 1`` lattice columns. Its scores, (K, T, S),
+A sample has ``T`` frames, ``U`` labels and ``S = U + 1`` positions. Its scores, (K, T, S),
 are those of a :class:`cupy_rnnt.transducer.Topology`, in its order. A path leads from cell (0, 0)
 over arcs to (T, U), which is no cell.
 

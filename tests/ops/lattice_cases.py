@@ -99,8 +99,8 @@ class Side:
     def certify(self, of: Any) -> np.ndarray:
         return np.array([self.asnumpy(values) for values in of.certify()])
 
-    def likely(self, of: Any, thresholds: np.ndarray) -> np.ndarray:
-        return self.asnumpy(of.likely(self.asarray(thresholds)))
+    def candidates(self, of: Any, thresholds: np.ndarray) -> np.ndarray:
+        return self.asnumpy(of.candidates(self.asarray(thresholds)))
 
 
 def random_case(

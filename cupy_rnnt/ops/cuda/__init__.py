@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..types import DeviceArray, OutputSums, Sizes, Tile
+from ..types import DeviceArray, HostArray, OutputSums, Sizes, Tile
 from .bounds import label_softmax, row_dots, upper_bounds
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
 from .launch import cupy
@@ -100,15 +100,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def device_of(array: Any) -> Any:
+def device_of(array: DeviceArray) -> Any:
     return array.device
 
 
-def asarray(array: np.ndarray) -> Any:
+def asarray(array: HostArray) -> Any:
     return cupy().asarray(array)
 
 
-def assign(values: Any, out: Any) -> None:
+def assign(values: DeviceArray, out: DeviceArray) -> None:
     out[...] = values
 
 
@@ -117,7 +117,7 @@ def add_output_grad(d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums
     add_column_sum(d_logits, sums.bias, sums.scratch)
 
 
-def host(*arrays: Any) -> list[np.ndarray]:
+def host(*arrays: Any) -> list[HostArray]:
     copies = [array.get(blocking=False) for array in arrays]
     for device in {array.device.id for array in arrays}:
         with cupy().cuda.Device(device):
@@ -125,7 +125,7 @@ def host(*arrays: Any) -> list[np.ndarray]:
     return copies
 
 
-def indices(mask: Any, count: int | None = None) -> Any:
+def indices(mask: DeviceArray, count: int | None = None) -> Any:
     library = cupy()
     if count is None:
         return library.flatnonzero(mask)
@@ -133,7 +133,7 @@ def indices(mask: Any, count: int | None = None) -> Any:
     return library.searchsorted(so_far, library.arange(1, count + 1))
 
 
-def repeat(values: Any, counts: np.ndarray) -> Any:
+def repeat(values: DeviceArray, counts: HostArray) -> Any:
     library, ends = cupy(), counts.cumsum()
     every = library.arange(int(ends[-1]))
     return values[library.searchsorted(library.asarray(ends), every, side="right")]

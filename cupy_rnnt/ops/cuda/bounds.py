@@ -25,7 +25,7 @@ _LONG_ROW = 2048  # elements from which on a row is shared by a block
 
 _RUN = np.dtype(  # as in bounds.cu
     {
-        "names": ["tile", "cell", "frame", "prefix", "frames", "columns", "slack"],
+        "names": ["tile", "cell", "frame", "position", "frames", "positions", "slack"],
         "formats": ["i8", "i8", "i8", "i8", "i4", "i4", "f8"],
     }
 )
@@ -59,7 +59,7 @@ def label_softmax(rows: LogitRows) -> DeviceArray:
     return lse
 
 
-def row_dots(a: Any, b: Any) -> Any:
+def row_dots(a: DeviceArray, b: DeviceArray) -> Any:
     rows, width = a.shape
     dots = cupy().empty(rows)
     _ROW_DOTS[a.dtype](rows, a, b, rows, width, dots)
@@ -73,7 +73,7 @@ def upper_bounds(
     runs: Runs,
     out: DeviceArray,
 ) -> None:
-    tiles = -(-runs.frames // _TILE_FRAMES) * -(-runs.columns // _TILE_POSITIONS)
+    tiles = -(-runs.frames // _TILE_FRAMES) * -(-runs.positions // _TILE_POSITIONS)
     table = np.empty(len(tiles), _RUN)
     table["tile"] = np.cumsum(tiles) - tiles
     for name, values in zip(runs._fields, runs, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...transducer import LABEL, NAMED, Topology, Transducer
-from ..types import Cells
+from ..types import Cells, DeviceArray, HostArray
 from .launch import BLOCK, MOST_SHARED_BYTES, Kernel, cupy
 
 __all__ = ["BoundedLattice", "Lattice", "lattice_nbytes"]
@@ -82,8 +82,8 @@ class Lattice:
     def __init__(
         self,
         transducer: Transducer,
-        frames: np.ndarray,
-        positions: np.ndarray,
+        frames: HostArray,
+        positions: HostArray,
         gradient: bool,
         delay_penalty: float,
     ) -> None:
@@ -103,7 +103,7 @@ class Lattice:
         self._poisoned = cupy().zeros(len(frames), np.int32)
         self._exact: Any = None
 
-    def write(self, cells: Cells, scores: Any) -> None:
+    def write(self, cells: Cells, scores: DeviceArray) -> None:
         count = len(cells.sample)
         inputs = cells.sample, cells.frame, cells.position, scores, *self._kinds
         written = self._cells, self._scores, self._exact, self._poisoned
@@ -120,7 +120,7 @@ class Lattice:
         self._sweep(_SWEEP, sweeps, samples, self._exact, self._poisoned, *results)
         return self._costs
 
-    def keep(self, least: Any) -> Any:
+    def keep(self, least: DeviceArray) -> Any:
         xp = cupy()
         keeps = xp.empty(self._cells, np.bool_)
         least = xp.log(least)
@@ -131,7 +131,7 @@ class Lattice:
         _KEEP[self._topology.cpp](*sizes, *inputs, keeps)
         return xp.flatnonzero(keeps)
 
-    def occupancies(self, cells: Any, of_labels: float, dtype: np.dtype) -> Any:
+    def occupancies(self, cells: DeviceArray, of_labels: float, dtype: np.dtype) -> Any:
         count, kinds = len(cells), self._kinds[0]
         occupancies = cupy().empty((int(kinds), count))
         _OCCUPANCIES[self._topology.cpp](
@@ -173,26 +173,28 @@ class BoundedLattice(Lattice):
         self._upper_beta = cupy().empty(self._cells)
         self._written = False
 
-    def bound(self, bounds: Any) -> None:
+    def bound(self, bounds: DeviceArray) -> None:
         sizes = self._cells, self._cells, len(self._table), self._table
         _WRAP[()](*sizes, bounds, *self._kinds, self._scores)
 
-    def write(self, cells: Cells, scores: Any) -> None:
+    def write(self, cells: Cells, scores: DeviceArray) -> None:
         super().write(cells, scores)
         self._written = True
 
-    def certify(self) -> tuple[Any, Any]:
+    def certify(self) -> tuple[DeviceArray, DeviceArray]:
         xp, samples = cupy(), len(self._table)
         limits = float(self._delay_penalty), self._most_mass
         self._sweep(_BETA, samples, *limits, self._upper_beta)
         if not self._written:
             return xp.full(samples, -np.inf), self._upper_beta[self._table[:, 0]]
-        inside, leaving = xp.empty((2, samples))
+        log_inside, log_outside = xp.empty((2, samples))
         alpha = self._spare_diagonals()
-        self._sweep(_LEAVING, samples, self._exact, self._upper_beta, alpha, inside, leaving)
-        return inside, leaving
+        self._sweep(
+            _LEAVING, samples, self._exact, self._upper_beta, alpha, log_inside, log_outside
+        )
+        return log_inside, log_outside
 
-    def likely(self, thresholds: Any) -> Any:
+    def candidates(self, thresholds: DeviceArray) -> Any:
         chosen = cupy().empty(self._cells, np.bool_)
         bounds = self._exact, self._upper_beta, thresholds
         self._sweep(_LIKELY, len(self._table), *bounds, self._spare_diagonals(), chosen)

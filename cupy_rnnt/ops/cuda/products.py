@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from ..types import DeviceArray
 from .launch import cublas, cupy
 
 __all__ = ["add_matmul", "factor_dtype", "matmul"]
@@ -18,16 +17,16 @@ def factor_dtype(dtype: np.dtype) -> np.dtype | None:
     return dtype if dtype.name in _HALVES else None
 
 
-def matmul(a: Any, b: Any, out: Any) -> None:
+def matmul(a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
     _gemm(a, b, out, 0.0)
 
 
-def add_matmul(a: Any, b: Any, out: Any) -> None:
+def add_matmul(a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
     """``out += a @ b``"""
     _gemm(a, b, out, 1.0)
 
 
-def _gemm(a: Any, b: Any, out: Any, beta: float) -> None:
+def _gemm(a: DeviceArray, b: DeviceArray, out: DeviceArray, beta: float) -> None:
     """``out = a @ b + beta * out``, into `out` itself, unlike :func:`cupy.matmul`; of half types
     with a float32 `out`."""
     gemm = cublas().gemm
@@ -48,7 +47,7 @@ def _gemm(a: Any, b: Any, out: Any, beta: float) -> None:
     )
 
 
-def _layout(matrix: Any) -> tuple[int, int]:
+def _layout(matrix: DeviceArray) -> tuple[int, int]:
     """Whether cuBLAS must transpose a matrix that it takes for the transposed one, and how many
     elements lie between its rows, or its columns."""
     cublas = cupy().cuda.cublas

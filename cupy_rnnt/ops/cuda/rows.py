@@ -72,17 +72,19 @@ def _shares(shape: tuple[int, int]) -> tuple[int, tuple[int, int, int]]:
     return rows * warps, (rows, width, warps)
 
 
-def _strides(array: Any) -> tuple[int, ...]:
+def _strides(array: DeviceArray) -> tuple[int, ...]:
     """In elements."""
     return tuple(stride // array.itemsize for stride in array.strides)
 
 
-def _entries(array: Any, dtype: Any = np.int64) -> Any:
+def _entries(array: DeviceArray, dtype: Any = np.int64) -> Any:
     """One entry a row, as kernels read them."""
     return cupy().ascontiguousarray(array, dtype)
 
 
-def _index(array: Any, index: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+def _index(
+    array: DeviceArray, index: tuple[DeviceArray, ...]
+) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Three arrays of indices, and the strides of three axes and of the last one."""
     *strides, last = _strides(array)
     missing = 3 - len(index)
@@ -90,13 +92,13 @@ def _index(array: Any, index: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[i
     return (*indices, *indices[:1] * missing), (*strides, *(0,) * missing, last)
 
 
-def gather(source: Any, index: tuple[Any, ...], out: Any) -> None:
+def gather(source: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
     indices, strides = _index(source, index)
     items, shares = _shares(out.shape)
     _GATHER[source.dtype](items, source, *strides, *indices, *shares, out)
 
 
-def scatter(tile: Any, index: tuple[Any, ...], out: Any) -> None:
+def scatter(tile: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
     indices, strides = _index(out, index)
     items, shares = _shares(tile.shape)
     _SCATTER[out.dtype](items, tile, *indices, *shares, out, *strides)
@@ -112,16 +114,18 @@ def hidden(
     _HIDDEN[encoder.dtype, _FUNCTORS[activation]](items, *arrays, *indices, *shares, pre, out)
 
 
-def activate(activation: str, pre: Any, out: Any) -> None:
+def activate(activation: str, pre: DeviceArray, out: DeviceArray) -> None:
     _ACTIVATE[pre.dtype, _FUNCTORS[activation]](_packs(pre), pre, pre.size, out)
 
 
-def hidden_grad(d_hidden: Any, hidden: Any, pre: Any, activation: str) -> None:
+def hidden_grad(
+    d_hidden: DeviceArray, hidden: DeviceArray, pre: DeviceArray, activation: str
+) -> None:
     """As the contract says, but `hidden` is not used, and `pre` left as it is."""
     _HIDDEN_GRAD[pre.dtype, _FUNCTORS[activation]](_packs(pre), pre, pre.size, d_hidden)
 
 
-def _packs(array: Any) -> int:
+def _packs(array: DeviceArray) -> int:
     """Packs of 16 bytes."""
     return -(-int(array.nbytes) // 16)
 
@@ -195,7 +199,7 @@ def scratch_rows(rows: int, width: int) -> int:
     return math.isqrt(rows) + 1
 
 
-def add_column_sum(d_logits: Any, out: Any, scratch: Any) -> None:
+def add_column_sum(d_logits: DeviceArray, out: DeviceArray, scratch: Any) -> None:
     """``out += d_logits.sum(axis=0)``, of a matrix of any type."""
     rows, width = d_logits.shape
     chunk = math.isqrt(rows) + 1
@@ -205,7 +209,7 @@ def add_column_sum(d_logits: Any, out: Any, scratch: Any) -> None:
     second(strips, scratch, chunks, width, max(1, chunks), True, out)
 
 
-def add_rows(tile: Any, rows: Any, out: Any, scratch: Any) -> None:
+def add_rows(tile: DeviceArray, rows: DeviceArray, out: DeviceArray, scratch: Any) -> None:
     """As the contract says; `scratch` is as large as `tile`."""
     order = cupy().argsort(rows, kind="stable")
     targets = rows[order]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..types import compute_dtype
+from ..types import DeviceArray, HostArray, compute_dtype
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy
 
 __all__ = ["largest_row_sum", "magnitudes", "means"]
@@ -22,11 +22,11 @@ _FOLD_ROWS = Kernel("fold_rows", "fold_rows.cu", threads=BLOCK, variants=_FOLDS)
 _CHUNK_ELEMENTS = 2**16
 
 
-def means(array: Any, samples: np.ndarray, counts: np.ndarray, out: Any) -> None:
+def means(array: DeviceArray, samples: HostArray, counts: HostArray, out: DeviceArray) -> None:
     _fold_rows("Mean", array, samples, counts, out)
 
 
-def magnitudes(array: Any, counts: np.ndarray) -> Any:
+def magnitudes(array: DeviceArray, counts: HostArray) -> Any:
     size, _, width = array.shape
     found = cupy().empty(size)
     chunk = max(1, _CHUNK_ELEMENTS // width)
@@ -38,14 +38,16 @@ def magnitudes(array: Any, counts: np.ndarray) -> Any:
     return found
 
 
-def largest_row_sum(weight: Any) -> Any:
+def largest_row_sum(weight: DeviceArray) -> Any:
     sums = cupy().empty((1, len(weight)), weight.dtype)
     counts = np.array(weight.shape[1:])
     _fold_rows("AbsoluteSum", weight.T[None], np.zeros(1, np.int64), counts, sums)
     return sums.max()
 
 
-def _fold_rows(fold: str, array: Any, samples: np.ndarray, counts: np.ndarray, out: Any) -> None:
+def _fold_rows(
+    fold: str, array: DeviceArray, samples: HostArray, counts: HostArray, out: DeviceArray
+) -> None:
     """Fold the first ``counts[i]`` rows of ``array[samples[i]]`` into ``out[i]``."""
     size, width = out.shape
     strides = (stride // array.itemsize for stride in array.strides)

@@ -107,7 +107,7 @@ def zeros(shape: Shape, dtype: Any) -> HostArray:
     """Aligned to 64 bytes, without which XLA copies what it takes over."""
     dtype = np.dtype(dtype)
     memory = np.zeros(math.prod(shape) * dtype.itemsize + 63, np.uint8)
-    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
+    return HostArray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
 def indices(mask: HostArray, count: int | None = None) -> HostArray:

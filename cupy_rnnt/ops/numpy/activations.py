@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 
+from ..types import HostArray
+
 _GELU_SCALE = math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = 0.044715
 _GELU_SATURATED = 10.0  # from here on the gate is 1 in float64, and the derivative its limit
@@ -18,28 +20,28 @@ class Activation(NamedTuple):
     """`apply(pre, out)` writes the activation of `pre`; `derivative(pre, hidden)` overwrites `pre`
     by the derivative there, given the activation's value `hidden`."""
 
-    apply: Callable[[np.ndarray, np.ndarray], object]
-    derivative: Callable[[np.ndarray, np.ndarray], object]
+    apply: Callable[[HostArray, HostArray], object]
+    derivative: Callable[[HostArray, HostArray], object]
 
 
-def _copy(pre: np.ndarray, out: np.ndarray) -> None:
+def _copy(pre: HostArray, out: HostArray) -> None:
     if out is not pre:
         np.copyto(out, pre)
 
 
-def _tanh_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+def _tanh_derivative(pre: HostArray, hidden: HostArray) -> None:
     np.multiply(hidden, hidden, out=pre)
     np.subtract(1, pre, out=pre)
 
 
-def _sigmoid_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+def _sigmoid_derivative(pre: HostArray, hidden: HostArray) -> None:
     np.subtract(1, hidden, out=pre)
     np.multiply(pre, hidden, out=pre)
 
 
-def _gelu_gate(pre: np.ndarray) -> np.ndarray:
+def _gelu_gate(pre: HostArray) -> HostArray:
     """tanh(sqrt(2/pi) (x + 0.044715 x^3))"""
-    gate: np.ndarray = pre * pre
+    gate: HostArray = pre * pre
     gate *= _GELU_CUBIC
     gate += 1
     gate *= pre
@@ -48,14 +50,14 @@ def _gelu_gate(pre: np.ndarray) -> np.ndarray:
     return gate
 
 
-def _gelu(pre: np.ndarray, out: np.ndarray) -> None:
+def _gelu(pre: HostArray, out: HostArray) -> None:
     gate = _gelu_gate(pre)
     gate += 1
     gate *= 0.5
     np.multiply(pre, gate, out=out)
 
 
-def _gelu_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+def _gelu_derivative(pre: HostArray, hidden: HostArray) -> None:
     np.clip(pre, -_GELU_SATURATED, _GELU_SATURATED, out=pre)  # the slope overflows beyond 1e13
     gate = _gelu_gate(pre)
     slope = pre * pre
@@ -71,11 +73,11 @@ def _gelu_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
     pre *= 0.5
 
 
-def _silu(pre: np.ndarray, out: np.ndarray) -> None:
+def _silu(pre: HostArray, out: HostArray) -> None:
     np.multiply(pre, expit(pre), out=out)
 
 
-def _silu_derivative(pre: np.ndarray, hidden: np.ndarray) -> None:
+def _silu_derivative(pre: HostArray, hidden: HostArray) -> None:
     """s (1 + x (1 - s)) = s + h (1 - s)"""
     gate = expit(pre)
     np.subtract(1, gate, out=pre)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..types import HostArray
 from .lattice import Lattice, Sweeps
 
 _BLOCK = 2**15  # entries of some diagonals
@@ -26,9 +27,9 @@ class BoundedSweeps(Sweeps):
     def __init__(self, *parameters: Any) -> None:
         super().__init__(*parameters)
         self._exact = np.zeros(self._scores.shape[1:], bool)
-        self._found: tuple[np.ndarray, np.ndarray] | None = None
+        self._found: tuple[HostArray, HostArray] | None = None
 
-    def bound(self, sample: int, bounds: np.ndarray) -> None:
+    def bound(self, sample: int, bounds: HostArray) -> None:
         """Store bounds (K, cells) of the scores of a sample, in packed order."""
         frames, positions = self.grid.frames[sample], self.grid.positions[sample]
         for score, values, stored in zip(self._row_of, bounds, self._scores, strict=True):
@@ -37,11 +38,11 @@ class BoundedSweeps(Sweeps):
             if score.kind == "label" and self._delay_penalty:
                 view += self._delay(frames, np.arange(frames)[:, None])
 
-    def write(self, sample: Any, frame: Any, position: Any, *others: Any) -> None:
+    def write(self, sample: HostArray, frame: HostArray, position: HostArray, *others: Any) -> None:
         super().write(sample, frame, position, *others)
         self._exact.reshape(-1)[self.grid.places(sample, frame, position)] = True
 
-    def _is_inside(self) -> np.ndarray:
+    def _is_inside(self) -> HostArray:
         """Cells whose arcs are exact, (rows, width)."""
         exact, grid = self._exact[: self.grid.rows], self.grid
         inside = exact
@@ -52,7 +53,7 @@ class BoundedSweeps(Sweeps):
             inside = inside & (aside | ~self._emits())
         return inside
 
-    def _emits(self) -> np.ndarray:
+    def _emits(self) -> HostArray:
         """Cells that have a label to emit, (rows, width)."""
         grid = self.grid
         emits = np.zeros((grid.rows, grid.width), bool)
@@ -60,7 +61,7 @@ class BoundedSweeps(Sweeps):
             grid.view(emits, sample)[:, :-1] = True
         return emits
 
-    def certify(self) -> tuple[np.ndarray, np.ndarray]:
+    def certify(self) -> tuple[HostArray, HostArray]:
         """See :class:`cupy_rnnt.ops.BoundedLattice`."""
         grid = self.grid
         with np.errstate(all="ignore"):
@@ -88,7 +89,7 @@ class BoundedSweeps(Sweeps):
         rows = max(1, _BLOCK // self.grid.width)
         return (slice(start, start + rows) for start in range(0, self.grid.rows, rows))
 
-    def _cap(self, row: int, beta: np.ndarray, out: np.ndarray, work: np.ndarray) -> None:
+    def _cap(self, row: int, beta: HostArray, out: HostArray, work: HostArray) -> None:
         """The most that bounds of beta can be in a row, given those of the rows below.
 
         The probabilities of the arcs that leave a cell add up to no more than 1 (or a small number,
@@ -106,15 +107,15 @@ class BoundedSweeps(Sweeps):
         if self._most_mass > 1:
             out += np.log(self._most_mass)
 
-    def _delays(self, row: int) -> np.ndarray:
+    def _delays(self, row: int) -> HostArray:
         """What the delay penalty adds to labels in a row."""
         grid = self.grid
         column = np.arange(grid.width) - grid.repeat(grid.first, 0)
         frame = column if grid.flipped else row - column
-        delays: np.ndarray = self._delay(grid.repeat(grid.frames, 1), frame)
+        delays: HostArray = self._delay(grid.repeat(grid.frames, 1), frame)
         return delays
 
-    def likely(self, thresholds: np.ndarray) -> list[np.ndarray]:
+    def candidates(self, thresholds: HostArray) -> list[HostArray]:
         """See :class:`cupy_rnnt.ops.BoundedLattice`: bool (cells,) of each sample."""
         self._found = None  # cells will be added, and its memory is needed
         grid = self.grid
@@ -132,16 +133,16 @@ class BoundedSweeps(Sweeps):
         chosen &= ~self._exact[: grid.rows]
         return [view.ravel() for view in views]
 
-    def solve(self) -> np.ndarray:
+    def solve(self) -> HostArray:
         np.copyto(self._scores, -np.inf, where=~self._exact)
         del self._upper_beta  # which makes room for beta
         return super().solve()
 
-    def _inside(self) -> tuple[np.ndarray, np.ndarray]:
+    def _inside(self) -> tuple[HostArray, HostArray]:
         # The last certify() has found it, but where nothing is exact on this side.
         return self._found or self._forward(True, self._is_inside())
 
-    def _outside(self) -> np.ndarray:
+    def _outside(self) -> HostArray:
         inside = self._is_inside() if self._topology.looks_aside else None
         return self._backward(passing=inside)
 
@@ -151,22 +152,22 @@ class BoundedLattice(Lattice):
 
     sweeps = BoundedSweeps
 
-    def bound(self, bounds: np.ndarray) -> None:
+    def bound(self, bounds: HostArray) -> None:
         for sweeps, samples in self._used():
             for number, sample in enumerate(samples.tolist()):
                 first = self._first[sample]
                 sweeps.bound(number, bounds[:, first : first + self._cells[sample]])
 
-    def certify(self) -> tuple[np.ndarray, np.ndarray]:
-        inside, leaving = np.empty((2, len(self._cells)))
+    def certify(self) -> tuple[HostArray, HostArray]:
+        log_inside, log_outside = np.empty((2, len(self._cells)))
         for sweeps, samples in self._used():
-            inside[samples], leaving[samples] = sweeps.certify()
-        return inside, leaving
+            log_inside[samples], log_outside[samples] = sweeps.certify()
+        return log_inside, log_outside
 
-    def likely(self, thresholds: np.ndarray) -> np.ndarray:
+    def candidates(self, thresholds: HostArray) -> HostArray:
         chosen: list[Any] = [None] * len(self._cells)
         for sweeps, samples in self._used():
-            of_samples = sweeps.likely(thresholds[samples])
+            of_samples = sweeps.candidates(thresholds[samples])
             for sample, cells in zip(samples.tolist(), of_samples, strict=True):
                 chosen[sample] = cells
         return np.concatenate(chosen)

@@ -20,11 +20,11 @@ def means(array: HostArray, samples: HostArray, counts: HostArray, out: HostArra
 
 
 def magnitudes(array: HostArray, counts: HostArray) -> HostArray:
-    found = np.empty(len(counts))
+    largest = np.empty(len(counts))
     for b, count in enumerate(counts):
         rows = array[b, :count]
-        found[b] = np.maximum(rows.max(), -rows.min())
-    return found
+        largest[b] = np.maximum(rows.max(), -rows.min())
+    return largest
 
 
 def largest_row_sum(weight: HostArray) -> HostArray:
@@ -38,48 +38,49 @@ def upper_bounds(
 ) -> None:
     scratch = frames.scratch
     hidden = scratch[: max(1, _BLOCK_ELEMENTS // scratch.shape[1])]
-    for frame, count, prefix, columns, cell, slack in zip(*runs, strict=True):
-        prefixes = slice(prefix, prefix + columns)
-        of_prefixes = PositionTangents(*(array[prefixes] for array in positions))
-        rows = max(1, len(scratch) // columns)
+    for frame, count, position, width, cell, slack in zip(*runs, strict=True):
+        of_run = slice(position, position + width)
+        of_positions = PositionTangents(*(array[of_run] for array in positions))
+        rows = max(1, len(scratch) // width)
         for start in range(frame, frame + count, rows):
             some = slice(start, min(start + rows, frame + count))
             encoder, slopes, constants = (array[some] for array in frames[:3])
             of_frames = FrameTangents(encoder, slopes, constants, frames.activation, hidden)
-            logits, tangent = _dots(of_frames, of_prefixes)
-            place = cell + (start - frame) * columns
+            logits, tangent = _dots(of_frames, of_positions)
+            place = cell + (start - frame) * width
             cells = slice(place, place + tangent.size)
             for values, to in zip(_bounds(logits, tangent, layout, slack), out, strict=True):
                 to[cells] = values.reshape(-1)
 
 
 def _dots(
-    of_frames: FrameTangents, of_prefixes: PositionTangents
+    of_frames: FrameTangents, of_positions: PositionTangents
 ) -> tuple[list[HostArray], HostArray]:
-    """Exact logits, (frames, prefixes) each, the label's last, and the larger tangent."""
+    """Exact logits, (frames, positions) each, the label's last, and the larger tangent."""
     encoder, slopes, constants, activation, scratch = of_frames
-    predictor, vectors, vector_constants = of_prefixes
+    predictor, vectors, vector_constants = of_positions
     shape = len(encoder), len(predictor)
     of_frame = np.empty((*shape, 1), encoder.dtype)
-    of_prefix = np.empty((vectors.shape[1], *shape), encoder.dtype)
+    of_position = np.empty((vectors.shape[1], *shape), encoder.dtype)
     widest = min(len(predictor), len(scratch))
     for first in range(0, len(predictor), widest):
         columns = slice(first, first + widest)
-        here = predictor[columns]
-        frames = len(scratch) // len(here)
+        of_columns = predictor[columns]
+        frames = len(scratch) // len(of_columns)
         for start in range(0, len(encoder), frames):
             rows = slice(start, start + frames)
-            there = encoder[rows]
-            hidden = scratch[: len(there) * len(here)].reshape(len(there), len(here), -1)
-            np.add(there[:, None], here, out=hidden)
+            of_rows = encoder[rows]
+            cells = len(of_rows) * len(of_columns)
+            hidden = scratch[:cells].reshape(len(of_rows), len(of_columns), -1)
+            np.add(of_rows[:, None], of_columns, out=hidden)
             if activation is None:
-                np.divide(here, hidden, out=hidden)
+                np.divide(of_columns, hidden, out=hidden)
             else:
                 ACTIVATIONS[activation].apply(hidden, hidden)
             np.matmul(hidden, slopes[rows, :, None], out=of_frame[rows, columns])
             dots = np.matmul(hidden.transpose(1, 0, 2), vectors[columns].transpose(0, 2, 1))
-            of_prefix[:, rows, columns] = dots.transpose(2, 1, 0)
-    *logits, tangent = of_prefix + vector_constants.T[:, None]
+            of_position[:, rows, columns] = dots.transpose(2, 1, 0)
+    *logits, tangent = of_position + vector_constants.T[:, None]
     np.maximum(tangent, of_frame[..., 0] + constants[:, None], out=tangent)
     return logits, tangent
 
@@ -89,8 +90,8 @@ def _bounds(
 ) -> Iterator[HostArray]:
     """Of each score, from exact logits and a lower bound of the log-sum-exp over the labels."""
     *exact, label = logits
-    others = iter(exact)
-    of_scores = [label if column == LABEL_COLUMN else next(others) for column in row.columns]
+    next_exact = iter(exact)
+    of_scores = [label if column == LABEL_COLUMN else next(next_exact) for column in row.columns]
     np.maximum(tangent, label, out=tangent)
     lower = [_lower_lse(of_scores, tangent, row, head) for head in row.heads]
     for logit, charged, shift in zip(of_scores, row.charged, row.shifts, strict=True):

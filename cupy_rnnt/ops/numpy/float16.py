@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..types import HostArray
+
 _BLOCK = 2**15  # elements: the passes over so many find them in the inner caches
 
 # Bits of a float32.
@@ -26,7 +28,7 @@ _NAN = 0x7E00
 _NORMAL = 0x400  # the least that is not subnormal
 
 
-def narrow(values: np.ndarray, out: np.ndarray) -> None:
+def narrow(values: HostArray, out: HostArray) -> None:
     """``out[...] = values``, float16 of float32, rounded to the nearest, or even; `out` is
     C-contiguous. What is too large becomes infinite, without a warning."""
     scratch = np.empty((4, min(values.size, _BLOCK)), np.int32)
@@ -58,7 +60,7 @@ def narrow(values: np.ndarray, out: np.ndarray) -> None:
         np.copyto(target, rounded, casting="unsafe")
 
 
-def widen(values: np.ndarray, out: np.ndarray) -> None:
+def widen(values: HostArray, out: HostArray) -> None:
     """``out[...] = values``, float32 of float16, exactly; `out` is C-contiguous."""
     scratch = np.empty((3, min(values.size, _BLOCK)), np.int32)
     scratch[2] = _NORMAL << _FRACTION
@@ -81,7 +83,7 @@ def widen(values: np.ndarray, out: np.ndarray) -> None:
         target |= sign
 
 
-def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+def _blocks(*arrays: HostArray) -> Iterator[tuple[HostArray, ...]]:
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, flat[0].size, _BLOCK):
         yield tuple(array[start : start + _BLOCK] for array in flat)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...transducer import Arc
+from ..types import HostArray
 
 
 class Grid:
@@ -44,9 +45,7 @@ class Grid:
         In such an array.
     """
 
-    def __init__(
-        self, frames: np.ndarray, positions: np.ndarray, flipped: bool, spare: int
-    ) -> None:
+    def __init__(self, frames: HostArray, positions: HostArray, flipped: bool, spare: int) -> None:
         self.frames, self.positions, self.flipped, self._spare = frames, positions, flipped, spare
         self.diagonals = frames + positions - 1
         self.order = np.argsort(-self.diagonals, kind="stable")
@@ -71,7 +70,7 @@ class Grid:
         """How many columns an arc leads to the right."""
         return arc.frames if self.flipped else arc.labels
 
-    def full(self, rows: int, arrays: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def full(self, rows: int, arrays: int | None = None) -> tuple[HostArray, HostArray]:
         """So many rows of -inf, or several arrays of them: flat, with `spare` entries in front of
         the first row and a row behind the last one, and the rows alone."""
         extents = () if arrays is None else (arrays,)
@@ -83,29 +82,29 @@ class Grid:
         """Where a row begins in flat memory."""
         return self._spare + row * self.width
 
-    def with_diagonals(self, count: int) -> np.ndarray:
+    def with_diagonals(self, count: int) -> HostArray:
         """The samples that have so many."""
         inside = 0 < count <= self.rows
         return self.order[self._longer[count] : self._longer[count - 1]] if inside else _NONE
 
-    def places(self, sample: Any, frame: Any, position: Any) -> np.ndarray:
+    def places(self, sample: HostArray, frame: HostArray, position: HostArray) -> HostArray:
         """Where cells are in a flat array; `sample` counts among those of the grid."""
-        places: np.ndarray = self.first[sample] + self.offset(frame, position)
+        places: HostArray = self.first[sample] + self.offset(frame, position)
         return places
 
-    def view(self, array: np.ndarray, sample: int) -> np.ndarray:
+    def view(self, array: HostArray, sample: int) -> HostArray:
         """The cells of a sample, (T, S), in an array of rows."""
         strides = self.frame_stride * array.itemsize, self.position_stride * array.itemsize
         extents = int(self.frames[sample]), int(self.positions[sample])
         return as_strided(array.reshape(-1)[self.first[sample] :], extents, strides)
 
-    def repeat(self, values: np.ndarray, behind: Any) -> np.ndarray:
+    def repeat(self, values: HostArray, behind: Any) -> HostArray:
         """A row with the value of each sample in all its columns, and another one behind them."""
         row = np.full(self.width, behind, values.dtype)
         row[: self.ends[0]] = np.repeat(values[self.order], self._widths)
         return row
 
-    def sums(self, row: np.ndarray) -> np.ndarray:
+    def sums(self, row: HostArray) -> HostArray:
         """Of the columns of each sample."""
         sums = np.empty(len(self.first), row.dtype)
         sums[self.order] = np.add.reduceat(row[: self.ends[0]], self.first[self.order])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...transducer import Arc, Topology, Transducer
-from ..types import Cells
+from ..types import Cells, HostArray
 from .grid import Grid
 
 _KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
@@ -36,10 +36,10 @@ class _Step(NamedTuple):
     arc: Arc
     ahead: int
     shift: int
-    first: np.ndarray  # its first score, flat
-    added: list[tuple[np.ndarray, int]]  # its others, and how far behind the cell they are read
+    first: HostArray  # its first score, flat
+    added: list[tuple[HostArray, int]]  # its others, and how far behind the cell they are read
 
-    def weights(self, start: int, count: int, out: np.ndarray) -> np.ndarray:
+    def weights(self, start: int, count: int, out: HostArray) -> HostArray:
         """The log-probs of the arc from some places; they may go to `out`."""
         weights = self.first[start : start + count]
         for scores, behind in self.added:
@@ -66,8 +66,8 @@ class Sweeps:
     def __init__(
         self,
         transducer: Transducer,
-        frames: np.ndarray,
-        positions: np.ndarray,
+        frames: HostArray,
+        positions: HostArray,
         flipped: bool,
         gradient: bool,
         delay_penalty: float,
@@ -92,7 +92,12 @@ class Sweeps:
                 self._endings.setdefault(row, []).append((i, sample, column))
 
     def write(
-        self, sample: Any, frame: Any, position: Any, has_label: Any, scores: np.ndarray
+        self,
+        sample: HostArray,
+        frame: HostArray,
+        position: HostArray,
+        has_label: HostArray,
+        scores: HostArray,
     ) -> None:
         """Scores (K, n) of cells; where there is no label to emit, that of it is not read."""
         places = self.grid.places(sample, frame, position)
@@ -114,20 +119,20 @@ class Sweeps:
         """What the delay penalty (k2) adds to the log-prob of a label."""
         return self._delay_penalty * ((frames - 1) / 2 - frame)
 
-    def solve(self) -> np.ndarray:
+    def solve(self) -> HostArray:
         """Costs of the samples; afterwards, if there is to be a gradient, :meth:`keep` works."""
         with np.errstate(all="ignore"):
             self._log_prob, self._alpha = self._inside()
-            costs: np.ndarray = np.where(self._poisoned, np.nan, -self._log_prob)
+            costs: HostArray = np.where(self._poisoned, np.nan, -self._log_prob)
             if self._gradient:
                 self._beta = self._outside()
         return costs
 
-    def _inside(self) -> tuple[np.ndarray, np.ndarray]:
+    def _inside(self) -> tuple[HostArray, HostArray]:
         """Log-probs of the samples, and log alpha."""
         return self._forward(self._gradient)
 
-    def _outside(self) -> np.ndarray:
+    def _outside(self) -> HostArray:
         """Log beta."""
         return self._backward()
 
@@ -139,9 +144,7 @@ class Sweeps:
             added.append((self._memory[self._row_of[arc.then]], grid.offset(0, arc.labels)))
         return _Step(arc, arc.frames + arc.labels, grid.shift(arc), first, added)
 
-    def _forward(
-        self, keep: bool, passing: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _forward(self, keep: bool, passing: HostArray | None = None) -> tuple[HostArray, HostArray]:
         """Sweep log alpha forward, on all diagonals or (without `keep`) a few in turn; the log-prob
         of each sample comes first.
 
@@ -181,9 +184,9 @@ class Sweeps:
 
     def _backward(
         self,
-        passing: np.ndarray | None = None,
-        cap: Callable[[int, np.ndarray, np.ndarray, np.ndarray], None] | None = None,
-    ) -> np.ndarray:
+        passing: HostArray | None = None,
+        cap: Callable[[int, HostArray, HostArray, HostArray], None] | None = None,
+    ) -> HostArray:
         """Sweep log beta back: (rows, width), and some more rows that no cell is in.
 
         Cells that are not `passing` have none. ``cap(row, beta, out, work)`` writes the most that
@@ -214,7 +217,7 @@ class Sweeps:
                 np.copyto(here, -np.inf, where=~passing[d, :n])
         return beta
 
-    def keep(self, least: np.ndarray) -> list[np.ndarray]:
+    def keep(self, least: HostArray) -> list[HostArray]:
         """Of each sample the cells that hold at least so much occupancy, by their numbers in it."""
         with np.errstate(all="ignore"):
             bounds = np.log(least) + self._log_prob
@@ -223,7 +226,7 @@ class Sweeps:
         keeps = least < np.inf
         return [self._holding(i, bounds[i]) if keeps[i] else _NONE for i in range(len(least))]
 
-    def _holding(self, sample: int, bound: float) -> np.ndarray:
+    def _holding(self, sample: int, bound: float) -> HostArray:
         """The cells that paths of such a log-prob lead through, or look aside at."""
         alpha, beta = (self.grid.view(values, sample) for values in (self._alpha, self._beta))
         frames, positions = alpha.shape
@@ -237,7 +240,9 @@ class Sweeps:
             cells.append(start * positions + np.flatnonzero(mask))
         return np.concatenate(cells)
 
-    def occupancies(self, sample: Any, frame: Any, position: Any, of_labels: float) -> np.ndarray:
+    def occupancies(
+        self, sample: HostArray, frame: HostArray, position: HostArray, of_labels: float
+    ) -> HostArray:
         """Of the scores (K, n) of some cells: posterior probabilities that paths take the arcs that
         a score is part of. Arcs that emit a label count `of_labels` times."""
         grid, occupancies = self.grid, np.zeros((len(self._row_of), len(sample)))
@@ -259,13 +264,11 @@ class Sweeps:
                     occupancies[self._row_of[arc.then], read] += times * taken
         return occupancies
 
-    def _taken(
-        self, arc: Arc, sample: np.ndarray, places: np.ndarray, share: np.ndarray
-    ) -> np.ndarray:
+    def _taken(self, arc: Arc, sample: HostArray, places: HostArray, share: HostArray) -> HostArray:
         """The posterior probability of an arc from some places of samples, given alpha over the
         probability of the sample."""
         first, *others = (self._scores[self._row_of[score]].reshape(-1) for score in arc.scores)
-        weights: np.ndarray = first[places]
+        weights: HostArray = first[places]
         for scores in others:
             weights += scores[places]
         if arc.then is not None:
@@ -276,7 +279,7 @@ class Sweeps:
         weights += share
         if not arc.ends:
             weights[behind == self.grid.exit[sample]] = -np.inf
-        taken: np.ndarray = np.exp(weights, out=weights)
+        taken: HostArray = np.exp(weights, out=weights)
         return taken
 
 
@@ -291,8 +294,8 @@ class Lattice:
     def __init__(
         self,
         transducer: Transducer,
-        frames: np.ndarray,
-        positions: np.ndarray,
+        frames: HostArray,
+        positions: HostArray,
         gradient: bool,
         delay_penalty: float,
     ) -> None:
@@ -314,12 +317,12 @@ class Lattice:
                 else None
             )
 
-    def _used(self) -> Iterator[tuple[Any, np.ndarray]]:
+    def _used(self) -> Iterator[tuple[Any, HostArray]]:
         """Both sides, if both have samples, and their samples."""
         pairs = zip(self._sides, self._samples, strict=True)
         return (pair for pair in pairs if pair[0] is not None)
 
-    def _split(self, sample: np.ndarray) -> Iterator[tuple[Any, Any]]:
+    def _split(self, sample: HostArray) -> Iterator[tuple[Any, Any]]:
         """Both sides, if both have cells, and which of some cells are theirs."""
         side = self._side[sample]
         if side.any() and not side.all():
@@ -329,28 +332,28 @@ class Lattice:
 
     def _gathered(self, values: Callable[[Any], Any]) -> Any:
         """An array with an entry for each sample, made of those of both sides."""
-        of_samples: Any = np.empty(len(self._cells))
+        of_samples: HostArray = np.empty(len(self._cells))
         for sweeps, samples in self._used():
             of_samples[samples] = values(sweeps)
         return of_samples
 
-    def write(self, cells: Cells, scores: np.ndarray) -> None:
+    def write(self, cells: Cells, scores: HostArray) -> None:
         for sweeps, some in self._split(cells.sample):
             coordinates = cells.frame[some], cells.position[some], cells.has_label[some]
             sweeps.write(self._number[cells.sample[some]], *coordinates, scores[:, some])
 
-    def solve(self) -> np.ndarray:
-        costs: np.ndarray = self._gathered(lambda sweeps: sweeps.solve())
+    def solve(self) -> HostArray:
+        costs: HostArray = self._gathered(lambda sweeps: sweeps.solve())
         return costs
 
-    def keep(self, least: np.ndarray) -> np.ndarray:
-        cells: list[np.ndarray] = [_NONE] * len(self._cells)
+    def keep(self, least: HostArray) -> HostArray:
+        cells: list[HostArray] = [_NONE] * len(self._cells)
         for sweeps, samples in self._used():
             for sample, numbers in zip(samples.tolist(), sweeps.keep(least[samples]), strict=True):
                 cells[sample] = self._first[sample] + numbers
         return np.concatenate(cells)
 
-    def occupancies(self, cells: np.ndarray, of_labels: float, dtype: np.dtype) -> np.ndarray:
+    def occupancies(self, cells: HostArray, of_labels: float, dtype: np.dtype) -> HostArray:
         occupancies = np.empty((self._scores, len(cells)), dtype)
         for start in range(0, len(cells), _KEEP_CHUNK):
             chunk = cells[start : start + _KEEP_CHUNK]
@@ -363,7 +366,7 @@ class Lattice:
         return occupancies
 
 
-def logsumexp(terms: list[np.ndarray], out: np.ndarray, work: np.ndarray) -> None:
+def logsumexp(terms: list[HostArray], out: HostArray, work: HostArray) -> None:
     """``out = log(sum(exp(terms)))`` for values below +inf; `terms` are overwritten."""
     if len(terms) == 1:
         np.copyto(out, terms[0])
@@ -385,7 +388,7 @@ def logsumexp(terms: list[np.ndarray], out: np.ndarray, work: np.ndarray) -> Non
     out += first
 
 
-def logaddexp(a: np.ndarray, b: np.ndarray, out: np.ndarray, work: np.ndarray) -> None:
+def logaddexp(a: HostArray, b: HostArray, out: HostArray, work: HostArray) -> None:
     """``out = log(exp(a) + exp(b))`` for values below +inf; `out` may hold neither argument."""
     if a.size < _VECTOR_LOGADDEXP:
         np.logaddexp(a, b, out=out)

@@ -118,7 +118,7 @@ def first_choice(choose: Callable[..., np.ndarray]) -> Iterator[None]:
 
 def below(nats: float) -> Callable[..., np.ndarray]:
     """Cells through which a path may lead that is at most `nats` below the bound of log P."""
-    return lambda lattice, bounds, frames, columns: lattice.likely(bounds - nats)
+    return lambda lattice, bounds, frames, columns: lattice.candidates(bounds - nats)
 
 
 def with_holes(share: float, seed: int) -> Callable[..., np.ndarray]:
@@ -126,7 +126,7 @@ def with_holes(share: float, seed: int) -> Callable[..., np.ndarray]:
     rng = np.random.default_rng(seed)
 
     def choose(lattice, bounds, frames, columns):
-        new = lattice.likely(bounds - 10.0)
+        new = lattice.candidates(bounds - 10.0)
         there = to_device(rng.random(new.shape) >= share)
         return new & there | no_path(lattice, bounds, frames, columns)
 
@@ -245,9 +245,9 @@ def bounds_of(case: JointCase, activation="tanh", rows=7, transducer=PLAIN) -> l
     with np.errstate(all="ignore"):  # as of the workers
         for side, count in enumerate(tangents.references):
             for tile in Tiles(count, rows, 1):
-                tangents.refer(side, *tile, scratch)
+                tangents.linearize(side, *tile, scratch)
         for tile in Tiles(tangents.references[0], min(rows, 3), 1):
-            tangents.bound(*tile, scratch, 0, bounds)
+            tangents.upper_bounds(*tile, scratch, 0, bounds)
     of_samples = np.split(to_host(bounds), call.batch.offsets[1:-1], axis=1)
     return [
         Bounds(values.reshape(scores, *shape), float(slack))

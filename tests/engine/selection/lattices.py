@@ -109,7 +109,7 @@ class Plain(NamedTuple):
     inside: float
     leaving: float
 
-    def likely(self, mask: np.ndarray, threshold: float) -> np.ndarray:
+    def candidates(self, mask: np.ndarray, threshold: float) -> np.ndarray:
         """Cells outside a mask that paths of such a log-probability may lead through."""
         return (self.alpha + self.beta >= threshold) & ~mask
 
@@ -238,12 +238,12 @@ def check_likely(samples: list[BoundedSample], lattice: BoundedLattice) -> None:
         gaps = np.flatnonzero(np.diff(values) > 1e-6)
         at = gaps[(7 * i + len(samples)) % len(gaps)]
         thresholds[i] = (values[at] + values[at + 1]) / 2
-    likely = to_host(lattice.likely(to_device(thresholds)))
+    likely = to_host(lattice.candidates(to_device(thresholds)))
     assert likely.size == sum(sample.mask.size for sample in samples)
     start = 0
     for sample, one, threshold in zip(samples, bounds, thresholds, strict=True):
         chosen = likely[start : start + sample.mask.size].reshape(sample.mask.shape)
-        expected = one.likely(np.zeros_like(sample.mask), threshold)
+        expected = one.candidates(np.zeros_like(sample.mask), threshold)
         if any(arc.then is not None and arc.labels for arc in sample.transducer.topology.arcs):
             expected[:, 1:] |= expected[:, :-1].copy()
         np.testing.assert_array_equal(chosen, expected & ~sample.mask)

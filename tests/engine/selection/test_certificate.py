@@ -95,8 +95,8 @@ def test_before_anything_is_exact_the_bound_is_that_of_all_paths(device, extents
     lattice = made(samples)
     inside, leaving = to_host(lattice.certify())
     assert (inside == -np.inf).all()
-    assert lattice.likely(to_device(np.full(len(samples), -np.inf))).all()
-    assert not lattice.likely(to_device(np.full(len(samples), np.inf))).any()
+    assert lattice.candidates(to_device(np.full(len(samples), -np.inf))).all()
+    assert not lattice.candidates(to_device(np.full(len(samples), np.inf))).any()
     for sample, total in zip(samples, leaving, strict=True):
         np.testing.assert_allclose(total, plain(sample).leaving, rtol=1e-13, atol=1e-14)
         full = reference.betas(sample.exact)[0, 0]

@@ -61,14 +61,14 @@ def slopes_of_the_next_frame():
 
 def constants_too_high():
     """A line above the tangent of a prefix."""
-    original = Tangents.refer
+    original = Tangents.linearize
 
-    def refer(self, side, start, stop, scratch):
+    def linearize(self, side, start, stop, scratch):
         original(self, side, start, stop, scratch)
         if side == 1:
             self._positions.constants[start:stop, -1] += 0.1
 
-    return mock.patch.object(Tangents, "refer", refer)
+    return mock.patch.object(Tangents, "linearize", linearize)
 
 
 def tangents_that_count_the_blank():
@@ -130,7 +130,7 @@ def any_certificate_will_do():
 
     def next_cells(lattice, lengths, chosen, rounds, tolerance):
         if rounds == 0:
-            return lattice.likely(lattice.certify()[1] - 1.0), None
+            return lattice.candidates(lattice.certify()[1] - 1.0), None
         _, certificate = original(lattice, lengths, chosen, rounds, tolerance)
         lattice.certify()
         return np.zeros_like(chosen), certificate

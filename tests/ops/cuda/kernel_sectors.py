@@ -299,7 +299,7 @@ def of_lattices(gpu: Device) -> dict[str, Found]:
     side.certify(bounded)
     bounded._written = True  # as if there were cells, of which none is exact
     side.certify(bounded)
-    side.likely(bounded, np.zeros(1))
+    side.candidates(bounded, np.zeros(1))
     double, size = np.dtype(np.float64), "{} x {}".format(*LATTICE)
     return {
         name: {(size, double): traffic(gpu, work(name, double, 0, cells), name)}

@@ -203,7 +203,7 @@ def bounds_and_scores(gpu, case, transducer, activation, dtype):
         tangents.bound(start, stop, scratch, 0, out)
     encoder, predictor, weight, bias = (array.astype(float) for array in arrays)
     exact = []
-    for b, (frames, columns) in enumerate(zip(batch.frames, batch.columns, strict=True)):
+    for b, (frames, columns) in enumerate(zip(batch.frames, batch.positions, strict=True)):
         hidden = encoder[b, :frames, None] + predictor[b, None, :columns]
         ACTIVATIONS[activation].apply(hidden, hidden)
         labels = case.targets[b, : columns - 1].tolist()

@@ -151,15 +151,15 @@ def certify_and_solve(case, gpu, share, gradient, seed=0):
         np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
         return actual
 
-    def likely(thresholds):
+    def candidates(thresholds):
         expected, actual = (
-            side.likely(of, thresholds) for side, of in zip(sides, lattices, strict=True)
+            side.candidates(of, thresholds) for side, of in zip(sides, lattices, strict=True)
         )
         np.testing.assert_array_equal(actual, expected)
         return actual
 
     _, total = certify()
-    likely(total + rng.normal(-3, 2, len(total)))
+    candidates(total + rng.normal(-3, 2, len(total)))
     chosen = rng.random(len(case.cells.sample)) < share
     chosen[0] = True
     chosen = case.beside(chosen)
@@ -167,9 +167,9 @@ def certify_and_solve(case, gpu, share, gradient, seed=0):
         side.write(of, np.flatnonzero(chosen))
     found = certify()
     none, every = (np.full(len(total), limit) for limit in (np.inf, -np.inf))
-    assert not likely(none).any()
-    assert not likely(np.full(len(total), np.nan)).any()
-    np.testing.assert_array_equal(likely(every), ~chosen)
+    assert not candidates(none).any()
+    assert not candidates(np.full(len(total), np.nan)).any()
+    np.testing.assert_array_equal(candidates(every), ~chosen)
     certify()
     expected, costs = (side.costs(of) for side, of in zip(sides, lattices, strict=True))
     np.testing.assert_allclose(costs, expected, rtol=1e-13, atol=1e-15)
@@ -233,7 +233,7 @@ def test_the_same_bits_for_any_schedule(gpu, monkeypatch, bounded):
         found = []
         if bounded:
             side.write(of, chosen)
-            found += [side.certify(of), side.likely(of, np.full(len(RAGGED) + 1, -20.0))]
+            found += [side.certify(of), side.candidates(of, np.full(len(RAGGED) + 1, -20.0))]
         found.append(side.costs(of))
         found.append(side.occupancies(of, found[-1]))
         results.append([values.tobytes() for values in found])
@@ -262,7 +262,7 @@ def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room, name)
     of.write(cells, scores)
     if bounded:
         of.certify()
-        of.likely(least)
+        of.candidates(least)
     of.solve()
     sizes = transducer.topology, diagonals, width
     announced = cuda_lattice.lattice_nbytes(*sizes, gradient, bounded)
@@ -346,7 +346,7 @@ def test_far_samples_between_bounds():
     side = Side(case)
     lattice = side.bounded()
     np.testing.assert_allclose([inside, leaving], side.certify(lattice), rtol=1e-13)
-    np.testing.assert_array_equal(likely, side.likely(lattice, threshold))
+    np.testing.assert_array_equal(likely, side.candidates(lattice, threshold))
     assert 0 < likely.sum() < FAR_CELLS
 
 

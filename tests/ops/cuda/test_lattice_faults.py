@@ -177,7 +177,7 @@ def bounded(gpu, case):
     of = side.bounded()
     side.write(of, np.flatnonzero(case.cells.position < 4))
     side.certify(of)
-    side.likely(of, np.full(len(case.frames), -9.0))
+    side.candidates(of, np.full(len(case.frames), -9.0))
     side.costs(of)
 
 
