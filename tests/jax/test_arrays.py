@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import inspect
 import logging
+import signal
 
 import numpy as np
 import pytest
@@ -301,7 +302,17 @@ def test_normalised_logits_are_noticed():
         jax.block_until_ready(batch.loss(jax.nn.log_softmax(batch.inputs[0])))  # a warning is one
 
 
+@pytest.fixture
+def interrupts():
+    """Those that Python handles. In a process of the background, which a shell starts with `&`,
+    interrupts are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @every_kind
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_leaves_nothing_behind(kind, monkeypatch):
     batch = made(kind)
     before = workers.threads()
