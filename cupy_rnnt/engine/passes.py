@@ -122,7 +122,7 @@ class Passes(Work):
         """Select in one group after the other; cut it so that logits can be stored for pass 2."""
         most = self.plan.stored if self.source.ops.sizes.cuts_groups else 0
         for group in self.plan.groups:
-            selected = self._selection.first(group)
+            selected = self._selection.first(self, group)
             sizes = self.lengths(group).cells
             ends = sizes.cumsum()
             counts = sizes if selected is None else selected.counts

@@ -65,54 +65,52 @@ class Selected(NamedTuple):
 class Everything:
     """Every cell is computed."""
 
-    def first(self, group: Group) -> None:
+    def first(self, work: Work, group: Group) -> None:
         """No cells of a group come before the others."""
 
 
 class Certified:
     """The cells that could matter are computed, as long as the others are not proven not to."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        # The certificate may use up one half of the tolerance, the filter has what that leaves.
-        self._most_leaving = work.options.tolerance / 2
-
-    def first(self, group: Group) -> Selected | None:
+    def first(self, work: Work, group: Group) -> Selected | None:
         """The cells of a group to begin with; None if no sample is worth selecting."""
-        work, ops = self._work, self._work.source.ops
+        ops = work.source.ops
+        # The certificate may use up one half of the tolerance, the filter has what that leaves.
+        tolerance = work.options.tolerance / 2
         lengths = work.lengths(group)
         worth = _worth_selecting(lengths)
         if len(worth) == 0:
             return None
-        bounds = self._bounds(group, worth)
+        bounds = _bounds(work, group, worth)
         lattice = work.lattice(ops.bounded_lattice, group, False)
         lattice.bound(bounds)
         none = ops.zeros(bounds.shape[1:], bool)
-        chosen, _ = next_cells(lattice, lengths, none, 0, self._most_leaving)
+        chosen, _ = next_cells(lattice, lengths, none, 0, tolerance)
         counts = ops.host(counts_of(chosen, lengths.cells))[0]
-        return Selected(self._most_leaving, chosen, counts, bounds)
+        return Selected(tolerance, chosen, counts, bounds)
 
-    def _bounds(self, group: Group, worth: HostArray) -> Any:
-        """Bounds of the scores in the cells of a group, (K, cells), -inf but in samples that are
-        worth it."""
-        work, scratch = self._work, self._work.scratch
-        tangents = work.source.tangents(group.start + worth)
-        for side, count in enumerate(tangents.references):
 
-            def linearize(worker: int, tile: Tile, side: int = side) -> None:
-                tangents.linearize(side, *tile, scratch[worker])
+def _bounds(work: Work, group: Group, worth: HostArray) -> Any:
+    """Bounds of the scores in the cells of a group, (K, cells), -inf but in samples that are
+    worth it."""
+    scratch = work.scratch
+    tangents = work.source.tangents(group.start + worth)
+    for side, count in enumerate(tangents.references):
 
-            work.run(linearize, count)
-        run = work.batch.run(group.start, group.stop)
-        scores = len(work.options.transducer.topology.scores)
-        bounds = work.source.ops.empty((scores, len(run)), np.float64)
-        bounds.fill(-np.inf)
+        def linearize(worker: int, tile: Tile, side: int = side) -> None:
+            tangents.linearize(side, *tile, scratch[worker])
 
-        def bound(worker: int, tile: Tile) -> None:
-            tangents.upper_bounds(*tile, scratch[worker], run.start, bounds)
+        work.run(linearize, count)
+    run = work.batch.run(group.start, group.stop)
+    scores = len(work.options.transducer.topology.scores)
+    bounds = work.source.ops.empty((scores, len(run)), np.float64)
+    bounds.fill(-np.inf)
 
-        work.run(bound, tangents.references[0])
-        return bounds
+    def bound(worker: int, tile: Tile) -> None:
+        tangents.upper_bounds(*tile, scratch[worker], run.start, bounds)
+
+    work.run(bound, tangents.references[0])
+    return bounds
 
 
 def selection_of(work: Work) -> Everything | Certified:
@@ -120,7 +118,7 @@ def selection_of(work: Work) -> Everything | Certified:
     more than they save, they are tried on the smallest sample."""
     if not work.plan.selecting:
         return Everything()
-    certified, batch = Certified(work), work.batch
+    certified, batch = Certified(), work.batch
     lengths = work.lengths(Group(0, batch.size))
     worth = _worth_selecting(lengths)
     if work.source.gains_surely or len(worth) == 0:
@@ -128,7 +126,7 @@ def selection_of(work: Work) -> Everything | Certified:
     least = int(worth[lengths.cells[worth].argmin()])
     if lengths.cells[least] * _PILOTS > batch.cell_count:
         return Everything()
-    pilot = certified.first(Group(least, least + 1))
+    pilot = certified.first(work, Group(least, least + 1))
     gains = pilot is not None and pilot.counts[0] <= _GAINING * lengths.cells[least]
     return certified if gains else Everything()
 

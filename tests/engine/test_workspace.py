@@ -1,5 +1,7 @@
 """The budget is a promise: what is allocated beyond arguments and results stays below it."""
 
+import gc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +22,7 @@ from ..device_calls import (
 )
 from ..helpers import least_budget, random_joint_case, random_logits_case
 from ..tolerances import assert_costs_close, assert_gradients_close
+from .selection.cases import selecting
 
 MiB = 2**20
 
@@ -136,6 +139,33 @@ def test_a_sample_larger_than_the_budget_is_more_tiles(device):
     small, others = joint_rnnt_loss_and_grad(*case, max_workspace_bytes=logits_bytes // 3)
     assert_costs_close(small, loss, np.float32, case.length)
     assert_gradients_close(others, gradients, np.float32, case.length)
+
+
+def left_to_the_collector(function, *args):
+    """Types of our objects in cycles, whose buffers a call would leave until Python looks for
+    them."""
+    gc.collect()
+    try:
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        function(*args)
+        gc.collect()
+        types = {type(garbage) for garbage in gc.garbage}
+        return {kind.__name__ for kind in types if kind.__module__.startswith("cupy_rnnt")}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+@pytest.mark.parametrize("function", [joint_rnnt_loss, joint_rnnt_loss_and_grad])
+def test_buffers_end_with_the_call(device, function):
+    case = random_joint_case(np.random.default_rng(0), 2, 9, 3, dtype=np.float32)
+    with selecting():
+        assert not left_to_the_collector(function, *case)
+
+
+def test_buffers_end_with_a_call_on_logits(device):
+    case = random_logits_case(np.random.default_rng(0), 2, 9, 3, dtype=np.float32)
+    assert not left_to_the_collector(rnnt_loss_and_grad, *case)
 
 
 @given(
