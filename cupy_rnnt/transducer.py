@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,23 +127,23 @@ class Topology:
     def read_by(arc: Arc) -> tuple[Score, ...]:
         return arc.scores if arc.then is None else (*arc.scores, arc.then)
 
-    @property
+    @cached_property
     def scores(self) -> tuple[Score, ...]:
         """The K different ones: blanks, the label, durations."""
         different = {one for arc in self.arcs for one in self.read_by(arc)}
         return tuple(sorted(different, key=lambda one: (KINDS.index(one.kind), one.number)))
 
-    @property
+    @cached_property
     def reach(self) -> int:
         """How many anti-diagonals ``t + u`` the longest arc crosses."""
         return max(arc.frames + arc.labels for arc in self.arcs)
 
-    @property
+    @cached_property
     def looks_aside(self) -> bool:
         """Whether some arc reads the score of a second cell."""
         return any(arc.then is not None and arc.labels > 0 for arc in self.arcs)
 
-    @property
+    @cached_property
     def cpp(self) -> str:
         """The template argument of kernels, see ``kernels/topology.cuh``."""
         return f"Topology<{', '.join(map(self._cpp_of, self.arcs))}>"
@@ -255,12 +256,12 @@ class Transducer:
         if not 0 <= self.sigma < np.inf:
             raise ValueError(f"sigma is {self.sigma}, but it must be finite and at least 0")
 
-    @property
+    @cached_property
     def blanks(self) -> int:
         """How many tokens are blanks: one at least, whether an arc has its score or not."""
         return max(1, self._count("blank"))
 
-    @property
+    @cached_property
     def durations(self) -> int:
         """How many columns of durations follow the tokens."""
         return self._count("duration")
@@ -269,7 +270,7 @@ class Transducer:
         indices = [one.number for one in self.topology.scores if one.kind == kind]
         return 1 + max(indices, default=-1)
 
-    @property
+    @cached_property
     def normalises(self) -> bool:
         """Whether no score is above 0: each is less the log-sum-exp of the head that its column is
         under, and of others only if they have a zero, so that they are above 0."""
@@ -278,7 +279,7 @@ class Transducer:
         above = {kind for head, kind in charges if kind not in head.kinds and not head.zero}
         return {score.kind for score in self.topology.scores} <= own - above
 
-    @property
+    @cached_property
     def most_mass(self) -> int:
         """A bound of the sum of the probabilities of all arcs that leave a cell, if the transducer
         `normalises`: 1 for those in use, whose arcs exclude each other."""

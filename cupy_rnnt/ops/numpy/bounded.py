@@ -89,23 +89,20 @@ class BoundedSweeps(Sweeps):
         rows = max(1, _BLOCK // self.grid.width)
         return (slice(start, start + rows) for start in range(0, self.grid.rows, rows))
 
-    def _cap(self, row: int, beta: HostArray, out: HostArray, work: HostArray) -> None:
-        """The most that bounds of beta can be in a row, given those of the rows below.
+    def _cap(self, row: int, below: list[HostArray], out: HostArray) -> HostArray:
+        """The most that bounds of beta can be in a row, given those that each arc leads to.
 
         The probabilities of the arcs that leave a cell add up to no more than 1 (or a small number,
         see :attr:`cupy_rnnt.transducer.Transducer.most_mass`), but for what a delay penalty adds.
         """
-        for i, step in enumerate(self._steps):
-            start = self.grid.start(row + step.ahead) + step.shift
-            below = beta[start : start + len(out)]
-            if step.arc.labels and self._delay_penalty:
-                below = np.add(below, self._delays(row)[: len(out)], out=work)
-            if i == 0:
-                np.copyto(out, below)
-            else:
-                np.maximum(out, below, out=out)
-        if self._most_mass > 1:
-            out += np.log(self._most_mass)
+        if self._delay_penalty:
+            delays = self._delays(row)[: len(out)]
+            pairs = zip(self._steps, below, strict=True)
+            below = [beta + delays if step.arc.labels else beta for step, beta in pairs]
+        most, *others = below
+        for beta in others:
+            most = np.maximum(most, beta, out=out)
+        return most if self._most_mass == 1 else np.add(most, np.log(self._most_mass), out=out)
 
     def _delays(self, row: int) -> HostArray:
         """What the delay penalty adds to labels in a row."""

@@ -43,6 +43,8 @@ class Grid:
         ``width`` columns that is laid out flat.
     frame_stride, position_stride : int
         In such an array.
+    starts : range
+        Where each row, and any further one, begins in the memory of :meth:`full`.
     """
 
     def __init__(self, frames: HostArray, positions: HostArray, flipped: bool, spare: int) -> None:
@@ -58,6 +60,7 @@ class Grid:
         longer = np.searchsorted(-self.diagonals[self.order], -np.arange(self.rows + 1))
         self._longer = longer.tolist()
         self.ends = np.concatenate(([0], ends))[longer].tolist()
+        self.starts = range(spare, 2**62, self.width)
         self.frame_stride = self.width + flipped
         self.position_stride = self.width + (not flipped)
         self.exit = self.first + self.offset(frames, positions - 1)
@@ -77,10 +80,6 @@ class Grid:
         memory = np.full((*extents, self._spare + (rows + 1) * self.width), -np.inf)
         of_rows = memory[..., self._spare : self._spare + rows * self.width]
         return memory, of_rows.reshape(*extents, rows, self.width)
-
-    def start(self, row: int) -> int:
-        """Where a row begins in flat memory."""
-        return self._spare + row * self.width
 
     def with_diagonals(self, count: int) -> HostArray:
         """The samples that have so many."""

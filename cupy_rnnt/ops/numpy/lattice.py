@@ -42,9 +42,10 @@ class _Step(NamedTuple):
     def weights(self, start: int, count: int, out: HostArray) -> HostArray:
         """The log-probs of the arc from some places; they may go to `out`."""
         weights = self.first[start : start + count]
-        for scores, behind in self.added:
-            others = scores[start + behind : start + behind + count]
-            weights = np.add(weights, others, out=out)
+        if self.added:
+            for scores, behind in self.added:
+                others = scores[start + behind : start + behind + count]
+                weights = np.add(weights, others, out=out)
         return weights
 
 
@@ -150,7 +151,7 @@ class Sweeps:
 
         Cells that are not `passing`, (rows, width), pass nothing on.
         """
-        grid, steps = self.grid, self._steps
+        grid, steps, starts = self.grid, self._steps, self.grid.starts
         turns = grid.rows if keep else self._topology.reach + 1
         passed_on, alpha = grid.full(turns)
         if passing is not None:
@@ -159,17 +160,16 @@ class Sweeps:
         log_prob = np.full(len(grid.first), -np.inf)
         spare, work = np.empty((len(steps), grid.width)), np.empty(grid.width)
         alpha[0, grid.first] = 0.0
-        for d in range(grid.rows):
-            n = grid.ends[d]
+        for d, n in enumerate(grid.ends[: grid.rows]):
             here = alpha[d % len(alpha), :n]
             terms = []
             for step, out in zip(steps, spare, strict=True):
                 before = d - step.ahead
                 if before >= 0:
-                    term = out[:n]
-                    weights = step.weights(grid.start(before) - step.shift, n, term)
-                    start = grid.start(before % turns) - step.shift
-                    terms.append(np.add(passed_on[start : start + n], weights, out=term))
+                    term, shift = out[:n], step.shift
+                    weights = step.weights(starts[before] - shift, n, term)
+                    start = starts[before % turns] - shift
+                    terms.append(np.add(passed_on[start : start + n], weights, term))
             if terms:
                 logsumexp(terms, here, work[:n])
             if passing is not None:
@@ -178,41 +178,38 @@ class Sweeps:
             for i, sample, column in self._endings.get(d, ()):
                 step = steps[i]
                 if step.arc.ends:
-                    weight = step.weights(grid.start(d) + column, 1, work[:1])[0]
+                    weight = step.weights(starts[d] + column, 1, work[:1])[0]
                     log_prob[sample] = np.logaddexp(log_prob[sample], here[column] + weight)
         return log_prob, alpha
 
     def _backward(
         self,
         passing: HostArray | None = None,
-        cap: Callable[[int, HostArray, HostArray, HostArray], None] | None = None,
+        cap: Callable[[int, list[HostArray], HostArray], HostArray] | None = None,
     ) -> HostArray:
         """Sweep log beta back: (rows, width), and some more rows that no cell is in.
 
-        Cells that are not `passing` have none. ``cap(row, beta, out, work)`` writes the most that
-        it may be in a row, given those below, in memory.
+        Cells that are not `passing` have none. ``cap(row, below, out)`` is the most that a row may
+        hold, given what each arc leads to; it may use `out`.
         """
-        grid, steps = self.grid, self._steps
+        grid, steps, starts = self.grid, self._steps, self.grid.starts
         memory, beta = grid.full(grid.rows + self._topology.reach)
         beta.reshape(-1)[grid.exit] = 0.0
-        spare, work = np.empty((max(len(steps), 2), grid.width)), np.empty(grid.width)
+        spare, work = np.empty((len(steps), grid.width)), np.empty(grid.width)
         for d in range(grid.rows - 1, -1, -1):
-            n, start = grid.ends[d], grid.start(d)
-            terms = []
-            for step, out in zip(steps, spare, strict=False):
-                term = out[:n]
-                weights = step.weights(start, n, term)
-                below = grid.start(d + step.ahead) + step.shift
-                terms.append(np.add(weights, memory[below : below + n], out=term))
+            n, start = grid.ends[d], starts[d]
+            below, terms = [], []
+            for step, out in zip(steps, spare, strict=True):
+                behind, term = starts[d + step.ahead] + step.shift, out[:n]
+                below.append(memory[behind : behind + n])
+                terms.append(np.add(step.weights(start, n, term), below[-1], term))
             for i, _, column in self._endings.get(d, ()):
                 if not steps[i].arc.ends:
                     terms[i][column] = -np.inf
             here = beta[d, :n]
             logsumexp(terms, here, work[:n])
             if cap is not None:
-                most = spare[0, :n]
-                cap(d, memory, most, spare[1, :n])
-                np.minimum(here, most, out=here)
+                np.minimum(here, cap(d, below, work[:n]), out=here)
             if passing is not None:
                 np.copyto(here, -np.inf, where=~passing[d, :n])
         return beta
@@ -368,14 +365,14 @@ class Lattice:
 
 def logsumexp(terms: list[HostArray], out: HostArray, work: HostArray) -> None:
     """``out = log(sum(exp(terms)))`` for values below +inf; `terms` are overwritten."""
-    if len(terms) == 1:
-        np.copyto(out, terms[0])
+    if len(terms) == 2:
+        logaddexp(terms[0], terms[1], out, work)
         return
-    first, second, *rest = terms
+    first, *rest = terms
     if not rest:
-        logaddexp(first, second, out, work)
+        np.copyto(out, first)
         return
-    np.maximum(first, second, out=out)
+    np.copyto(out, first)
     for term in rest:
         np.maximum(out, term, out=out)
     np.maximum(out, -1e300, out=work)  # -inf - -inf would be NaN
