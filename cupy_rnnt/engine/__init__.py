@@ -27,7 +27,7 @@ from ..ops.types import DeviceArray, HostArray
 from ..options import Options
 from ..results import Info, reduced
 from .passes import Passes, Solved
-from .plan import Plan, plan
+from .plan import Plan, make_plan
 from .sources import Kept, Source
 
 
@@ -134,11 +134,11 @@ class Gradients:
 
 def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> Result:
     """Solve the lattices of a batch, part by part, and let something be read from each part."""
-    chosen = make_plan(source, batch, options, read_out.gradient, read_out.store)
+    plan = make_plan(source, batch, options, read_out.gradient, read_out.store)
     arrays = source.ops.xp.empty((2, batch.size))
-    result = Result(batch, options, source.dtype, chosen, *arrays)
+    result = Result(batch, options, source.dtype, plan, *arrays)
     with (
-        _running(source, batch, options, chosen, read_out.passes) as passes,
+        _running(source, batch, options, plan, read_out.passes) as passes,
         read_out.reading(passes) as read,
     ):
         for part in passes.parts():
@@ -158,14 +158,14 @@ def backward(
 ) -> None:
     """Pass 2 over the cells that were kept, with cost weights known only now."""
     ops = source.ops
-    chosen = make_plan(source, batch, options, gradient=True, store=False)
-    behind = ops.asarray(batch.offsets[[group.stop for group in chosen.groups]])
+    plan = make_plan(source, batch, options, gradient=True, store=False)
+    behind = ops.asarray(batch.offsets[[group.stop for group in plan.groups]])
     ends = ops.host(ops.xp.searchsorted(kept.packed, behind))[0].tolist()
     with (
-        _running(source, batch, options, chosen, 1) as passes,
+        _running(source, batch, options, plan, 1) as passes,
         passes.sums(ops.asarray(weights)) as sums,
     ):
-        for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
+        for group, start, end in zip(plan.groups, [0, *ends], ends, strict=False):
             passes.second(sums, group, kept.part(slice(start, end)))
 
 
@@ -174,12 +174,6 @@ def returned(result: Result, like: Any, *gradients: Any) -> Any:
     info = [result.info()] if result.options.return_info else []
     values = exported(result.loss(), like), *gradients, *info
     return values if len(values) > 1 else values[0]
-
-
-def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
-    budget, select = options.max_workspace_bytes, options.tolerance > 0
-    transducer = options.transducer
-    return plan(batch, source, source.ops, transducer, budget, gradient, store, select)
 
 
 @contextmanager

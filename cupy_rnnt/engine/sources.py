@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..batch import Coordinates
-from ..ops import Operations
 from ..ops.types import Cells, DeviceArray, HostArray, RowPosteriors
 from .plan import Group, Needs
 from .tangents import Tangents
@@ -66,7 +65,6 @@ class Sums(Protocol):
 class Source(Needs, Protocol):
     """Where logits come from and their gradient goes."""
 
-    ops: Operations
     coordinates: Coordinates
     dtype: np.dtype
     """The compute dtype."""
