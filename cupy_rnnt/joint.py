@@ -118,7 +118,7 @@ def joint_rnnt_loss(
         ``"constrained"`` (those of k2, where a label takes a frame as well), or a
         :class:`Transducer` of one's own.
     delay_penalty : float
-        That of k2: ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
+        As in k2, ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
         label emitted at frame t, in a sample of T frames. The cost includes it.
     fastemit_lambda : float
         Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
@@ -140,9 +140,9 @@ def joint_rnnt_loss(
     Returns
     -------
     loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
-        In nats; float32, or float64 for float64 inputs. A sample whose labels have probability 0
-        costs inf, and so does one whose cost that dtype cannot hold. One with a NaN in its valid
-        part, or a logit of +inf, costs NaN. Other samples are not affected.
+        In nats; float32, or float64 for float64 inputs. A sample costs inf if its labels have
+        probability 0, or if that dtype cannot hold its cost. It costs NaN if a NaN is in its valid
+        part, or a logit is +inf. Other samples are not affected.
     info : Info
         Only if `return_info` is true.
 
@@ -150,7 +150,7 @@ def joint_rnnt_loss(
     ------
     ValueError
         If a shape, a length, a label or an option is out of range, the floating arguments are not
-        all in one place, or the workspace is too small for the smallest tile.
+        all on the same device, or the workspace is too small for the smallest tile.
     TypeError
         If a dtype is not supported, the dtypes of the floating arguments differ, or an array cannot
         be passed on by DLPack.

@@ -19,7 +19,7 @@ from ..transducer import Row
 
 _SMALL_ROWS = 64  # a smaller tile is not worth it, even if workers then have unequal counts
 ROW_BYTES = 512
-"""What a row of a tile takes up in vectors: indices, occupancies and others."""
+"""What a row of a tile takes up in vectors, such as indices and occupancies."""
 _CELL_BYTES = 2 * 8 + 2 * 8 + 2 * 8  # list; choosing kept cells; number and row of a kept cell
 _MASKS_BYTES = 8  # a cell has entries of masks as well where cells are selected
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects

@@ -1,4 +1,4 @@
-"""Which cells to compute, and the proof that the others do not matter.
+"""Which cells to compute, and the proof that the rest do not matter.
 
 Upper bounds of all scores (:mod:`cupy_rnnt.engine.tangents`) bound the posterior of every cell. The
 softmax of a cell is computed where that bound could matter; these cells are C. The *certificate*
