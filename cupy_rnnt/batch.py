@@ -11,7 +11,7 @@ from .ops import Operations
 from .ops.types import Cells, DeviceArray
 
 INTEGERS = "targets", "logit_lengths", "target_lengths"
-"""The arguments of integers of every loss, in their order."""
+"""The integer arguments of every loss, in order."""
 
 
 class Batch:
@@ -31,7 +31,7 @@ class Batch:
     blank : int
         Index in ``[-V, V)``.
     blanks : int
-        How many there are: the blank and those in front of it.
+        Number of blanks: the blank and the columns in front of it.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Batch:
 
 
 class Coordinates:
-    """Where the cells of a batch are, worked out on a device."""
+    """Computes the coordinates of cells on a device."""
 
     def __init__(self, batch: Batch, ops: Operations) -> None:
         self._xp = ops.xp
@@ -101,7 +101,7 @@ class Coordinates:
         )
 
     def of(self, packed: DeviceArray) -> Cells:
-        """Those of cells given by their packed indices."""
+        """The coordinates of cells, from their packed indices (n,)."""
         sample = self._xp.searchsorted(self._offsets, packed, side="right") - 1
         positions = self._positions[sample]
         within = packed - self._offsets[sample]

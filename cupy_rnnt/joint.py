@@ -41,12 +41,12 @@ def checked(
     targets: ArrayLike,
     logit_lengths: ArrayLike,
     target_lengths: ArrayLike,
-    **options: Any,
+    **keywords: Any,
 ) -> JointCall:
-    """Validate the arguments of a joint loss; `options` are those of :class:`Options`."""
+    """Validate the arguments of a joint loss; `keywords` are those of :class:`Options`."""
     encoder_out = checks.floats("encoder_out", encoder_out, ("B", "T", "H"))
     dtype = encoder_out.dtype
-    values = Options.checked(dtype, **options)
+    options = Options.checked(dtype, **keywords)
     predictor_out = checks.floats("predictor_out", predictor_out, ("B", "U + 1", "H"), dtype)
     targets = checks.integer_array("targets", targets)
     checks.batch_first("encoder_out", encoder_out, targets)
@@ -61,9 +61,9 @@ def checked(
         checks.shape("bias", bias, (len(weight),))
     inputs = JointInputs(encoder_out, predictor_out, weight, bias)
     checks.same_device(**inputs._asdict())
-    lattice, tokens = (size, frames, positions), values.tokens(len(weight))
+    lattice, tokens = (size, frames, positions), options.tokens(len(weight))
     batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
-    return JointCall(batch, values, inputs)
+    return JointCall(batch, options, inputs)
 
 
 @spells_out(Keywords)
@@ -84,10 +84,9 @@ def joint_rnnt_loss(
 
     The joint network is ``hidden = activation(encoder_out[b, t] + predictor_out[b, u])``,
     ``logits = hidden @ weight.T + bias``. The (B, T, U + 1, V) logits are computed a tile at a
-    time and never held. NumPy arrays are computed with on the CPU, CuPy arrays on their device and
-    its current stream, which the results are on, too. Other arrays that speak DLPack, of PyTorch or
-    JAX for example, are computed with where they are, without copies, and all results are of the
-    kind of `encoder_out`.
+    time and never held. NumPy arrays are processed on the CPU, CuPy arrays on their device and its
+    current stream. Other arrays that speak DLPack, of PyTorch or JAX for example, are processed on
+    their device, without copies. Results are of the kind of `encoder_out` and on the same device.
 
     Parameters
     ----------
@@ -95,7 +94,7 @@ def joint_rnnt_loss(
         Encoder outputs, projected to the hidden size of the joint network; float16, bfloat16,
         float32 or float64. Arithmetic is float32, or float64 for float64.
     predictor_out : likewise, shape (B, U + 1, H)
-        Predictor outputs, of the same dtype and in the same place; so are the following.
+        Predictor outputs. All floating arguments have the same dtype and are on the same device.
     weight : likewise, shape (V, H)
         Output layer, as in ``torch.nn.Linear``.
     bias : likewise, shape (V,), or None
@@ -119,18 +118,17 @@ def joint_rnnt_loss(
         ``"constrained"`` (those of k2, where a label takes a frame as well), or a
         :class:`Transducer` of one's own.
     delay_penalty : float
-        That of k2: ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
+        As in k2, ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
         label emitted at frame t, in a sample of T frames. The cost includes it.
     fastemit_lambda : float
         Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
     zero_infinity : bool
         Give a sample whose cost is not finite cost 0, as ``torch.nn.CTCLoss`` does.
     tolerance : float, optional
-        Alignments that hold least of a sample's probability may be left out of its cost, by proof
-        at most the share ``tolerance / 2`` of what the others hold: a cost is at most
-        ``log1p(tolerance / 2)`` too large, and never too small. At least 0, which computes every
-        cell, and below 1; the default is the unit round-off of the results, 2**-24 (2**-53 for
-        float64).
+        Improbable alignments may be left out of a cost. They are proven to hold at most the share
+        ``tolerance / 2`` of the probability of the rest: a cost is at most ``log1p(tolerance / 2)``
+        too large, and never too small. At least 0, which computes every cell, and below 1; the
+        default is the unit round-off of the results, 2**-24 (2**-53 for float64).
     max_workspace_bytes : int, optional
         Bytes that may be allocated beyond arguments and results, 256 MiB by default. What a BLAS
         library holds for its own use is not counted.
@@ -142,9 +140,9 @@ def joint_rnnt_loss(
     Returns
     -------
     loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
-        In nats; float32, or float64 for float64 inputs. A sample whose labels have probability 0
-        costs inf, and so does one whose cost that dtype cannot hold. One with a NaN in its valid
-        part, or a logit of +inf, costs NaN. Others are not touched by it.
+        In nats; float32, or float64 for float64 inputs. A sample costs inf if its labels have
+        probability 0, or if that dtype cannot hold its cost. It costs NaN if a NaN is in its valid
+        part, or a logit is +inf. Other samples are not affected.
     info : Info
         Only if `return_info` is true.
 
@@ -152,7 +150,7 @@ def joint_rnnt_loss(
     ------
     ValueError
         If a shape, a length, a label or an option is out of range, the floating arguments are not
-        all in one place, or the workspace is too small for the smallest tile.
+        all on the same device, or the workspace is too small for the smallest tile.
     TypeError
         If a dtype is not supported, the dtypes of the floating arguments differ, or an array cannot
         be passed on by DLPack.
@@ -215,7 +213,8 @@ def joint_rnnt_loss_and_grad(
 ) -> Any:
     """Loss of a joint network, and its gradients with respect to all four inputs.
 
-    Parameters are those of :func:`joint_rnnt_loss`, and these.
+    Takes the parameters of :func:`joint_rnnt_loss`; the following are new, or also affect the
+    gradients.
 
     Parameters
     ----------
@@ -231,10 +230,10 @@ def joint_rnnt_loss_and_grad(
         times in the gradient. The loss stays ``-log P``.
     tolerance : float, optional
         Share of the posterior of each sample that may be left out of its gradient, at least 0 and
-        below 1. At most half of it are alignments left out of the cost as well, as by
-        :func:`joint_rnnt_loss`; the rest are cells that hold least occupancy. The default is the
-        unit round-off of the results, 2**-24 (2**-53 for float64), which makes these the full loss
-        and gradient to working precision; 0 computes and keeps every cell.
+        below 1. At most half of it is alignments that the cost leaves out too, as in
+        :func:`joint_rnnt_loss`; the rest is cells of little occupancy. The default is the unit
+        round-off of the results, 2**-24 (2**-53 for float64): the full loss and gradient to
+        working precision. 0 computes and keeps every cell.
 
     Returns
     -------

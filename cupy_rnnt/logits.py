@@ -37,17 +37,17 @@ def checked(
     targets: ArrayLike,
     logit_lengths: ArrayLike,
     target_lengths: ArrayLike,
-    **options: Any,
+    **keywords: Any,
 ) -> LogitsCall:
-    """Validate the arguments of a loss; `options` are those of :class:`Options`."""
+    """Validate the arguments of a loss; `keywords` are those of :class:`Options`."""
     logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"))
-    values = Options.checked(logits.dtype, **options)
+    options = Options.checked(logits.dtype, **keywords)
     targets = checks.integer_array("targets", targets)
     checks.batch_first("logits", logits, targets, positions=2)
     *lattice, width = logits.shape
-    tokens = values.tokens(width)
+    tokens = options.tokens(width)
     batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
-    return LogitsCall(batch, values, logits)
+    return LogitsCall(batch, options, logits)
 
 
 _LIKE_LOG_PROBS = (
@@ -83,9 +83,9 @@ def rnnt_loss(
 
     Arguments, their order and their defaults are those of ``torchaudio.functional.rnnt_loss``. If
     the logits come from a joint network, :func:`cupy_rnnt.joint_rnnt_loss` gets by without them.
-    NumPy arrays are computed with on the CPU, CuPy arrays on their device and its current stream,
-    which the results are on, too. Other arrays that speak DLPack, of PyTorch or JAX for example,
-    are computed with where they are, without copies, and all results are of the kind of `logits`.
+    NumPy arrays are processed on the CPU, CuPy arrays on their device and its current stream. Other
+    arrays that speak DLPack, of PyTorch or JAX for example, are processed on their device, without
+    copies. Results are of the kind of `logits` and on the same device.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def rnnt_loss(
         ``"constrained"`` (those of k2, where a label takes a frame as well), or a
         :class:`Transducer` of one's own.
     delay_penalty : float
-        That of k2: ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
+        As in k2, ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
         label emitted at frame t, in a sample of T frames. The cost includes it.
     fastemit_lambda : float
         Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
@@ -130,9 +130,9 @@ def rnnt_loss(
     Returns
     -------
     loss : of shape (B,) if `reduction` is ``"none"``, else a NumPy scalar or a 0-d array
-        In nats; float32, or float64 for float64 logits. A sample whose labels have probability 0
-        costs inf, and so does one whose cost that dtype cannot hold. One with a NaN in its valid
-        part, or a logit of +inf, costs NaN. Others are not touched by it.
+        In nats; float32, or float64 for float64 logits. A sample costs inf if its labels have
+        probability 0, or if that dtype cannot hold its cost. It costs NaN if a NaN is in its valid
+        part, or a logit is +inf. Other samples are not affected.
     info : Info
         Only if `return_info` is true.
 
@@ -203,7 +203,7 @@ def rnnt_loss_and_grad(
 ) -> Any:
     """Loss of given logits, and its gradient with respect to them.
 
-    Parameters are those of :func:`rnnt_loss`, and these.
+    Takes the parameters of :func:`rnnt_loss`; the following are new, or also affect the gradient.
 
     Parameters
     ----------
@@ -222,9 +222,9 @@ def rnnt_loss_and_grad(
         FastEmit regularisation (arXiv 2010.11148): occupancies of labels count ``1 + lambda``
         times in the gradient. The loss stays ``-log P``.
     tolerance : float, optional
-        Cells that hold least may get a gradient of 0, up to this share of the occupancy of their
-        sample, at least 0 and below 1. The default is the unit round-off of the results, 2**-24
-        (2**-53 for float64), which makes this the full gradient to working precision; 0 keeps
+        Cells of little occupancy may get a gradient of 0. Together they hold at most this share of
+        the occupancy of their sample, at least 0 and below 1. The default is the unit round-off of
+        the results, 2**-24 (2**-53 for float64): the full gradient to working precision. 0 keeps
         every cell.
 
     Returns

@@ -49,44 +49,44 @@ class JointKeywords(Keywords, total=False):
 
 
 class ReportingKeywords(Keywords, total=False):
-    """What a loss takes that reports to Python while it runs, or about how it ran."""
+    """What a loss takes by keyword if it can call back to Python and return an :class:`Info`."""
 
     progress: Progress | None
     return_info: bool
 
 
-def _by(check: Callable[..., Any], **limits: Any) -> dict[str, Any]:
+def _check(check: Callable[..., Any], **limits: Any) -> dict[str, Any]:
     return {"check": partial(check, **limits)}
 
 
-_ABSENT: Any = None  # until a value is worked out that depends on the dtype
+_ABSENT: Any = None  # replaced by :meth:`Options.checked`
 
 
 @dataclass(frozen=True)
 class Options:
     """The value of every keyword in one call; the public functions document them."""
 
-    blank: int = field(default=-1, metadata=_by(checks.integer))
-    clamp: float = field(default=-1.0, metadata=_by(checks.number))
-    reduction: str = field(default="mean", metadata=_by(checks.choice, choices=REDUCTIONS))
-    fused_log_softmax: bool = field(default=True, metadata=_by(checks.boolean))
-    activation: str = field(default="tanh", metadata=_by(checks.choice, choices=tuple(ACTIVATIONS)))
-    transducer: Transducer = field(default=NAMED["regular"], metadata=_by(transducer_of))
-    delay_penalty: float = field(default=0.0, metadata=_by(checks.number))
-    fastemit_lambda: float = field(default=0.0, metadata=_by(checks.number, low=0.0, below=1e6))
-    zero_infinity: bool = field(default=False, metadata=_by(checks.boolean))
-    tolerance: float = field(default=_ABSENT, metadata=_by(checks.number, low=0.0, below=1.0))
-    max_workspace_bytes: int = field(default=_ABSENT, metadata=_by(checks.integer))
-    progress: Progress | None = field(default=None, metadata=_by(checks.callback))
-    return_info: bool = field(default=False, metadata=_by(checks.boolean))
+    blank: int = field(default=-1, metadata=_check(checks.integer))
+    clamp: float = field(default=-1.0, metadata=_check(checks.number))
+    reduction: str = field(default="mean", metadata=_check(checks.choice, choices=REDUCTIONS))
+    fused_log_softmax: bool = field(default=True, metadata=_check(checks.boolean))
+    activation: str = field(default="tanh", metadata=_check(checks.choice, choices=(*ACTIVATIONS,)))
+    transducer: Transducer = field(default=NAMED["regular"], metadata=_check(transducer_of))
+    delay_penalty: float = field(default=0.0, metadata=_check(checks.number))
+    fastemit_lambda: float = field(default=0.0, metadata=_check(checks.number, low=0.0, below=1e6))
+    zero_infinity: bool = field(default=False, metadata=_check(checks.boolean))
+    tolerance: float = field(default=_ABSENT, metadata=_check(checks.number, low=0.0, below=1.0))
+    max_workspace_bytes: int = field(default=_ABSENT, metadata=_check(checks.integer))
+    progress: Progress | None = field(default=None, metadata=_check(checks.callback))
+    return_info: bool = field(default=False, metadata=_check(checks.boolean))
 
     @staticmethod
     def checked(dtype: np.dtype, **values: Any) -> Options:
-        """Validate values; the others get their defaults, for inputs of a dtype."""
-        for one in fields(Options):
-            value = values.get(one.name)
-            if one.name in values and (value is not None or one.default is not None):
-                values[one.name] = one.metadata["check"](one.name, value)
+        """Validate values, and fill in the defaults for inputs of a dtype."""
+        for option in fields(Options):
+            name, value = option.name, values.get(option.name)
+            if name in values and (value is not None or option.default is not None):
+                values[name] = option.metadata["check"](name, value)
         if values.get("tolerance") is None:
             values["tolerance"] = default_tolerance(dtype)
         if values.get("max_workspace_bytes") is None:
@@ -94,18 +94,18 @@ class Options:
         return Options(**values)
 
     def tokens(self, width: int) -> tuple[int, int, int]:
-        """Of rows of so many logits: how many are tokens, which is the blank, how many blanks."""
+        """Of rows of `width` logits: the number of tokens, the blank, the number of blanks."""
         transducer = self.transducer
         vocabulary = checks.vocabulary(width, transducer.durations)
         return vocabulary, self.blank, transducer.blanks
 
     def values(self) -> dict[str, Any]:
-        """By the names of the keywords."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        """The value of every keyword, by name."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
 
 
-DEFAULTS = {one.name: one.default for one in fields(Options)} | {"transducer": "regular"}
-"""Of every keyword, as one would write it; None is no value, or one that depends on the dtype."""
+DEFAULTS = {option.name: option.default for option in fields(Options)} | {"transducer": "regular"}
+"""The defaults that signatures show. For None, :meth:`Options.checked` may set a value."""
 
 
 def spells_out(keywords: type) -> Callable[[Function], Function]:
@@ -134,7 +134,7 @@ def spells_out(keywords: type) -> Callable[[Function], Function]:
             return function(*arguments, **options)
 
         refusing.__signature__ = signature  # type: ignore[attr-defined]
-        hints = {name: one.annotation for name, one in signature.parameters.items()}
+        hints = {p.name: p.annotation for p in signature.parameters.values()}
         refusing.__annotations__ = hints | {"return": signature.return_annotation}
         return refusing  # type: ignore[return-value]
 

@@ -36,12 +36,12 @@ class Info:
     computed : int
         Cells whose softmax was computed.
     kept : int
-        Those of them whose gradient was computed; 0 if no gradient was asked for.
+        Computed cells whose gradient was computed as well; 0 if the call returns no gradient.
     certificate : numpy.ndarray or cupy.ndarray, shape (B,), float64
         Proven bound of ``P(all paths) / P(paths inside the computed cells) - 1`` of each sample, at
-        most half the tolerance; 0 where every cell was computed. A cost is never too small for what
-        was left out, and at most ``log1p(certificate)`` too large. It is of NumPy or CuPy, whatever
-        the kind of the arguments.
+        most half the tolerance; 0 where every cell was computed. What was left out makes a cost at
+        most ``log1p(certificate)`` too large, and never too small. The array is of NumPy or CuPy,
+        whatever the kind of the arguments.
     rounds : int
         Most rounds of selecting and computing cells that a sample took; 1 where all cells were
         computed at once.
@@ -59,10 +59,10 @@ class Info:
 
 
 def reportable(costs: DeviceArray, dtype: np.dtype) -> Any:
-    """Costs in float64, infinite if `dtype`, in which they are reported, cannot hold them.
+    """Costs in float64; inf where `dtype`, in which the loss is returned, cannot hold them.
 
-    What follows from whether a cost is finite follows from this: its gradient, `zero_infinity`.
-    The others are not rounded, since their mean is taken in float64.
+    The gradient and `zero_infinity` depend on whether these costs are finite. Finite costs are not
+    rounded to `dtype`, since their mean is taken in float64.
     """
     if costs.dtype == dtype:
         return costs
@@ -73,7 +73,7 @@ def reportable(costs: DeviceArray, dtype: np.dtype) -> Any:
 
 
 def reduced(costs: DeviceArray, reduction: str, dtype: np.dtype) -> Any:
-    """The costs (..., B), their mean over the batch or their sum, in `dtype`."""
+    """The costs (..., B), or their mean or sum over the batch, in `dtype`."""
     with np.errstate(all="ignore"):  # a sum may be too large, or inf - inf
         if reduction == "mean":
             costs = costs.mean(axis=-1)
@@ -83,8 +83,8 @@ def reduced(costs: DeviceArray, reduction: str, dtype: np.dtype) -> Any:
 
 
 def weights_of(reduction: str, cost_weights: Any, size: int, dtype: np.dtype) -> HostArray:
-    """Given weights of the costs, or else the derivative of the reduced loss with respect to each
-    (of their sum for ``"none"``); float64, (B,)."""
+    """Weights of the costs, float64, (B,): `cost_weights` or, if None, the derivative of the loss
+    with respect to each cost; for ``"none"``, of the sum of the costs."""
     if cost_weights is not None:
         return checks.cost_weights(cost_weights, size, dtype)
     return np.full(size, 1.0 / size if reduction == "mean" else 1.0)

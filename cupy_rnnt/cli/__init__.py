@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import __version__, engine, joint, reference
+from .. import __version__, joint, reference
+from ..engine.plan import make_plan
 from ..ops import Operations, cuda
 from ..ops import numpy as cpu
 from ..ops.types import FLOATING_DTYPES
@@ -261,7 +262,7 @@ def _estimate(args: argparse.Namespace) -> int:
         *inputs[:-1], blank=inputs.blank, max_workspace_bytes=args.max_workspace_bytes
     )
     source = call.source(gradient=True)
-    plan = engine.make_plan(source, call.batch, call.options, gradient=True, store=True)
+    plan = make_plan(source, call.batch, call.options, gradient=True, store=True)
     largest = max(group.stop - group.start for group in plan.groups)
     print("Memory of joint_rnnt_loss_and_grad, planned and not allocated")
     row("batch", f"B = {size}, T = {frames}, U = {labels}, V = {args.vocab}, H = {hidden}")

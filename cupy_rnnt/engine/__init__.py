@@ -1,15 +1,15 @@
 """The sample-wise engine: two passes over lists of cells, a tile at a time, in a fixed workspace.
 
     for group in plan:
-        select                     # the cells that can matter: by bounds, or all
-        for tile of these cells:   # pass 1: the log-probs of blank and label of each cell
-        certify                    # that the others do not matter, or select more
-        lattice                    # costs and occupancies of all samples of the group
-        keep                       # the cells whose gradient matters
-        for tile of kept cells:    # pass 2: their gradient
+        select                       # the cells that can matter: by bounds, or all
+        for tile of selected cells:  # pass 1: the scores of each cell
+        certify                      # that the other cells do not matter, or select more
+        lattice                      # costs and occupancies of all samples of the group
+        keep                         # the cells whose gradient matters
+        for tile of kept cells:      # pass 2: their gradient
 
-It goes beyond Braun, McDermott and Hsiao (arXiv 2211.16270) in that a tile is a run of cells, not
-a sample, so that nothing is padded, and in that both passes leave out cells without posterior mass.
+It differs from Braun, McDermott and Hsiao (arXiv 2211.16270) in two ways. A tile is a run of cells,
+not a sample, so nothing is padded. Both passes leave out cells without posterior mass.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ..ops.types import DeviceArray, HostArray
 from ..options import Options
 from ..results import Info, reduced
 from .passes import Passes, Solved
-from .plan import Plan, plan
+from .plan import Plan, make_plan
 from .sources import Kept, Source
 
 
 @dataclass
 class Result:
-    """What a scan has found."""
+    """What :func:`scan` returns."""
 
     batch: Batch
     options: Options
@@ -46,7 +46,7 @@ class Result:
     rounds: int = 1
 
     def add(self, solved: Solved) -> None:
-        """Take over the costs of a part."""
+        """Copy the costs and certificates of a part, and count its cells and rounds."""
         samples = slice(solved.group.start, solved.group.stop)
         costs = self.costs[samples]
         costs[...] = solved.costs
@@ -71,17 +71,17 @@ class Result:
 
 
 class ReadOut(Protocol):
-    """What is read from the lattices that :func:`scan` solves."""
+    """What :func:`scan` reads from the lattices it solves."""
 
     gradient: bool
-    """Whether occupancies are read, not the costs alone."""
+    """Whether it reads occupancies, and not only costs."""
     store: bool
-    """Whether it has a use for logits of pass 1."""
+    """Whether it can use logits that pass 1 stored."""
     passes: int
-    """How many there are over the cells, of which progress tells."""
+    """Passes over the cells, which progress counts."""
 
     def reading(self, passes: Passes) -> AbstractContextManager[Callable[[Solved], int]]:
-        """A function that reads from the lattices of a part, and returns how many cells it kept."""
+        """A function that reads the lattices of a part and returns how many cells it kept."""
 
 
 class Costs:
@@ -95,7 +95,7 @@ class Costs:
 
 
 class KeptCells:
-    """The cells whose gradient matters, which :func:`backward` takes all together."""
+    """Collects the kept cells of the batch, for a later :func:`backward`."""
 
     gradient, store, passes = True, False, 1
 
@@ -112,8 +112,8 @@ class KeptCells:
 
 
 class Gradients:
-    """Gradients, given weights of the costs: logits of pass 1 serve pass 2 as far as the workspace
-    goes."""
+    """Runs pass 2 on each part at once, with weights of the costs, and reuses logits of pass 1 as
+    far as the workspace holds them."""
 
     gradient, store, passes = True, True, 2
 
@@ -133,12 +133,12 @@ class Gradients:
 
 
 def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> Result:
-    """Solve the lattices of a batch, part by part, and let something be read from each part."""
-    chosen = make_plan(source, batch, options, read_out.gradient, read_out.store)
+    """Solve the lattices of a batch, part by part, and let `read_out` read each part."""
+    plan = make_plan(source, batch, options, read_out.gradient, read_out.store)
     arrays = source.ops.xp.empty((2, batch.size))
-    result = Result(batch, options, source.dtype, chosen, *arrays)
+    result = Result(batch, options, source.dtype, plan, *arrays)
     with (
-        _running(source, batch, options, chosen, read_out.passes) as passes,
+        _running(source, batch, options, plan, read_out.passes) as passes,
         read_out.reading(passes) as read,
     ):
         for part in passes.parts():
@@ -149,46 +149,40 @@ def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> R
 
 
 def run(source: Source, batch: Batch, options: Options, weights: HostArray | None = None) -> Result:
-    """Costs, and given weights of them also the gradient."""
+    """Compute the costs and, if their weights are not None, the gradient too."""
     return scan(source, batch, options, Costs() if weights is None else Gradients(weights))
 
 
 def backward(
     source: Source, batch: Batch, options: Options, kept: Kept, weights: DeviceArray
 ) -> None:
-    """Pass 2 over the cells that were kept, with cost weights known only now."""
+    """Run pass 2 over the kept cells of a batch, once the cost weights (B,) are known."""
     ops = source.ops
-    chosen = make_plan(source, batch, options, gradient=True, store=False)
-    behind = ops.asarray(batch.offsets[[group.stop for group in chosen.groups]])
-    ends = ops.host(ops.xp.searchsorted(kept.packed, behind))[0].tolist()
+    plan = make_plan(source, batch, options, gradient=True, store=False)
+    stops = ops.asarray(batch.offsets[[group.stop for group in plan.groups]])
+    ends = ops.host(ops.xp.searchsorted(kept.packed, stops))[0].tolist()
     with (
-        _running(source, batch, options, chosen, 1) as passes,
+        _running(source, batch, options, plan, 1) as passes,
         passes.sums(ops.asarray(weights)) as sums,
     ):
-        for group, start, end in zip(chosen.groups, [0, *ends], ends, strict=False):
+        for group, start, end in zip(plan.groups, [0, *ends], ends, strict=False):
             passes.second(sums, group, kept.part(slice(start, end)))
 
 
 def returned(result: Result, like: Any, *gradients: Any) -> Any:
-    """What a public function returns: arrays of the kind of its argument `like`."""
+    """What a public function returns; the loss is an array of the kind of its argument `like`."""
     info = [result.info()] if result.options.return_info else []
-    values = exported(result.loss(), like), *gradients, *info
-    return values if len(values) > 1 else values[0]
-
-
-def make_plan(source: Source, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
-    budget, select = options.max_workspace_bytes, options.tolerance > 0
-    transducer = options.transducer
-    return plan(batch, source, source.ops, transducer, budget, gradient, store, select)
+    results = exported(result.loss(), like), *gradients, *info
+    return results if len(results) > 1 else results[0]
 
 
 @contextmanager
 def _running(
     source: Source, batch: Batch, options: Options, plan: Plan, count: int
 ) -> Iterator[Passes]:
-    """Passes over the batch, `count` of them in all; a gradient that is too large for its dtype is
-    inf, and no reason to warn."""
+    """A context in which `count` passes run over the batch. NumPy does not warn in it: a gradient
+    too large for its dtype becomes inf, as documented."""
     with np.errstate(all="ignore"):
-        yield Passes(source, batch, options, plan, source.ops.start_workers(plan.workers), count)
+        yield Passes(source, batch, options, plan, count)
     if options.progress is not None:
         options.progress(batch.cell_count, batch.cell_count)

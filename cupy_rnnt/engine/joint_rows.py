@@ -16,19 +16,19 @@ from .plan import ROW_BYTES
 
 
 class JointScratch(NamedTuple):
-    """Buffers of one worker; the last three serve the gradient only."""
+    """Buffers of one worker; only the gradient needs the last three."""
 
     logits: DeviceArray
     block: DeviceArray  # a few rows of logits
     pre: DeviceArray
     hidden: DeviceArray
-    factors: DeviceArray  # `hidden` in the factor dtype, or `hidden`
-    d_logits: DeviceArray  # in the factor dtype, or None: they take the place of the logits
+    factors: DeviceArray  # what `weight` multiplies: `hidden`, or its factors in the factor dtype
+    d_logits: DeviceArray  # in the factor dtype; None where they overwrite the logits
     d_hidden: DeviceArray
     slab: DeviceArray  # some rows of a weight gradient
 
     def rows(self, count: int) -> JointScratch:
-        """The same for a tile of fewer cells."""
+        """The first rows of each buffer, for a tile of `count` cells."""
         rows = {
             name: None if array is None else array[:count]
             for name, array in self._asdict().items()
@@ -40,7 +40,7 @@ class JointScratch(NamedTuple):
 class JointRows:
     """Logits ``act(encoder_out[b, t] + predictor_out[b, u]) @ weight.T + bias``, tile by tile.
 
-    `gradient` says whether scratch and bytes are those of a gradient, too.
+    With `gradient`, scratch and bytes include what the gradient needs.
     """
 
     def __init__(self, batch: Batch, inputs: JointInputs, options: Options, gradient: bool) -> None:
@@ -59,8 +59,8 @@ class JointRows:
         if self._copied:
             weight = weight.astype(self.dtype, order="K" if dense else "C")
         self.weight = weight
-        # Half types are multiplied as such: the weights are exact in them, and a hidden vector is
-        # the sum of two, so that logits are as of float32.
+        # A device may multiply half types as such. Weights are exact in them, and a hidden vector
+        # is split into the sum of two factors, so logits are as accurate as those of float32.
         factor = self.ops.factor_dtype(inputs.encoder_out.dtype)
         self.factor_dtype: np.dtype | None = factor
         self._factor = weight
@@ -116,7 +116,7 @@ class JointRows:
         self.ops.hidden(self.inputs, cells, self.activation, scratch.pre, scratch.factors)
 
     def write_logits(self, factors: DeviceArray, logits: DeviceArray) -> None:
-        """Without the bias, of hidden vectors as factors of a product."""
+        """``logits = factors @ weight.T``, without the bias."""
         self.ops.matmul(factors, self._factor.T, logits)
 
     def write_d_hidden(self, d_logits: DeviceArray, d_hidden: DeviceArray) -> None:

@@ -14,18 +14,19 @@ from .joint_rows import JointRows
 from .joint_sums import JointSums
 from .tangents import Magnitudes, Tangents
 
-_STORING_HIDDEN_SIZE = 128  # logits of narrower joints are computed again sooner than fetched
-# Bounds are four products with a vector of H, the logits V of them: with few weights, or labels,
-# bounds save less than they cost where they leave out few cells, or always.
+_STORING_HIDDEN_SIZE = 128  # for smaller H, logits are computed again sooner than fetched
+# Bounds take four dot products of length H a cell, and logits take V. With fewer than 2**12
+# weights, bounds always cost more than they save. From 2**14 weights and V = 128 on, they save more
+# than they cost, however few cells they leave out.
 _SELECTING_ELEMENTS = 2**12
 _SURELY_GAINING_ELEMENTS, _SURELY_GAINING_WIDTH = 2**14, 128
-_FRAME_CELL_BYTES = 128  # of a cell while its bounds are formed, a frame at a time
+_FRAME_CELL_BYTES = 128  # a cell takes them while the bounds of its frame are formed
 
 
 class JointSource(JointRows):
     """The logits of a joint network.
 
-    `gradient` says whether :attr:`gradients` will be asked for; they go to `out`, if that is given.
+    With `gradient`, :attr:`gradients` can be computed: in `out` or, if it is None, in new arrays.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class JointSource(JointRows):
 
     @contextmanager
     def sums(self, workers: int, weights: DeviceArray, largest: DeviceArray) -> Iterator[JointSums]:
-        """See :meth:`cupy_rnnt.engine.sources.Source.sums`; then :attr:`gradients` are whole."""
+        """See :meth:`cupy_rnnt.engine.sources.Source.sums`; it completes :attr:`gradients`."""
         self.gradients = self._out or JointGradients(
             *(None if a is None else self.ops.zeros(a.shape, a.dtype) for a in self.inputs)
         )

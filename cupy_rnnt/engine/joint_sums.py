@@ -1,4 +1,4 @@
-"""Where the gradient of a joint network goes: a :class:`cupy_rnnt.engine.sources.Sums`."""
+"""The sums that take the gradient of a joint network: a :class:`cupy_rnnt.engine.sources.Sums`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .exponents import WeightExponents
 from .joint_rows import JointRows, JointScratch
 from .plan import Group
 
-_LARGEST_EXPONENT = 14  # of a gradient of logits in float16, which ends below 2**16
+_LARGEST_EXPONENT = 14  # of an element of d logits in float16, whose range ends below 2**16
 
 
 class JointSums:
-    """Gradients of a whole batch, all 0 at first; they are whole when :meth:`close` was called.
+    """Gradients of a whole batch, all 0 at first; :meth:`close` completes them.
 
-    Every worker sums over its own tiles; the order of these sums never depends on timing.
+    Every worker sums over its own tiles, so the order of the terms never depends on timing.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class JointSums:
         self._d_bias = ops.zeros((workers, joint.width), dtype)
         self._scale: Any | None = None
         if joint.factor_dtype is not None:
-            # A power of two, so that the gradient of the logits, as large as `largest`, neither
-            # overflows nor vanishes in float16.
+            # A power of two that takes `largest` to at most 2**14, and above 2**13, so that the
+            # gradient of the logits neither overflows nor vanishes in float16.
             xp = ops.xp
             usable = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
             self._scale = xp.exp2(_LARGEST_EXPONENT - xp.ceil(xp.log2(usable))).astype(dtype)
@@ -67,7 +67,7 @@ class JointSums:
             self.ops.scatter(total, (places.sample, places.row), gradient)
 
     def zeros(self, rows: int) -> Any:
-        """Sums of each worker, (workers, rows, H)."""
+        """Sums of every worker, all 0, (workers, rows, H)."""
         return self.ops.zeros((self._workers, rows, self._joint.hidden_size), self._joint.dtype)
 
     def add(
@@ -78,8 +78,8 @@ class JointSums:
         stored: tuple[DeviceArray, DeviceArray] | None,
         scratch: JointScratch,
     ) -> None:
-        """Add the gradients of weight and bias that belong to some cells; leave that of their
-        hidden inputs in ``scratch.d_hidden``."""
+        """Add the gradients of weight and bias from some cells. Leave the gradient of ``encoder_out
+        + predictor_out`` of each cell in ``scratch.d_hidden``."""
         ops, joint = self.ops, self._joint
         logits, block, pre, _, factors, _, d_hidden, slab = scratch
         hidden = factors[:, : joint.hidden_size]
@@ -95,7 +95,7 @@ class JointSums:
         joint.write_d_hidden(d_logits, d_hidden)
         sums = OutputSums(self._d_weight[worker], self._d_bias[worker], slab, block)
         if self._exponents is not None:
-            # Only now: what belongs to one sample is computed on the scale of that sample.
+            # Here and not before: what belongs to a single sample is on the scale of the sample.
             self._exponents.align(worker, cells.sample, d_logits, sums[:2])
         ops.add_output_grad(d_logits, hidden, sums)
         ops.hidden_grad(d_hidden, hidden, pre, joint.activation)
@@ -118,7 +118,7 @@ class JointSums:
                 self.ops.assign(self._total(parts), gradient)
 
     def _total(self, parts: Any) -> Any:
-        """The sum over the workers, in the place of the first one's part."""
+        """The sum over the workers, which overwrites the part of the first."""
         total = parts[0]
         for part in parts[1:]:
             total += part
@@ -128,11 +128,11 @@ class JointSums:
 
 
 class _Places(NamedTuple):
-    """Where the frames, or the positions, of a group belong."""
+    """Where the frames (or the positions) of a group belong."""
 
-    first: Any  # of each sample, among those of the group
-    sample: DeviceArray  # of each frame or position, in the batch
-    row: Any  # in the sample
+    first: Any  # (samples,): where each sample's frames begin among those of the group
+    sample: DeviceArray  # (frames,): the sample of each frame, numbered in the batch
+    row: Any  # (frames,): the number of each frame in its sample
 
     @staticmethod
     def of(ops: Operations, group: Group, lengths: HostArray) -> _Places:

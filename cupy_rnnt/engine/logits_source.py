@@ -1,4 +1,4 @@
-"""Given logits, and where their gradient goes: a :class:`cupy_rnnt.engine.sources.Source`."""
+"""The logits of the caller, and their gradient: a :class:`cupy_rnnt.engine.sources.Source`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .exponents import WeightExponents
 from .plan import ROW_BYTES, Group
 from .tangents import Tangents
 
-_CLEAR_ROWS = 2**14  # of a gradient, at once
-# How far above 1 rounding takes the sum of two probabilities: in float32, of which numbers in
-# float64 may have been made, and in half types, where the softmax was taken in them.
+_CLEAR_ROWS = 2**14  # of a gradient, cleared at once
+# How far above 1 rounding may take the sum of two probabilities: of log-probabilities computed in
+# float32, even if they arrive as float64, and of those computed in half types.
 _ROUNDING, _HALF_ROUNDING = 2.0**-11, 2.0**-3
 
 
@@ -28,11 +28,11 @@ class _LogitsScratch(NamedTuple):
 
     logits: DeviceArray
     block: DeviceArray  # a few rows of logits
-    unnormalised: DeviceArray  # bool, (1,): whether there was a row that is no distribution
+    unnormalised: DeviceArray  # bool, (1,): whether a row so far is no distribution
 
 
 class LogitsSource:
-    """Given logits or, if there is no head, log-probabilities.
+    """Logits in memory or, if the row has no head, log-probabilities.
 
     The gradient goes to `grad`, which may be the array of the logits itself.
     """
@@ -51,21 +51,21 @@ class LogitsSource:
         self.row, self.fused = row, bool(row.heads)
         self.device_row = self.ops.device_row(row)
         self._batch, self.logits = batch, logits
-        self._tiles = None  # the logits by rows, where a tile can be had without a copy
+        self._tiles = None  # a view of the logits, (rows, V), where tiles need no copy
         if isinstance(logits, HostArray) and logits.flags.c_contiguous:
             self._tiles = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
-        self._unnormalised: list[Any] = []  # of each worker
+        self._unnormalised: list[Any] = []  # a flag of each worker
 
     @property
     def looks_normalised(self) -> bool:
-        """Whether every row that :meth:`log_probs` saw may be log-probabilities."""
+        """Whether every row that :meth:`scores` has read may hold log-probabilities."""
         return not np.concatenate(self.ops.host(*self._unnormalised)).any()
 
     def _unnormalised_rows(
         self, lse: DeviceArray, scores: DeviceArray, has_label: DeviceArray
     ) -> Any:
-        """Those whose exponentials do not add up to 1 or, if that is all that is read of them,
-        those of tokens to more than 1."""
+        """Marks, (n,), of rows whose exponentials do not add up to 1. Without a head only scores
+        are read: then, of rows where the exponentials of the tokens' scores exceed 1 in sum."""
         xp = self.ops.xp
         if self.fused:
             return ~(abs(lse) < math.sqrt(np.finfo(self.dtype).eps)).all(axis=0)
@@ -101,10 +101,10 @@ class LogitsSource:
         raise NotImplementedError("given logits need no bounds")
 
     def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
-        """The logits of some cells: a view if they lie together, else a copy."""
+        """The logits of some cells: a view if they are contiguous, else a copy."""
         index = cells.sample, cells.frame, cells.position
         if self._tiles is not None:
-            ends = tuple(values[[0, -1]] for values in index)
+            ends = tuple(coordinate[[0, -1]] for coordinate in index)
             first, last = np.ravel_multi_index(ends, self.logits.shape[:-1])
             if last - first == len(cells.sample) - 1:
                 return self._tiles[first : last + 1]
@@ -131,8 +131,8 @@ class LogitsSource:
         yield LogitsSums(self, weights)
 
     def clear_without_gradient(self, group: Group, kept: DeviceArray) -> None:
-        """Clear the rows of a group that get no gradient, where the gradient overwrites the
-        logits."""
+        """If the gradient overwrites the logits, set the rows of a group to 0 except those of its
+        `kept` cells."""
         if self.grad is not self.logits:
             return
         batch, ops = self._batch, self.ops
@@ -143,14 +143,14 @@ class LogitsSource:
         cells = batch.run(group.start, group.stop)
         dropped = ops.xp.ones(len(cells), bool)
         dropped[kept - cells.start] = False
-        others = ops.indices(dropped, len(cells) - len(kept))
-        for start in range(0, len(others), _CLEAR_ROWS):
-            place = self.coordinates.of(others[start : start + _CLEAR_ROWS] + cells.start)
+        rest = ops.indices(dropped, len(cells) - len(kept))
+        for start in range(0, len(rest), _CLEAR_ROWS):
+            place = self.coordinates.of(rest[start : start + _CLEAR_ROWS] + cells.start)
             self.grad[place.sample, place.frame, place.position] = 0
 
 
 class LogitsSums:
-    """Where the gradient of given logits goes: rows of their own for every cell."""
+    """Writes the gradient of the logits, a row for every cell."""
 
     def __init__(self, source: LogitsSource, weights: DeviceArray) -> None:
         self._source, self.weights = source, weights

@@ -1,4 +1,4 @@
-"""The two passes over the cells of a batch, and what passes between them."""
+"""The two passes over the cells of a batch, and what pass 1 leaves for pass 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..batch import Batch
-from ..ops import Lattice, Workers
+from ..ops import Lattice
 from ..ops.types import DeviceArray, Tile
 from ..options import Options
 from ..results import reportable
@@ -21,10 +21,10 @@ from .work import Work
 
 
 class Part(NamedTuple):
-    """Samples of a group whose passes follow each other, and what was selected of them."""
+    """Samples whose pass 2 follows their pass 1 at once, and the cells selected for pass 1."""
 
     group: Group
-    selected: Selected | None = None  # None for all cells
+    selected: Selected | None = None  # None: all cells
 
 
 @dataclass
@@ -41,12 +41,13 @@ class Solved:
     rounds: int
 
     def kept(self) -> Kept:
-        """The cells that hold at least a share of the mean occupancy of their sample.
+        """The cells whose occupancy is at least ``(tolerance - certificate) * share * A / (T S)``.
 
-        The mean is at least that of a path of the fewest arcs, over T S cells, and the cells left
-        out hold at most the share of `tolerance` that the certificate has left, of the sample's
-        occupancy; a smaller one where the gradient of a cell may be more than twice its occupancy,
-        as a score is charged several heads. Where the cost is not finite, none is kept.
+        A path has at least A arcs, so A / (T S) is at most the mean occupancy of a cell. All cells
+        left out hold together at most the share ``tolerance - certificate`` of the occupancy of
+        their sample. The gradient of a cell is at most 1 + charged heads times its occupancy:
+        `share` is 1 for one head and smaller for more. A sample whose cost is not finite keeps no
+        cell.
         """
         source, options = self.passes.source, self.passes.options
         xp, lengths = source.ops.xp, self.passes.lengths(self.group)
@@ -57,8 +58,9 @@ class Solved:
         cells = self.lattice.keep(xp.where(xp.isfinite(self.costs), least, np.inf))
         of_labels = 1 + options.fastemit_lambda
         occupancies = self.lattice.occupancies(cells, of_labels, source.dtype)
-        # Those of a frame add up to 1. A product of much smaller ones and the least softmax values
-        # would be a denormal number, and one in a row slows its products as much as many.
+        # The occupancies of a frame add up to 1, so an occupancy below eps**2 does not matter. Its
+        # product with a small softmax value would be a denormal number, and a single denormal
+        # number in a row slows products of the row as much as many.
         occupancies[occupancies < np.finfo(source.dtype).eps ** 2] = 0
         first = int(self.passes.batch.offsets[self.group.start])
         return Kept(cells + first, self.lse[:, cells], occupancies)
@@ -74,17 +76,17 @@ class Stored:
         self._complete = False
 
     def begin(self, packed: DeviceArray) -> int:
-        """Cells of pass 1 follow: the number of those whose logits go to :attr:`rows`."""
+        """Pass 1 computes cells next: return how many of the first go to :attr:`rows`."""
         self._cells = packed[: len(self.rows)]
         return len(self._cells)
 
     def end(self, computed: int, rounds: int) -> None:
-        """So many cells were computed, in so many rounds."""
+        """Pass 1 is over and has computed so many cells in so many rounds."""
         self._complete = rounds == 1 and len(self._cells) == computed
 
     def in_front(self, kept: Kept) -> tuple[Kept, Any, int]:
-        """Kept cells with those in front whose logits are stored, the rows of these, and how many
-        there are."""
+        """The kept cells, with the stored ones moved to the front; their rows of :attr:`rows`; how
+        many are stored."""
         cells, ops = self._cells, self._ops
         if len(cells) == 0:
             return kept, cells, 0
@@ -110,16 +112,16 @@ class Passes(Work):
         batch: Batch,
         options: Options,
         plan: Plan,
-        workers: Workers,
         count: int,
     ) -> None:
-        super().__init__(source, batch, options, plan, workers)
+        super().__init__(source, batch, options, plan)
         self._count = count
         self._stored = Stored(source, plan.stored)
         self._selection = selection_of(self)
 
     def parts(self) -> Iterator[Part]:
-        """Select in one group after the other; cut it so that logits can be stored for pass 2."""
+        """Select the cells of one group after the other, and cut each group into parts whose logits
+        fit the store."""
         most = self.plan.stored if self.source.ops.sizes.cuts_groups else 0
         for group in self.plan.groups:
             selected = self._selection.first(self, group)
@@ -135,7 +137,7 @@ class Passes(Work):
                     yield Part(part, selected.part(samples, cells))
 
     def first(self, part: Part, gradient: bool) -> Solved:
-        """Pass 1 over a part; occupancies can be read if there is to be a `gradient`."""
+        """Pass 1 over a part. Occupancies can be read from its lattices only with `gradient`."""
         group, ops = part.group, self.source.ops
         lengths = self.lengths(group)
         count = int(lengths.cells.sum())
@@ -158,8 +160,8 @@ class Passes(Work):
     def _compute(
         self, group: Group, cells: DeviceArray, lattice: Lattice, lse: DeviceArray, first: bool
     ) -> None:
-        """Scores of some cells of a group, given by their numbers in it; the logits of the `first`
-        ones are stored."""
+        """Write scores of cells, numbered within the group, into the lattice. The `first` round
+        stores logits and reports progress."""
         source = self.source
         packed = cells + int(self.batch.offsets[group.start])
         stored = self._stored.begin(packed) if first else 0
@@ -179,8 +181,8 @@ class Passes(Work):
         self.run(tile, len(cells), stored, report=report if first else None)
 
     def sums(self, weights: DeviceArray) -> AbstractContextManager[Sums]:
-        """Gradients, given weights of the costs."""
-        # A gradient of the logits is that of a cost, within 1 + lambda of 0, times its weight.
+        """A context that sums gradients, each cost multiplied by its weight."""
+        # An element of d cost / d logits is at most 1 + lambda in magnitude, before its weight.
         largest = abs(weights).max() * (1 + self.options.fastemit_lambda)
         return self.source.sums(self.plan.workers, weights, largest)
 
@@ -192,9 +194,9 @@ class Passes(Work):
 
             def tile(worker: int, part: Tile) -> None:
                 start, stop = part
-                some = kept.part(slice(start, stop))
-                cells = source.coordinates.of(some.packed)
-                posteriors = some.posteriors(sums.weights[cells.sample], clamp)
+                of_tile = kept.part(slice(start, stop))
+                cells = source.coordinates.of(of_tile.packed)
+                posteriors = of_tile.posteriors(sums.weights[cells.sample], clamp)
                 logits = (self._stored.rows, rows[start:stop]) if stop <= stored else None
                 of_group.add(worker, cells, posteriors, logits, self.scratch[worker])
 
@@ -212,7 +214,7 @@ class Passes(Work):
 
 
 def _runs(counts: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Cut a list into runs that add up to at most `most` each, or hold one entry; 0 is no limit."""
+    """Cut a list into runs of sum at most `most`, or of one larger entry; `most` 0 is no limit."""
     start = total = 0
     for i, count in enumerate(counts):
         if most and i > start and total + count > most:

@@ -1,8 +1,8 @@
 """Groups of samples and tiles of cells from a budget of bytes.
 
 A *group* is a run of consecutive samples whose lattices are solved together. A *tile* is a run of
-a group's list of cells, as many rows in every tile; small samples share one, a large sample spans
-many. What is left of the budget holds logits of the first pass for the second.
+a group's list of cells. Tiles have equal numbers of rows: small samples share a tile, and a large
+sample spans many. The rest of the budget stores logits of pass 1 for pass 2.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, Protocol
 from ..batch import Batch
 from ..ops import Operations
 from ..ops.types import Sizes
-from ..transducer import Row, Transducer
+from ..options import Options
+from ..transducer import Row
 
-_SMALL_ROWS = 64  # tiles are not made smaller so that all workers have as many
+_SMALL_ROWS = 64  # a smaller tile is not worth it, even if workers then have unequal counts
 ROW_BYTES = 512
-"""For indices, occupancies and other vectors with an entry a row of a tile."""
+"""What a row of a tile takes up in vectors, such as indices and occupancies."""
 _CELL_BYTES = 2 * 8 + 2 * 8 + 2 * 8  # list; choosing kept cells; number and row of a kept cell
-_MASKS_BYTES = 8  # of a cell, where cells are selected
+_MASKS_BYTES = 8  # a cell has entries of masks as well where cells are selected
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
 _BOOKKEEPING_BYTES = 2**20  # threads, closures, chunks of occupancies
 
@@ -28,12 +29,13 @@ _BOOKKEEPING_BYTES = 2**20  # threads, closures, chunks of occupancies
 class Needs(Protocol):
     """What the source of the logits allocates, in bytes."""
 
+    ops: Operations
     width: int
     row: Row
     stored_row_bytes: int
     """A row of logits kept from pass 1 to pass 2; 0 if the source has no use for it."""
     selects: bool
-    """Whether bounds of the log-probs may be wanted."""
+    """Whether the source can bound its scores from above and gains by it."""
 
     def fixed_bytes(self, workers: int) -> int: ...
 
@@ -42,7 +44,7 @@ class Needs(Protocol):
     def group_bytes(self, frames: int, positions: int, workers: int) -> int: ...
 
     def selection_bytes(self, frames: int, positions: int, samples: int, workers: int) -> int:
-        """Of what bounds the log-probs of a group."""
+        """What :class:`~cupy_rnnt.engine.tangents.Tangents` of a group take."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Plan:
 class Tiles(Sequence[tuple[int, int]]):
     """``count`` entries from `first` on in equal tiles ``(start, stop)`` of at most `rows`.
 
-    There are as many for every worker, if they are large enough for that.
+    Every worker gets the same number of tiles, unless that takes tiles of under 64 rows.
     """
 
     def __init__(self, count: int, rows: int, workers: int, first: int = 0) -> None:
@@ -105,7 +107,7 @@ class Tiles(Sequence[tuple[int, int]]):
 
 
 class _Extent(NamedTuple):
-    """The size of a group: what its lattice, its lists and its sums take up."""
+    """The size of a group, from which the bytes of its lattice, lists and sums follow."""
 
     diagonals: int
     width: int
@@ -119,32 +121,31 @@ class _Extent(NamedTuple):
         return _Extent(max(self.diagonals, other.diagonals), *sums)
 
 
-def plan(
-    batch: Batch,
-    needs: Needs,
-    ops: Operations,
-    transducer: Transducer,
-    budget: int,
-    gradient: bool,
-    store: bool,
-    select: bool,
-) -> Plan:
-    """Choose workers, tiles and groups so that the planned peak stays within the budget.
+def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
+    """Choose workers, tiles and groups so that the planned peak is within `max_workspace_bytes`.
+
+    Pass 1 selects its cells if the tolerance is above 0, the source can bound scores, and the
+    bounds fit.
 
     Parameters
     ----------
     gradient : bool
-        Whether occupancies are wanted, not the costs alone.
+        Whether the call needs occupancies, and not only costs.
     store : bool
         Whether logits may be kept from pass 1 to pass 2, which saves their second computation.
-    select : bool
-        Whether cells may be left out of pass 1. They are if there is room to find out which.
 
     Raises
     ------
     ValueError
         If not even one worker with tiles of one row fits.
     """
+    ops, budget = source.ops, options.max_workspace_bytes
+    sizes, topology = ops.sizes, options.transducer.topology
+    scores, heads = len(topology.scores), len(source.row.heads)
+    # The log-sum-exps are held of all cells and again of the kept cells, whose occupancies are too.
+    cell_bytes = _CELL_BYTES + 8 * (2 * heads + scores)
+    full, small = _tile_rows(batch, source.width, sizes)
+    selecting = options.tolerance > 0 and source.selects
     extents = [
         _Extent(t + s - 1, min(t, s) + 1, t * s, t, s, 1)
         for t, s in zip(batch.frames.tolist(), batch.positions.tolist(), strict=True)
@@ -153,29 +154,23 @@ def plan(
     def group_bytes(extent: _Extent, workers: int) -> int:
         diagonals, width, cells, frames, positions, samples = extent
         lattice = ops.lattice_nbytes(topology, diagonals, width, gradient, selecting)
-        vectors = needs.group_bytes(frames, positions, workers)
-        if selecting:  # the references are gone before there is a gradient
+        vectors = source.group_bytes(frames, positions, workers)
+        if selecting:  # the references are freed before the gradient is allocated
             lattice += (8 * scores + _MASKS_BYTES) * cells
-            vectors = max(vectors, needs.selection_bytes(frames, positions, samples, workers))
+            vectors = max(vectors, source.selection_bytes(frames, positions, samples, workers))
         return lattice + cell_bytes * cells + vectors
 
     def base_bytes(workers: int, rows: int) -> int:
         shared = _BOOKKEEPING_BYTES + batch.nbytes + _SAMPLE_BYTES * batch.size
-        return shared + needs.fixed_bytes(workers) + workers * needs.tile_bytes(rows)
+        return shared + source.fixed_bytes(workers) + workers * source.tile_bytes(rows)
 
     def least_bytes(workers: int, rows: int) -> int:
         return base_bytes(workers, rows) + max(group_bytes(e, workers) for e in extents)
 
     def fits(workers: int, rows: int) -> bool:
-        within_share = workers * needs.tile_bytes(rows) <= sizes.tile_share * budget
+        within_share = workers * source.tile_bytes(rows) <= sizes.tile_share * budget
         return within_share and least_bytes(workers, rows) <= budget
 
-    sizes, selecting = ops.sizes, select and needs.selects
-    topology, scores = transducer.topology, len(transducer.topology.scores)
-    heads = len(needs.row.heads)
-    # Log-sum-exps of all cells and, where these are kept, of the latter, with occupancies.
-    cell_bytes = _CELL_BYTES + 8 * (2 * heads + scores)
-    full, small = _tile_rows(batch, needs.width, sizes)
     selecting = selecting and least_bytes(1, small) <= budget
     workers, rows = _workers_and_rows(batch, full, small, budget, ops.threads(), least_bytes, fits)
     room = budget - base_bytes(workers, rows)
@@ -186,14 +181,13 @@ def plan(
 
     groups = _grouped(extents, is_full)
     largest = max(group_bytes(extent, workers) for _, extent in groups)
-    row_bytes = needs.stored_row_bytes if store else 0
+    row_bytes = source.stored_row_bytes if store else 0
     most = min(room - largest, sizes.stored_bytes) // row_bytes if row_bytes else 0
     stored = min(most, max(extent.cells for _, extent in groups))
-    starts = [0, *(stop for stop, _ in groups)]
     return Plan(
         workers=workers,
         rows=rows,
-        groups=[Group(start, stop) for start, (stop, _) in zip(starts, groups, strict=False)],
+        groups=[group for group, _ in groups],
         stored=stored,
         selecting=selecting,
         workspace_bytes=budget - room + largest + stored * row_bytes,
@@ -201,22 +195,22 @@ def plan(
 
 
 def _grouped(
-    extents: list[_Extent], full: Callable[[_Extent, _Extent], bool]
-) -> list[tuple[int, _Extent]]:
-    """Join samples until ``full(held, joined)``: the sample behind each group, and its size."""
-    groups = []
-    held = extents[0]
+    extents: list[_Extent], is_full: Callable[[_Extent, _Extent], bool]
+) -> list[tuple[Group, _Extent]]:
+    """Groups and their sizes: a sample starts a new group if ``is_full(held, joined)``, of the size
+    of the group without the sample and with it."""
+    groups, start, held = [], 0, extents[0]
     for b, extent in enumerate(extents[1:], start=1):
         joined = held.joined(extent)
-        if full(held, joined):
-            groups.append((b, held))
-            joined = extent
+        if is_full(held, joined):
+            groups.append((Group(start, b), held))
+            start, joined = b, extent
         held = joined
-    return [*groups, (len(extents), held)]
+    return [*groups, (Group(start, len(extents)), held)]
 
 
 def _tile_rows(batch: Batch, width: int, sizes: Sizes) -> tuple[int, int]:
-    """Rows of a tile if there is room, and the fewest worth having."""
+    """Rows of a tile if memory is ample, and the fewest that are worth another worker."""
     rows = max(sizes.tile_elements // width, sizes.full_rows)
     full = min(rows, sizes.most_rows, batch.cell_count)
     return full, min(max(sizes.small_elements // width, sizes.small_rows), full)
@@ -231,7 +225,7 @@ def _workers_and_rows(
     least_bytes: Callable[[int, int], int],
     fits: Callable[[int, int], bool],
 ) -> tuple[int, int]:
-    """As many workers as fit with tiles worth having, then as large tiles as fit."""
+    """The most workers that fit with tiles of `small` rows, then the largest tiles that fit."""
     most = max(1, min(threads, batch.cell_count // small))
     for workers in range(most, 0, -1):
         if least_bytes(workers, small) <= budget:

@@ -1,4 +1,4 @@
-"""Which cells to compute, and the proof that the others do not matter.
+"""Which cells to compute, and the proof that the rest do not matter.
 
 Upper bounds of all scores (:mod:`cupy_rnnt.engine.tangents`) bound the posterior of every cell. The
 softmax of a cell is computed where that bound could matter; these cells are C. The *certificate*
@@ -19,32 +19,32 @@ from .plan import Group
 from .work import Lengths, Work
 
 _WORTH_REFERENCES = 16.0  # cells for each reference; with fewer, a sample is computed whole
-_MOST = 0.8  # share of a sample's cells above which the others are computed too
-# Where bounds may cost more than they save, one sample is tried if the batch is _PILOTS times as
-# large; the others follow if no more than _GAINING of its cells are left.
+_MOST = 0.8  # of a sample's cells: where more are needed, all are computed
+# Where bounds may cost more than they save, they are tried on the smallest sample, provided the
+# batch has _PILOTS times its cells. Cells are selected if at most _GAINING of the sample's are.
 _PILOTS, _GAINING = 8, 0.3
 
 
 class Selected(NamedTuple):
     """The cells of some samples to compute first."""
 
-    tolerance: float  # the largest certificate that will do
+    tolerance: float  # the largest certificate that is accepted
     chosen: DeviceArray  # bool, (cells,), packed
     counts: HostArray  # of each sample
     bounds: DeviceArray  # float64, (K, cells): of the scores
 
     def part(self, samples: slice, cells: slice) -> Selected:
-        """Those of some of the samples, of which `cells` are all cells."""
+        """The same for a run of the samples, whose cells are `cells` in packed order."""
         chosen, bounds = self.chosen[cells], self.bounds[:, cells]
         return Selected(self.tolerance, chosen, self.counts[samples], bounds)
 
     def certify(
         self, lattice: BoundedLattice, lengths: Lengths, compute: Callable[[Any, bool], None]
     ) -> tuple[int, int, Any]:
-        """Compute cells until all samples are certified: how many cells and rounds there were, and
-        the certificates.
+        """Compute cells until all samples are certified; return the counts of cells and of rounds,
+        and the certificates.
 
-        ``compute(cells, first)`` writes scores of cells, given by their numbers in the lattice.
+        ``compute(cells, first)`` writes the scores of cells, numbered as in the lattice.
         """
         ops = operations_for(self.chosen)
         lattice.bound(self.bounds)
@@ -70,12 +70,12 @@ class Everything:
 
 
 class Certified:
-    """The cells that could matter are computed, as long as the others are not proven not to."""
+    """Selects cells by bounds, and more of them until the rest are proven not to matter."""
 
     def first(self, work: Work, group: Group) -> Selected | None:
-        """The cells of a group to begin with; None if no sample is worth selecting."""
+        """The cells of a group to compute first; None if selecting pays in none of its samples."""
         ops = work.source.ops
-        # The certificate may use up one half of the tolerance, the filter has what that leaves.
+        # The certificate may use half of the tolerance; the choice of kept cells has the rest.
         tolerance = work.options.tolerance / 2
         lengths = work.lengths(group)
         worth = _worth_selecting(lengths)
@@ -84,15 +84,15 @@ class Certified:
         bounds = _bounds(work, group, worth)
         lattice = work.lattice(ops.bounded_lattice, group, False)
         lattice.bound(bounds)
-        none = ops.zeros(bounds.shape[1:], bool)
-        chosen, _ = next_cells(lattice, lengths, none, 0, tolerance)
+        computed = ops.zeros(bounds.shape[1:], bool)
+        chosen, _ = next_cells(lattice, lengths, computed, 0, tolerance)
         counts = ops.host(counts_of(chosen, lengths.cells))[0]
         return Selected(tolerance, chosen, counts, bounds)
 
 
 def _bounds(work: Work, group: Group, worth: HostArray) -> Any:
-    """Bounds of the scores in the cells of a group, (K, cells), -inf but in samples that are
-    worth it."""
+    """Upper bounds of the scores of a group, (K, cells); -inf in samples not listed in `worth`,
+    which are computed whole."""
     scratch = work.scratch
     tangents = work.source.tangents(group.start + worth)
     for side, count in enumerate(tangents.references):
@@ -114,8 +114,8 @@ def _bounds(work: Work, group: Group, worth: HostArray) -> Any:
 
 
 def selection_of(work: Work) -> Everything | Certified:
-    """Whether to select, decided here and, of the room for it, in the plan: where bounds may cost
-    more than they save, they are tried on the smallest sample."""
+    """Every cell is computed if the plan does not select, or if bounds leave out too few cells of
+    the smallest sample, where they are tried."""
     if not work.plan.selecting:
         return Everything()
     certified, batch = Certified(), work.batch
@@ -132,13 +132,14 @@ def selection_of(work: Work) -> Everything | Certified:
 
 
 def _worth_selecting(lengths: Lengths) -> HostArray:
-    """The samples whose references cost little beside their cells."""
+    """The samples that have at least 16 cells for each reference."""
     references = lengths.frames + lengths.positions
     return np.flatnonzero(lengths.cells >= _WORTH_REFERENCES * references)
 
 
 def counts_of(mask: DeviceArray, cells: HostArray) -> Any:
-    """How many cells of each sample a mask marks, given how many there are: int64, (n,)."""
+    """Marks in each sample's part of a mask (cells,), int64, (n,); `cells` (n,) is the length of
+    the parts."""
     ops = operations_for(mask)
     ends = ops.xp.zeros(len(cells) + 1, np.int64)
     ends[1:] = ops.xp.cumsum(mask, dtype=np.int64)[ops.asarray(cells.cumsum() - 1)]
@@ -154,12 +155,12 @@ def next_cells(
 ) -> tuple[DeviceArray, DeviceArray]:
     """The cells to compute next, and the certificates so far.
 
-    The first round goes by the bound of P: it leaves out cells below ``tolerance / (A + 1)`` of
-    that, with at most A arcs on a path, which nearly always proves enough. The second one goes by
-    P(C), known by then; where the bounds are so loose that more could leave C than stays, it aims
-    half way. In the third one, cells below ``tolerance / (T S)`` of P(C) are left out: all of them
-    together are then below the tolerance, so there is no fourth. Samples that need most of their
-    cells are computed whole.
+    The first round knows only an upper bound of P. It leaves out cells below ``tolerance /
+    (A + 1)`` of the bound, for paths of at most A arcs, and nearly always that is proof enough. The
+    second round knows P(C) and compares with it; where bounds are so loose that more could leave C
+    than stays, it compares with the geometric mean of both. The third round leaves out cells below
+    ``tolerance / (T S)`` of P(C): all of them together are below the tolerance, so there is no
+    fourth round. A sample that needs most of its cells is computed whole.
 
     Parameters
     ----------
@@ -169,23 +170,23 @@ def next_cells(
     chosen : shape (cells,), bool
         The cells computed so far, in packed order, on the device of the lattice.
     rounds : int
-        How many rounds there were.
+        Rounds so far.
     tolerance : float
-        Largest certificate that will do.
+        Largest certificate that is accepted.
 
     Returns
     -------
     new : shape (cells,), bool, or None
-        Some cells of every sample whose certificate is too large, none of the others. None if no
-        certificate is.
+        Cells of every sample whose certificate is too large, and of no other sample; None if every
+        certificate is small enough.
     certificate : shape (n,), float64
     """
     ops = operations_for(chosen)
     xp, cells = ops.xp, lengths.cells
     log_inside, log_outside = lattice.certify()
-    counts, cells_there = counts_of(chosen, cells), ops.asarray(cells)
+    counts, sizes = counts_of(chosen, cells), ops.asarray(cells)
     with np.errstate(all="ignore"):
-        certificate = xp.where(counts == cells_there, 0.0, xp.exp(log_outside - log_inside))
+        certificate = xp.where(counts == sizes, 0.0, xp.exp(log_outside - log_inside))
     failing = ~(certificate <= tolerance)
     if rounds and not ops.host(failing.any())[0]:
         return None, certificate
@@ -200,6 +201,6 @@ def next_cells(
             thresholds = log_inside + ops.asarray(np.log(0.999 * tolerance / cells))
     new = lattice.candidates(xp.where(failing, thresholds, np.inf))
     added = counts_of(new, cells)
-    whole = (added == 0) | (counts + added > _MOST * cells_there) | (rounds > 2)
+    whole = (added == 0) | (counts + added > _MOST * sizes) | (rounds > 2)
     new |= ops.repeat(failing & whole, cells) & ~chosen
     return new, certificate

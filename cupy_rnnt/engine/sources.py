@@ -1,4 +1,4 @@
-"""What the engine asks of the source of the logits, and of the sums that their gradient goes to."""
+"""What the engine asks of the source of the logits, and of the sums that take their gradient."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..batch import Coordinates
-from ..ops import Operations
 from ..ops.types import Cells, DeviceArray, HostArray, RowPosteriors
 from .plan import Group, Needs
 from .tangents import Tangents
 
 
 class Kept(NamedTuple):
-    """The cells of one group whose gradient is computed, one entry each, in packed order."""
+    """The cells whose gradient is computed, one entry each, in packed order."""
 
     packed: DeviceArray  # int64, (n,)
     lse: DeviceArray  # float64, (G, n): of each head
-    occupancies: DeviceArray  # compute dtype, as the gradient uses it, (K, n): of each score
+    occupancies: DeviceArray  # compute dtype, (K, n): of each score, with FastEmit's factor
 
-    def part(self, some: DeviceArray) -> Kept:
-        """Some of the cells."""
-        return Kept(*(values[..., some] for values in self))
+    def part(self, index: DeviceArray | slice) -> Kept:
+        """The cells at an index."""
+        return Kept(*(array[..., index] for array in self))
 
     def posteriors(self, weights: DeviceArray, clamp: float) -> RowPosteriors:
-        """Cost weights (n,) go into the occupancies, as gradients are linear in them, or are left
-        to be applied behind the bounds that `clamp` sets."""
+        """Multiply occupancies by cost weights (n,), since gradients are linear in them; with a
+        clamp, pass the weights on, since they apply to the clamped elements."""
         if clamp > 0:
             return RowPosteriors(self.lse, self.occupancies, clamp, weights)
         weights = weights.astype(self.occupancies.dtype)
@@ -35,7 +34,7 @@ class Kept(NamedTuple):
 
 
 class GroupSums(Protocol):
-    """Where the gradient of a group of samples goes."""
+    """Takes the gradient of a group of samples."""
 
     def add(
         self,
@@ -47,26 +46,25 @@ class GroupSums(Protocol):
     ) -> None:
         """Add the gradient of some cells.
 
-        `stored` are logits that pass 1 has left and the rows that belong to the cells. Calls of
-        different workers overlap; those of one worker come in the same order in every run.
+        `stored` holds logits that pass 1 stored and the numbers of the cells' rows in them. Calls
+        of several workers overlap; every worker makes its calls in the same order in every run.
         """
 
 
 class Sums(Protocol):
-    """Where the gradient of a batch goes: it is there when the context is left."""
+    """Takes the gradient of a batch, which is complete on leaving the context."""
 
     weights: DeviceArray
-    """Of the costs, (B,), as :meth:`GroupSums.add` is to be given them."""
+    """Cost weights (B,) from which to make the posteriors for :meth:`GroupSums.add`."""
 
     def of_group(self, group: Group, kept: DeviceArray) -> AbstractContextManager[GroupSums]:
-        """Those of a group, of which `kept` are the packed indices of the cells; the gradients of
-        its samples are there when the context is left."""
+        """The sums of a group, whose kept cells have the packed indices `kept`. The gradients of
+        its samples are complete on leaving the context."""
 
 
 class Source(Needs, Protocol):
-    """Where logits come from and their gradient goes."""
+    """Gives logits, tile by tile, and takes their gradient."""
 
-    ops: Operations
     coordinates: Coordinates
     dtype: np.dtype
     """The compute dtype."""
@@ -79,16 +77,16 @@ class Source(Needs, Protocol):
     def scores(
         self, cells: Cells, scratch: Any, stored: DeviceArray | None
     ) -> tuple[DeviceArray, DeviceArray]:
-        """Log-sum-exps (G, n) and scores (K, n) of some cells, float64.
+        """Log-sum-exps (G, n) and scores (K, n) of n cells, float64.
 
-        Their logits are left in `stored`, (cells, V), if it is given.
+        Unless `stored` (n, V) is None, the logits of the cells are written to it.
         """
 
     def tangents(self, samples: HostArray) -> Tangents:
-        """What bounds the scores of some samples; only called if `selects` is set."""
+        """What bounds the scores of some samples. Called only if :attr:`selects` is true."""
 
     def sums(
         self, workers: int, weights: DeviceArray, largest: DeviceArray
     ) -> AbstractContextManager[Sums]:
-        """Gradients, all 0, given weights of the costs, (B,). `largest` bounds the magnitude of
-        what each logit gets as its gradient."""
+        """Gradients, all 0 at first, for cost weights (B,). No element of the gradient of the
+        logits is larger in magnitude than `largest`."""

@@ -7,10 +7,10 @@ and :math:`q = \mathrm{softmax}(W h_0 + b)`,
 .. math:: \log \sum_v e^{z_v} \ge c + g \cdot h, \quad g = W^T q, \quad
           c = \log \sum_v e^{z_v(h_0)} - g \cdot h_0 .
 
-There is a reference for each frame (its encoder output with the mean predictor output) and for each
-position (the mean encoder output with its predictor output). The largest of the two tangents and
-the label's own logit, with the logits of blanks added, bounds the denominator from below. Hence it
-bounds the scores from above.
+Each frame has a reference (its encoder output with the mean predictor output), and so has each
+position (the mean encoder output with its predictor output). The largest of both tangents and the
+label's own logit bounds the log-sum-exp over the labels from below. Its log-sum-exp with the logits
+of the blanks bounds the denominator from below, and hence the scores from above.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ from ..ops.types import (
 )
 from ..transducer import LABEL_COLUMN, Row
 
-_HIDDEN_ERROR = 16  # of a hidden value in units of round-off, with all that goes into it
-_MASKED = 200.0  # nats below the others, an entry has no share in a softmax in any precision
-_ROUND_OFF = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}  # and the least
-_LARGEST_EXPONENT = 40.0  # the product of two such exponentials is far from overflow in float32
+_HIDDEN_ERROR = 16  # of a hidden value, in units of round-off, errors of its inputs included
+_MASKED = 200.0  # an entry so many nats below another has no share in a softmax in any precision
+# Relative and least absolute error of rounding to a half type.
+_ROUND_OFF = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
+_LARGEST_EXPONENT = 40.0  # exp(40)**2 = 6e34 is far below the largest float32, 3e38
 
 
 class _Logistic(NamedTuple):
     """An activation as ``scale / (1 + exp(rate * x)) + shift``.
 
     With ``x = e + p`` this is ``scale * q / (q + exp(rate * e)) + shift``, ``q = exp(-rate * p)``:
-    exponentials of the encoder and predictor outputs do for all their sums.
+    only encoder and predictor outputs need exponentials, and no cell does.
     """
 
     rate: float
@@ -53,14 +54,14 @@ class _Logistic(NamedTuple):
 
 
 _LOGISTIC = {"tanh": _Logistic(2.0, -2.0, 1.0), "sigmoid": _Logistic(-1.0, 1.0, 0.0)}
-_OTHER = _Logistic(0.0, 1.0, 0.0)  # rate 0: the activation is applied as it is
+_OTHER = _Logistic(0.0, 1.0, 0.0)  # rate 0: not logistic, the activation itself is applied
 
 
 class Magnitudes(NamedTuple):
     """How large the inputs of a joint network are, on the host."""
 
-    encoder: HostArray  # of each sample, (B,)
-    predictor: HostArray
+    encoder: HostArray  # (B,): largest magnitude in each sample
+    predictor: HostArray  # (B,)
     weight: HostArray  # largest sum of the absolute values in a row
     bias: HostArray | None = None
 
@@ -78,7 +79,7 @@ class Magnitudes(NamedTuple):
 
 
 class Tangents:
-    """The references of some samples, and the bounds they give.
+    """The references of some samples, and the upper bounds of scores that follow from them.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ class Tangents:
     row : Row
         Where the scores are in a row of logits.
     device_row
-        What operations take in its place.
+        What operations take in the place of `row`.
     magnitudes : Magnitudes
         Of the inputs.
     """
@@ -115,13 +116,13 @@ class Tangents:
         self._ends = [count.cumsum() for count in lengths]
         self._firsts = [last - count for last, count in zip(self._ends, lengths, strict=True)]
         self.references = tuple(int(last[-1]) for last in self._ends)
-        """How many there are of frames, and of positions."""
+        """Numbers of references: of frames and of positions."""
         frames, positions = self.references
         hidden_size, dtype = inputs.weight.shape[1], inputs.weight.dtype
         self._means = ops.empty((2, len(samples), hidden_size), dtype)
         self._slopes = ops.empty((frames, hidden_size), dtype)
         self._constants = ops.empty((frames,), np.float64)
-        # The vectors of a position: weights of the blanks, the durations and the label; the slope.
+        # The vectors of a position: weights of blanks, durations and label, and its own slope.
         vectors = len(self._exact) + 2
         self._positions = PositionTangents(
             ops.empty((positions, hidden_size), dtype),
@@ -158,12 +159,12 @@ class Tangents:
         A dot product of length H with a hidden vector off by a few u is off by at most
         ``dot = 3 (H + 16) u size + 2 u (size + |bias|)``: one part for :math:`W_v \cdot h` itself
         and two for the form ``scale * (W_v / (1 + ...)) + shift * sum(W_v)``. A tangent is made of
-        three of them (its slope at the cell and at the reference, and the logits of the reference)
-        and of a slope summed over V, off by V u size at both places. What the logits of the
-        reference are off by moves the point of contact, no more, if q is their softmax and adds up
-        to 1. Rounded exponentials do so to some 12 u, and u for each unit of a logit, which moves
-        the bound by as much times :math:`1 + |g| |h - h_0|`. A log-prob is the difference of one
-        dot product and of the larger of a tangent and a dot product.
+        three dot products (its slope at the cell and at the reference, and the logits of the
+        reference), and its slope is a sum over V, off by V u size at both places. An error of the
+        reference's logits only moves the point of contact, if q is their softmax and adds up to 1.
+        The sum of rounded exponentials is off from 1 by some 12 u, and by u for each unit of a
+        logit, which moves the bound by as much times :math:`1 + |g| |h - h_0|`. A log-prob is a
+        dot product less a tangent or a second dot product, whichever is larger: 4 ``dot`` in all.
         """
         vocabulary, hidden_size = self._inputs.weight.shape
         largest_bias = self._largest_bias(sample, size)
@@ -173,8 +174,8 @@ class Tangents:
         return float(4 * dot + 2 * vocabulary * u * size + second_order)
 
     def _left_by_factors(self, hidden_sizes: HostArray) -> Any:
-        """How far the elements of a hidden vector may be from the sums of its two factors: both the
-        logit and the log-sum-exp of a log-prob are off by as much times the weights."""
+        """Largest error of an element of a hidden vector as the sum of its two factors. Times the
+        weights, it is the error of a logit, and of a log-sum-exp."""
         factor = self._ops.factor_dtype(self._inputs.encoder_out.dtype)
         if factor is None:
             return 0.0
@@ -182,8 +183,8 @@ class Tangents:
         return np.maximum(unit**2 * hidden_sizes, least)
 
     def _largest_bias(self, sample: int, size: float) -> float:
-        """Largest absolute bias of the blank, of a label of the sample, or of an entry that can
-        have a share in a softmax: not of one that is masked."""
+        """Largest absolute bias of the blank, the sample's labels, and every entry that can have
+        a share in a softmax. An entry has none if its bias masks it."""
         bias, batch = self._magnitudes.bias, self._batch
         if bias is None:
             return 0.0
@@ -194,7 +195,7 @@ class Tangents:
         return float(abs(bias[matters & np.isfinite(bias)]).max(initial=0.0))
 
     def _alike(self, side: int, start: int, stop: int) -> Iterator[tuple[_Logistic, int, int]]:
-        """Runs of frames or positions whose hidden vectors are worked out in the same form."""
+        """Runs of frames or positions whose hidden vectors are computed in the same form."""
         of_sample = np.searchsorted(self._ends[side], np.arange(start, stop), side="right")
         fits = self._fits[of_sample]
         edges = start + 1 + np.flatnonzero(fits[1:] != fits[:-1])
@@ -203,14 +204,14 @@ class Tangents:
             yield logistic if fits[first - start] else _OTHER, first, last
 
     def _rows(self, side: int, start: int, stop: int) -> tuple[HostArray, HostArray, HostArray]:
-        """Of each frame or position: its sample, by its number among these and in the batch,
-        and its place in the sample."""
+        """For each frame or position: the number of its sample in `samples`, the number of its
+        sample in the batch, and its own number in the sample."""
         rows = np.arange(start, stop)
         of_sample = np.searchsorted(self._ends[side], rows, side="right")
         return of_sample, self._samples[of_sample], rows - self._firsts[side][of_sample]
 
     def linearize(self, side: int, start: int, stop: int, scratch: Any) -> None:
-        """Work out the references of frames (`side` 0) or of positions (1) from `start` on."""
+        """Compute references ``start`` to ``stop - 1`` of frames (`side` 0) or positions (1)."""
         for form, first, last in self._alike(side, start, stop):
             self._linearize(side, first, last, form, scratch.rows(last - first))
 
@@ -224,41 +225,37 @@ class Tangents:
         pre += self._means[1 - side][ops.asarray(of_sample)]
         ops.activate(self._activation, pre, hidden)
         ops.matmul(hidden, weight.T, logits)
-        constants = ops.label_softmax(LogitRows(logits, bias, self._row, None, block))
+        intercepts = ops.label_softmax(LogitRows(logits, bias, self._row, None, block))
         ops.matmul(logits, weight, pre)
-        constants -= ops.row_dots(pre, hidden)
+        intercepts -= ops.row_dots(pre, hidden)
         if side == 0:
-            self._slopes[start:stop], self._constants[start:stop] = pre, constants
+            self._slopes[start:stop], self._constants[start:stop] = pre, intercepts
             vectors, constants = self._slopes[start:stop, None], self._constants[start:stop, None]
         else:
             sample, position = index
             labels = ops.asarray(batch.labels[sample, position])
-            _, vectors, into = (array[start:stop] for array in self._positions)
-            for i, column in enumerate(self._exact):
-                vectors[:, i], into[:, i] = weight[column], 0.0 if bias is None else bias[column]
-            vectors[:, -2], into[:, -2] = weight[labels], 0.0 if bias is None else bias[labels]
-            vectors[:, -1], into[:, -1] = pre, constants
+            _, vectors, constants = (array[start:stop] for array in self._positions)
+            for i, v in enumerate((*self._exact, labels)):
+                vectors[:, i], constants[:, i] = weight[v], 0.0 if bias is None else bias[v]
+            vectors[:, -1], constants[:, -1] = pre, intercepts
             no_label = np.flatnonzero(position == batch.positions[sample] - 1)
-            into[ops.asarray(no_label), -2] = -np.inf
-            constants = into
+            constants[ops.asarray(no_label), -2] = -np.inf
         constants += form.shift * vectors.sum(axis=-1, dtype=np.float64)
         vectors *= form.scale
 
-    def _exponentials(self, values: DeviceArray, rate: float, out: DeviceArray) -> None:
-        """``out = exp(rate * values)``, or the values as they are if the rate is 0."""
+    def _exponentials(self, array: DeviceArray, rate: float, out: DeviceArray) -> None:
+        """``out = exp(rate * array)``, or ``out = array`` if the rate is 0."""
         if rate:
-            self._ops.xp.multiply(values, rate, out=out)
+            self._ops.xp.multiply(array, rate, out=out)
             self._ops.xp.exp(out, out=out)
-        elif out is not values:
-            out[...] = values
+        elif out is not array:
+            out[...] = array
 
     def upper_bounds(
         self, start: int, stop: int, scratch: Any, base: int, out: DeviceArray
     ) -> None:
-        """Bounds of the scores of all cells of frames `start` to ``stop - 1``.
-
-        They go to ``out[:, packed - base]``, float64.
-        """
+        """Write bounds of the scores of all cells of frames `start` to ``stop - 1`` to
+        ``out[:, packed - base]``, float64."""
         ops = self._ops
         for form, first, last in self._alike(0, start, stop):
             _, *index = self._rows(0, first, last)
@@ -276,7 +273,7 @@ class Tangents:
             ops.upper_bounds(frames, self._positions, self._row, runs, out)
 
     def _runs(self, start: int, stop: int, base: int) -> Runs:
-        """The samples of frames `start` to ``stop - 1``."""
+        """The samples that frames `start` to ``stop - 1`` belong to."""
         first, last = np.searchsorted(self._ends[0], [start, stop - 1], side="right")
         samples = slice(first, last + 1)
         positions = self._batch.positions[self._samples[samples]]

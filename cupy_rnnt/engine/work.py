@@ -1,4 +1,4 @@
-"""What the passes and the selection work with."""
+"""What the passes and the selection share: the batch of a call, its plan, workers and buffers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..batch import Batch
-from ..ops import Workers
 from ..ops.types import HostArray, Tile
 from ..options import Options
 from .plan import Group, Plan, Tiles
@@ -14,7 +13,7 @@ from .sources import Source
 
 
 class Lengths(NamedTuple):
-    """Of some samples, (n,) each, on the host."""
+    """Lengths of some samples, (n,) each, on the host."""
 
     frames: HostArray
     positions: HostArray  # S = U + 1
@@ -30,12 +29,10 @@ class Lengths(NamedTuple):
 class Work:
     """The batch of one call, its plan, its workers and their buffers."""
 
-    def __init__(
-        self, source: Source, batch: Batch, options: Options, plan: Plan, workers: Workers
-    ) -> None:
+    def __init__(self, source: Source, batch: Batch, options: Options, plan: Plan) -> None:
         self.source, self.batch, self.options, self.plan = source, batch, options, plan
+        self._workers = source.ops.start_workers(plan.workers)
         self.scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
-        self._workers = workers
 
     def lengths(self, group: Group) -> Lengths:
         samples = slice(group.start, group.stop)
@@ -44,7 +41,7 @@ class Work:
         return Lengths(frames, positions, *arcs)
 
     def lattice(self, make: Callable[..., Any], group: Group, gradient: bool) -> Any:
-        """That of a group, by an operation of the device."""
+        """The lattice of a group; `make` is an operation, exact_lattice or bounded_lattice."""
         frames, positions, *_ = self.lengths(group)
         options = self.options
         return make(options.transducer, frames, positions, gradient, options.delay_penalty)
@@ -57,7 +54,8 @@ class Work:
         fixed: bool = False,
         report: Callable[[Tile], None] | None = None,
     ) -> None:
-        """Run tiles of so many entries: first of those whose logits are `stored`."""
+        """Run tiles over `count` entries. Logits of the first `stored` are in memory; no tile mixes
+        them with the rest."""
         rows, workers = self.plan.rows, self.plan.workers
         self._workers.run(tile, Tiles(stored, rows, workers), fixed, report)
         self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed, report)

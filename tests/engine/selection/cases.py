@@ -15,10 +15,10 @@ from unittest import mock
 import numpy as np
 
 import cupy_rnnt
-from cupy_rnnt import engine, joint, reference
+from cupy_rnnt import joint, reference
 from cupy_rnnt.engine import joint_source, selection
 from cupy_rnnt.engine.joint_source import JointSource
-from cupy_rnnt.engine.plan import Tiles
+from cupy_rnnt.engine.plan import Tiles, make_plan
 from cupy_rnnt.transducer import LABEL, Transducer
 
 from ...device_calls import joint_rnnt_loss, joint_rnnt_loss_and_grad, to_device, to_host
@@ -222,7 +222,7 @@ def least_selecting_budget(case: JointCase, gradient: bool) -> int:
 
         def selects(budget: int) -> bool:
             options = checked_call(case, max_workspace_bytes=budget).options
-            plan = engine.make_plan(source, call.batch, options, gradient, store=gradient)
+            plan = make_plan(source, call.batch, options, gradient, store=gradient)
             return plan.selecting
 
         function = joint_rnnt_loss_and_grad if gradient else joint_rnnt_loss
