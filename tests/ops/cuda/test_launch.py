@@ -118,8 +118,8 @@ def test_blocks_of_a_grid(kernel, items, blocks):
 def test_template_arguments():
     half = np.dtype(np.float16)
     assert launch.template_arguments(half) == ("__half",)
-    assert launch.template_arguments((half, "Tanh", 4, False)) == ("__half", "Tanh", "4", "false")
-    assert launch.template_arguments(()) == ()
+    assert launch.template_arguments(half, "Tanh", 4, False) == ("__half", "Tanh", "4", "false")
+    assert launch.template_arguments() == ()
     assert SCALED.expression(("float", "4")) == "scaled<float, 4>"
     assert REVERSED.expression(()) == "reversed"
 
