@@ -125,6 +125,8 @@ def _row_scores(n: float, e: int, c: int) -> Work:
 
 
 KERNELS = {
+    # The table of the batch is read in sectors that a warp shares.
+    "coordinates": Kernel("cell of a pass", "", lambda n, e, c: Work(41, cached=12)),
     "hidden": Kernel(
         "cell of a pass",
         "H",
@@ -231,7 +233,7 @@ class Engine:
     # hand. Bytes on lists of cells and on masks: of a cell of a lattice, of one where cells are
     # selected and where they are certified, of a cell computed and of one kept. Rows of hidden
     # values: of a frame and of a prefix as references, and of either with a gradient.
-    _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 300, 600
+    _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 70, 370
     _FRAME, _PREFIX, _TARGET = 13, 23, 2
 
     def __init__(
@@ -291,7 +293,7 @@ class Engine:
         self.launch("sweeps", cells, *sweeps)
 
     def first_pass(self, computed: float) -> None:
-        self.launch("pass 1", computed, "hidden", "row_scores", "lattice_write")
+        self.launch("pass 1", computed, "coordinates", "hidden", "row_scores", "lattice_write")
         self.products("pass 1", computed, "logits")
         self.lists("pass 1", computed, self._COMPUTED)
 
@@ -302,8 +304,8 @@ class Engine:
     def second_pass(self, kept: float) -> None:
         v, h = self._widths["V"], self._widths["H"]
         targets = self._batch.frames + self._batch.prefixes
-        names = "lattice_occupancies", "hidden", "logits_grad", "column_sum", "hidden_grad"
-        self.launch("pass 2", kept, *names)
+        self.launch("pass 2", kept, "lattice_occupancies", "coordinates", "hidden", "logits_grad")
+        self.launch("pass 2", kept, "column_sum", "hidden_grad")
         self.launch("pass 2", 2 * kept, "add_rows")
         for count in self._batch.frames, self._batch.prefixes:
             chunks = kept / count / CHUNK  # of rows with one target
@@ -341,10 +343,10 @@ def engine(
 def given_logits(batch: Batch, vocabulary: int, kept: float) -> list[Operation]:
     """Loss and gradient of logits, where the gradient takes their place."""
     call = Engine(batch, vocabulary)
-    call.launch("pass 1", batch.cells, "gather", "row_scores", "lattice_write")
+    call.launch("pass 1", batch.cells, "coordinates", "gather", "row_scores", "lattice_write")
     call.lists("pass 1", batch.cells, call._COMPUTED)
     call.lattice()
-    names = "lattice_occupancies", "gather", "logits_grad", "scatter"
+    names = "lattice_occupancies", "coordinates", "gather", "logits_grad", "scatter"
     call.launch("pass 2", kept * batch.cells, *names)
     call.lists("pass 2", (1 - kept) * batch.cells, 4 * vocabulary)  # zeros
     return call.operations

@@ -95,18 +95,9 @@ class Coordinates:
     """Computes the coordinates of cells on a device."""
 
     def __init__(self, batch: Batch, ops: Operations) -> None:
-        self._xp = ops.xp
-        self._offsets, self._positions, self._labels = map(
-            ops.asarray, (batch.offsets, batch.positions, batch.labels)
-        )
+        self._ops = ops
+        self._table = ops.batch_table(batch.offsets, batch.positions, batch.labels)
 
     def of(self, packed: DeviceArray) -> Cells:
         """The coordinates of cells, from their packed indices (n,)."""
-        sample = self._xp.searchsorted(self._offsets, packed, side="right") - 1
-        positions = self._positions[sample]
-        within = packed - self._offsets[sample]
-        frame = within // positions
-        position = within - frame * positions
-        return Cells(
-            sample, frame, position, self._labels[sample, position], position < positions - 1
-        )
+        return self._ops.coordinates(self._table, packed)

@@ -126,6 +126,13 @@ class Operations(Protocol):
     def repeat(self, values: DeviceArray, counts: HostArray) -> Any:
         """``values[i]`` as often as ``counts[i]`` says, one after the other."""
 
+    def batch_table(self, offsets: HostArray, positions: HostArray, labels: HostArray) -> Any:
+        """What :meth:`coordinates` needs of a batch: packed indices (B + 1,) of each sample's first
+        cell, S of each sample (B,), and labels (B, any), all int64."""
+
+    def coordinates(self, table: Any, packed: DeviceArray) -> Cells:
+        """Where cells are, given their packed indices."""
+
     def block_rows(self, rows: int, width: int) -> int:
         """How many rows of a tile of logits to work on at once."""
 

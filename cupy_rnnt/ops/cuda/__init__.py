@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..types import DeviceArray, HostArray, OutputSums, Sizes, Tile
+from ..types import Cells, DeviceArray, HostArray, OutputSums, Sizes, Tile
 from .bounds import label_softmax, row_dots, upper_bounds
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
-from .launch import cupy
+from .launch import Kernel, cupy
 from .products import add_matmul, factor_dtype, matmul
 from .rows import (
     activate,
@@ -37,8 +37,10 @@ __all__ = [
     "add_rows",
     "asarray",
     "assign",
+    "batch_table",
     "block_rows",
     "bounded_lattice",
+    "coordinates",
     "device_of",
     "device_row",
     "empty",
@@ -137,6 +139,24 @@ def repeat(values: DeviceArray, counts: HostArray) -> Any:
     library, ends = cupy(), counts.cumsum()
     every = library.arange(int(ends[-1]))
     return values[library.searchsorted(library.asarray(ends), every, side="right")]
+
+
+_COORDINATES = Kernel("coordinates", "coordinates.cu", variants=((),))
+
+
+def batch_table(
+    offsets: HostArray, positions: HostArray, labels: HostArray
+) -> tuple[DeviceArray, int, int]:
+    words = np.concatenate((offsets, positions, labels.reshape(-1)), dtype=np.int64)
+    return cupy().asarray(words), *labels.shape
+
+
+def coordinates(table: tuple[DeviceArray, int, int], packed: DeviceArray) -> Cells:
+    count = len(packed)
+    results, has_label = cupy().empty((4, count), np.int64), cupy().empty(count, np.bool_)
+    _COORDINATES[()](count, count, packed, *table, results, has_label)
+    sample, frame, position, label = results
+    return Cells(sample, frame, position, label, has_label)
 
 
 def block_rows(rows: int, width: int) -> int:

@@ -26,8 +26,10 @@ __all__ = [
     "add_rows",
     "asarray",
     "assign",
+    "batch_table",
     "block_rows",
     "bounded_lattice",
+    "coordinates",
     "device_of",
     "device_row",
     "empty",
@@ -112,6 +114,22 @@ def zeros(shape: Shape, dtype: Any) -> HostArray:
 
 def indices(mask: HostArray, count: int | None = None) -> HostArray:
     return np.flatnonzero(mask)
+
+
+def batch_table(
+    offsets: HostArray, positions: HostArray, labels: HostArray
+) -> tuple[HostArray, HostArray, HostArray]:
+    return offsets, positions, labels
+
+
+def coordinates(table: tuple[HostArray, HostArray, HostArray], packed: HostArray) -> Cells:
+    offsets, of_samples, labels = table
+    sample = offsets.searchsorted(packed, side="right") - 1
+    positions = of_samples[sample]
+    within = packed - offsets[sample]
+    frame = within // positions
+    position = within - frame * positions
+    return Cells(sample, frame, position, labels[sample, position], position < positions - 1)
 
 
 scratch_rows = block_rows

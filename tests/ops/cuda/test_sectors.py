@@ -74,6 +74,6 @@ def test_lattices(counting):
 def test_no_kernel_is_left_out():
     declared = {kernel.name for kernel in kernels()}
     assert set(KERNELS) == declared
-    besides = {"add_long_runs", "exact_logits", *ON_LATTICES}
+    besides = {"add_long_runs", "coordinates", "exact_logits", *ON_LATTICES}
     counted = {re.match(r"\w+", name)[0] for name in CASES} | besides
     assert counted == declared
