@@ -121,7 +121,8 @@ def rnnt_loss(
     tolerance : float, optional
         Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
     max_workspace_bytes : int, optional
-        Bytes that may be allocated beyond arguments and results, 256 MiB by default.
+        Bytes that may be allocated beyond arguments and results, 256 MiB by default, and 1 GiB on a
+        GPU.
     progress : callable, optional
         Called now and then from the calling thread as ``progress(cells_done, cells)``.
     return_info : bool

@@ -21,8 +21,6 @@ from .transducer import NAMED, Transducer, transducer_of
 
 Progress = Callable[[int, int], object]
 REDUCTIONS = "none", "mean", "sum"
-MAX_WORKSPACE_BYTES = 256 * 2**20
-"""Bytes that a call may allocate beyond its arguments and results, by default."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -76,7 +74,7 @@ class Options:
     fastemit_lambda: float = field(default=0.0, metadata=_check(checks.number, low=0.0, below=1e6))
     zero_infinity: bool = field(default=False, metadata=_check(checks.boolean))
     tolerance: float = field(default=_ABSENT, metadata=_check(checks.number, low=0.0, below=1.0))
-    max_workspace_bytes: int = field(default=_ABSENT, metadata=_check(checks.integer))
+    max_workspace_bytes: int | None = field(default=None, metadata=_check(checks.integer))
     progress: Progress | None = field(default=None, metadata=_check(checks.callback))
     return_info: bool = field(default=False, metadata=_check(checks.boolean))
 
@@ -89,8 +87,6 @@ class Options:
                 values[name] = option.metadata["check"](name, value)
         if values.get("tolerance") is None:
             values["tolerance"] = default_tolerance(dtype)
-        if values.get("max_workspace_bytes") is None:
-            values["max_workspace_bytes"] = MAX_WORKSPACE_BYTES
         return Options(**values)
 
     def tokens(self, width: int) -> tuple[int, int, int]:

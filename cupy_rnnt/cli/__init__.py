@@ -23,7 +23,7 @@ from ..engine.plan import make_plan
 from ..ops import Operations, cuda
 from ..ops import numpy as cpu
 from ..ops.types import FLOATING_DTYPES
-from ..options import MAX_WORKSPACE_BYTES, Progress, default_tolerance
+from ..options import Progress, default_tolerance
 from ..results import Info, JointGradients
 from . import machine
 from .terminal import (
@@ -143,7 +143,7 @@ def _run(args: argparse.Namespace) -> int:
         seconds, costs, gradients, info = call(report)
     costs, *gradients = ops.host(costs, *gradients)
     _print_results(inputs, costs, info, seconds, first_seconds)
-    _print_memory(inputs, info.workspace_bytes, args.max_workspace_bytes)
+    _print_memory(inputs, info.workspace_bytes, args.max_workspace_bytes, ops)
     return _check(inputs, costs, JointGradients(*gradients))
 
 
@@ -188,10 +188,11 @@ def _print_results(
     row("", f"the others hold {dropped:.0e} of the posterior mass at most")
 
 
-def _print_memory(inputs: _Inputs, workspace: int, budget: int) -> None:
+def _print_memory(inputs: _Inputs, workspace: int, most: int | None, ops: Operations) -> None:
     """The workspace beside what it takes the place of."""
     size, frames, columns = *inputs.encoder_out.shape[:2], inputs.predictor_out.shape[1]
     logits = size * frames * columns * len(inputs.weight) * inputs.weight.itemsize
+    budget = ops.sizes.workspace_bytes if most is None else most
     row("workspace", f"{nbytes(workspace)} planned, {nbytes(budget)} allowed")
     row("batched computation", f"{nbytes(logits)} of logits + {nbytes(logits)} of gradient")
     row("", f"= {nbytes(2 * logits)}, {digits(2 * logits / workspace)} times the workspace")
@@ -270,7 +271,7 @@ def _estimate(args: argparse.Namespace) -> int:
     row("lattice cells", f"{call.batch.cell_count:,}")
     row("inputs", nbytes(sum(array.nbytes for array in inputs[:-1])))
     row("gradients", nbytes(sum(array.nbytes for array in inputs[:4])))
-    _print_memory(inputs, plan.workspace_bytes, args.max_workspace_bytes)
+    _print_memory(inputs, plan.workspace_bytes, args.max_workspace_bytes, source.ops)
     heading("What fills the workspace")
     row("workers", f"{plan.workers}")
     row("tile", f"{counted(plan.rows, 'row')}, one tile a worker")
@@ -320,9 +321,8 @@ def _parser(
         parser.add_argument(
             "--max-workspace-bytes",
             type=parse_nbytes,
-            default=MAX_WORKSPACE_BYTES,
             metavar="BYTES",
-            help="for example 50000000, 64MiB or 1.5GiB (default: 256MiB)",
+            help="for example 50000000, 64MiB or 1.5GiB (default: 256MiB, on a GPU 1GiB)",
         )
     return parser
 

@@ -14,7 +14,6 @@ from threadpoolctl import ThreadpoolController
 from ..ops import cuda
 from ..ops import numpy as cpu_operations
 from ..ops.cuda import launch
-from ..options import MAX_WORKSPACE_BYTES
 from .terminal import counted, heading, nbytes, row
 
 _PACKAGES = ["numpy", "scipy", "threadpoolctl", "cupy-cuda12x", "cupy-cuda13x", "torch", "jax"]
@@ -41,7 +40,8 @@ def print_report() -> None:
         row(library["user_api"], f"{name}, {count}")
     for name in _THREAD_VARIABLES:
         row(name, os.environ.get(name, "not set"))
-    row("max_workspace_bytes", f"{nbytes(MAX_WORKSPACE_BYTES)} by default")
+    budgets = (nbytes(ops.sizes.workspace_bytes) for ops in (cpu_operations, cuda))
+    row("max_workspace_bytes", "{} by default, {} on a GPU".format(*budgets))
 
 
 def cpu() -> str:

@@ -121,6 +121,12 @@ class _Extent(NamedTuple):
         return _Extent(max(self.diagonals, other.diagonals), *sums)
 
 
+def workspace_budget(options: Options, sizes: Sizes) -> int:
+    """Bytes that a call may allocate beyond its arguments and results."""
+    budget = options.max_workspace_bytes
+    return sizes.workspace_bytes if budget is None else budget
+
+
 def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
     """Choose workers, tiles and groups so that the planned peak is within `max_workspace_bytes`.
 
@@ -139,8 +145,8 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
     ValueError
         If not even one worker with tiles of one row fits.
     """
-    ops, budget = source.ops, options.max_workspace_bytes
-    sizes, topology = ops.sizes, options.transducer.topology
+    ops, sizes, topology = source.ops, source.ops.sizes, options.transducer.topology
+    budget = workspace_budget(options, sizes)
     scores, heads = len(topology.scores), len(source.row.heads)
     # The log-sum-exps are held of all cells and again of the kept cells, whose occupancies are too.
     cell_bytes = _CELL_BYTES + 8 * (2 * heads + scores)
@@ -177,7 +183,7 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
 
     def is_full(held: _Extent, joined: _Extent) -> bool:
         busy = held.cells >= sizes.group_cells * workers and held.width >= sizes.group_width
-        return busy or group_bytes(joined, workers) > room // 2
+        return busy or group_bytes(joined, workers) > int(sizes.group_share * room)
 
     groups = _grouped(extents, is_full)
     largest = max(group_bytes(extent, workers) for _, extent in groups)

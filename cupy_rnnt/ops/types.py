@@ -104,6 +104,8 @@ class PositionTangents(NamedTuple):
 class Sizes(NamedTuple):
     """What a device likes to work on."""
 
+    workspace_bytes: int
+    """That a call may allocate beyond its arguments and results, by default."""
     tile_elements: int
     """Of the logits of a tile, if these are more than `full_rows`."""
     full_rows: int
@@ -121,6 +123,9 @@ class Sizes(NamedTuple):
     """Of a weight gradient: what is added to it at once."""
     stored_bytes: int
     """Of logits that pass 2 finds stored, at most."""
+    group_share: float
+    """Of the budget, without tiles and what does not depend on them: what a group of more than one
+    sample takes at most. Logits are stored in the rest."""
     cuts_groups: bool
     """Whether lattices of fewer samples are solved in less time, so that a group may be cut into
     parts whose logits can all be stored."""

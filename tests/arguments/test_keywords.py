@@ -70,7 +70,7 @@ def test_every_keyword_has_a_default_and_a_check():
 def test_absent_keywords_get_their_defaults():
     values = Options.checked(np.dtype(np.float64))
     assert values.tolerance == 2.0**-53
-    assert values.max_workspace_bytes == 256 * 2**20
+    assert values.max_workspace_bytes is None
     assert values == Options.checked(np.dtype(np.float64), tolerance=None, blank=-1)
     assert Options.checked(np.dtype(np.float16), clamp=2).tolerance == 2.0**-24
 

@@ -323,7 +323,7 @@ def test_info_lists_versions_and_threads(run, monkeypatch):
     assert rows["no-such-package"] == "not installed"
     assert rows["OMP_NUM_THREADS"] == "7"
     assert rows["MKL_NUM_THREADS"] == "not set"
-    assert rows["max_workspace_bytes"] == "256 MiB by default"
+    assert rows["max_workspace_bytes"] == "256 MiB by default, 1 GiB on a GPU"
     assert rows["workers of a call"].startswith("at most ")
     assert "cores" in rows["cpu"]
 

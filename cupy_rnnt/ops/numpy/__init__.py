@@ -69,6 +69,7 @@ exact_lattice = Lattice
 bounded_lattice = BoundedLattice
 
 sizes = Sizes(
+    workspace_bytes=2**28,
     # A tile of 4 MiB in float32, and at least 1024 rows: a GEMM of 512 is a twentieth slower.
     tile_elements=2**20,
     full_rows=1024,
@@ -85,6 +86,7 @@ sizes = Sizes(
     # More logits fall out of the caches, and their pages have to be faulted in anew in every call:
     # with 256 MiB a call took up to a fifth longer than with 64.
     stored_bytes=2**26,
+    group_share=0.5,
     cuts_groups=True,
 )
 
