@@ -357,8 +357,7 @@ class Transducer:
 
 def _arc(fields: list[Any]) -> Arc:
     frames, labels, scores, then, ends = fields
-    then = None if then is None else Score(*then)
-    return Arc(frames, labels, tuple(Score(*score) for score in scores), then, ends)
+    return Arc(frames, labels, tuple(Score(*s) for s in scores), then and Score(*then), ends)
 
 
 def _head(fields: list[Any]) -> Head:

@@ -38,8 +38,7 @@ from . import cuda
 
 Tensors = list[Tensor]
 Results = tuple[Tensor, Tensors, Tensor, Tensor]
-"""The loss; what waits for the backward pass, kept cells or gradients; the certificate; the numbers
-of an :class:`Info`."""
+"""The loss, kept cells or gradients, the certificate, and the numbers of an :class:`Info`."""
 
 _SCHEMA_TYPES: dict[Any, str] = {kind: kind.__name__ for kind in (bool, int, float, str)}
 _SCHEMA_TYPES |= {int | None: "int?", float | None: "float?", str | Transducer: "str"}
@@ -188,8 +187,7 @@ def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _joined(parts: list[Kept], inputs: Tensors) -> Tensors:
-    """The kept cells of all parts, a tensor for each field; `parts` is emptied on the way, so that
-    a piece is freed once it has been copied."""
+    """The kept cells of all parts, a tensor a field. `parts` is emptied to free what was copied."""
     count = sum(len(part.packed) for part in parts)
     fields = [list(field) for field in zip(*parts, strict=True)]
     parts.clear()
