@@ -1,6 +1,6 @@
 """What arguments must be, and what an error says when they are not.
 
-Every check names the argument, the index, the value it found and what would be right, and runs
+The error of a check names the argument, the index, the value and what is needed. All checks run
 before any output is touched.
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 
 from . import dlpack
 from .ops import is_on_cuda, on_host
-from .ops.types import FLOATING_DTYPES, DeviceArray, HostArray
+from .ops.types import FLOATING_DTYPES, ArrayLike, DeviceArray, HostArray, Shape
 
 _CELL_LIMIT = 2**62
 
 
-def _array(name: str, value: Any) -> Any:
+def _array(name: str, value: ArrayLike) -> DeviceArray:
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         return value
     if is_on_cuda(value):
@@ -53,7 +53,9 @@ def _shape_text(shape: Sequence[int | str]) -> str:
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
-def floats(name: str, value: Any, axes: Sequence[str], dtype: np.dtype | None = None) -> Any:
+def floats(
+    name: str, value: ArrayLike, axes: Sequence[str], dtype: np.dtype | None = None
+) -> DeviceArray:
     """An array of a supported floating dtype (of `dtype`, if given) with the axes named."""
     array = _array(name, value)
     if array.ndim != len(axes):
@@ -77,12 +79,12 @@ def floats(name: str, value: Any, axes: Sequence[str], dtype: np.dtype | None = 
     return array
 
 
-def same_device(**arrays: Any) -> None:
-    """All are where the first one is; None is anywhere."""
-    (first, expected), *others = (
+def same_device(**arrays: DeviceArray | None) -> None:
+    """All arrays are on the device of the first one; None may stand for any of them."""
+    (first, expected), *rest = (
         (name, _place(array)) for name, array in arrays.items() if array is not None
     )
-    for name, place in others:
+    for name, place in rest:
         if place != expected:
             raise ValueError(f"{name} is on {place}, but {first} is on {expected}")
 
@@ -91,7 +93,7 @@ def _place(array: DeviceArray) -> str:
     return f"device {array.device.id}" if is_on_cuda(array) else "the CPU"
 
 
-def shape(name: str, array: DeviceArray, expected: tuple[int, ...]) -> None:
+def shape(name: str, array: DeviceArray, expected: Shape) -> None:
     if array.shape != expected:
         raise ValueError(
             f"{name} has shape {_shape_text(array.shape)}, "
@@ -102,9 +104,8 @@ def shape(name: str, array: DeviceArray, expected: tuple[int, ...]) -> None:
 def batch_first(
     name: str, array: DeviceArray, targets: DeviceArray, positions: int | None = None
 ) -> None:
-    """Refuse what targets, (B, U), show to be time-major or, on the axis `positions`, to have as
-    many positions as labels, not one more. What else is wrong is said by other checks.
-    """
+    """Refuse an array that is time-major beside targets (B, U), or whose axis `positions` has U
+    entries in the place of U + 1. Other checks refuse other shapes."""
     if targets.ndim != 2:
         return
     size, labels = targets.shape
@@ -135,18 +136,16 @@ def output_layer(weight: DeviceArray, hidden_size: int) -> None:
     shape("weight", weight, (rows, hidden_size))
 
 
-def integers(*arguments: tuple[str, Any, tuple[int, ...]]) -> list[HostArray]:
-    """Arrays on the host, given names, values and shapes, of integer dtypes, which are kept."""
-    return on_host(*(_integers(*argument) for argument in arguments))
+def integers(*arguments: tuple[str, ArrayLike, Shape]) -> list[HostArray]:
+    """Arrays on the host, in their own integer dtypes, from names, values and expected shapes."""
+    arrays = []
+    for name, value, expected in arguments:
+        arrays.append(integer_array(name, value))
+        shape(name, arrays[-1], expected)
+    return on_host(*arrays)
 
 
-def _integers(name: str, value: Any, expected: tuple[int, ...]) -> Any:
-    array = integer_array(name, value)
-    shape(name, array, expected)
-    return array
-
-
-def integer_array(name: str, value: Any) -> Any:
+def integer_array(name: str, value: ArrayLike) -> DeviceArray:
     """An array of an integer dtype, wherever it is."""
     array = _array(name, value)
     if isinstance(value, (list, tuple)):
@@ -160,7 +159,7 @@ def integer_array(name: str, value: Any) -> Any:
 
 
 def within_64_bits(name: str, value: Sequence[Any]) -> None:
-    """Refuse lists with an integer for which libraries take another type, or none."""
+    """Refuse integers beyond int64, for which libraries take another type, or none."""
     for index, entry in _integers_of(value):
         if not -(2**63) <= entry < 2**63:
             place = ", ".join(map(str, index))
@@ -170,7 +169,7 @@ def within_64_bits(name: str, value: Sequence[Any]) -> None:
 
 
 def _integers_of(value: Any, index: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Those of nested lists, and where they are."""
+    """The integers of nested lists, with their indices."""
     if isinstance(value, int):
         yield index, value
     elif isinstance(value, (list, tuple)):
@@ -188,7 +187,7 @@ def lengths(name: str, array: HostArray, low: int, high: int) -> HostArray:
 
 
 def labels(targets: HostArray, valid: HostArray, vocabulary: int, blank: int, blanks: int) -> None:
-    """Valid labels lie in ``[0, V)`` and are no blank: neither `blank` nor one in front of it."""
+    """Valid labels lie in ``[0, V)`` and are none of the `blanks` that end with `blank`."""
     outside = valid & ((targets < 0) | (targets >= vocabulary))
     if outside.any():
         b, u = np.unravel_index(np.argmax(outside), targets.shape)
@@ -212,7 +211,7 @@ def cell_count(frames: HostArray, positions: HostArray) -> None:
 
 
 def vocabulary(width: int, durations: int) -> int:
-    """How many logits of a row are those of tokens."""
+    """How many logits of a row belong to tokens: all but those of durations."""
     if width <= durations:
         raise ValueError(
             f"a row has {width} logits, but {durations} of them are durations of the transducer, "
@@ -236,7 +235,7 @@ def blank(value: Any, vocabulary: int, blanks: int) -> int:
 
 
 def boolean(name: str, value: Any) -> bool:
-    """Neither a number nor a text, of which ``"False"`` would count as true."""
+    """True or False, and no other type: the text ``"False"`` would count as true."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is {value!r}, but True or False is needed")
     return bool(value)
@@ -266,19 +265,19 @@ def number(name: str, value: Any, low: float = -math.inf, below: float = math.in
     return result
 
 
-def writeable(name: str, value: Any, array: DeviceArray) -> None:
-    """An argument can be overwritten, through the array that it was taken for."""
+def writeable(name: str, value: ArrayLike, array: DeviceArray) -> None:
+    """An argument can be overwritten through `array`, a view of its memory."""
     if isinstance(value, (list, tuple)):
         raise TypeError(
             f"{name} is a {type(value).__name__}, but an array is needed to overwrite it"
         )
-    if is_on_cuda(array):  # which is never marked as read-only
+    if is_on_cuda(array):  # CuPy marks no array as read-only
         read_only = array is not value and dlpack.is_read_only(value)
     else:
         read_only = not array.flags.writeable
     if read_only:
         raise ValueError(f"{name} is read-only, but a writeable array is needed to overwrite it")
-    reach = array.itemsize  # from the first to the last byte along the axes so far
+    reach = array.itemsize  # bytes that the axes so far extend over
     for stride, extent in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
         if extent > 1 and stride < reach:
             raise ValueError(f"{name} has elements that share memory, and cannot be overwritten")
@@ -297,8 +296,8 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
-def cost_weights(value: Any, size: int, dtype: np.dtype) -> HostArray:
-    """Upstream gradients of the costs, shape (B,), as float64; finite in `dtype`, too."""
+def cost_weights(value: ArrayLike, size: int, dtype: np.dtype) -> HostArray:
+    """Upstream gradients of the costs, (B,), as float64; each is finite in `dtype`, too."""
     array = _array("cost_weights", value)
     shape("cost_weights", array, (size,))
     if array.dtype.kind not in "iuf" and array.dtype.name not in FLOATING_DTYPES:

@@ -1,8 +1,9 @@
 """Arrays of any library that speaks DLPack: taken over by NumPy or CuPy, and given back.
 
-Nothing is copied, and no library is imported but the one that computes. NumPy and CuPy know no
-bfloat16 of DLPack's: what a capsule calls bfloat16 is taken over as uint16 and seen as that of
-ml_dtypes; in the other direction uint16 is called bfloat16. The structures are those of `dlpack.h
+Nothing is copied, and the only library that is imported is the one that computes. NumPy and CuPy do
+not know DLPack's bfloat16: a capsule of bfloat16 is renamed to uint16, taken over, and viewed as
+the bfloat16 of ml_dtypes. In the other direction, uint16 is renamed to bfloat16. The structures are
+those of `dlpack.h
 <https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h>`__.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 from .ops import is_on_cuda
 from .ops.types import ArrayLike, DeviceArray
 
-_ON_HOST = 1, 3, 11  # kDLCPU, and memory of it that is pinned for CUDA or ROCm
+_ON_HOST = 1, 3, 11  # kDLCPU, kDLCUDAHost, kDLROCMHost
 _ON_CUDA = 2, 13  # kDLCUDA, kDLCUDAManaged
 _UINT, _BFLOAT = 1, 4
 _READ_ONLY = 1
@@ -64,13 +65,13 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, *_object_and_name)(
 
 
 def _versioned(capsule: Any) -> _Versioned | None:
-    """What is in a capsule of DLPack 1.0 or later, None for an earlier one."""
+    """The content of a capsule of DLPack 1.0 or later; None for an earlier one."""
     if not _is_valid(capsule, b"dltensor_versioned"):
         return None
-    found = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
-    if found.major != 1:
-        raise BufferError(f"its capsule is of DLPack {found.major}.{found.minor}, not 1.x")
-    return found
+    managed = _Versioned.from_address(_pointer(capsule, b"dltensor_versioned"))
+    if managed.major != 1:
+        raise BufferError(f"its capsule is of DLPack {managed.major}.{managed.minor}, not 1.x")
+    return managed
 
 
 def _tensor(capsule: Any) -> _Tensor:
@@ -84,7 +85,7 @@ def _tensor(capsule: Any) -> _Tensor:
 
 
 class _Renamed:
-    """An exporter whose elements of 16 bits go by another type code."""
+    """An exporter that replaces a type code of 16-bit elements by another one."""
 
     def __init__(self, exporter: Any, code: int, new_code: int) -> None:
         self._exporter, self._code, self._new_code = exporter, code, new_code
@@ -106,15 +107,15 @@ class _Renamed:
         return capsule
 
 
-def adapter_needed(value: Any) -> str | None:
-    """The module of this package for a value that its library traces or differentiates."""
+def adapter_needed(value: ArrayLike) -> str | None:
+    """The module of this package for an array that its library traces or differentiates, if so."""
     if getattr(value, "requires_grad", False) is True:
         return "cupy_rnnt.torch"
     jax = sys.modules.get("jax")
     return "cupy_rnnt.jax" if jax and isinstance(value, jax.core.Tracer) else None
 
 
-def imported(value: Any) -> Any:
+def imported(value: ArrayLike) -> DeviceArray:
     """The memory of an object with ``__dlpack__``, as an array of NumPy, or of CuPy on the object's
     device and CuPy's current stream there."""
     if getattr(value, "is_nested", False) is True:  # PyTorch speaks of an internal error
@@ -139,22 +140,22 @@ def imported(value: Any) -> Any:
     return array
 
 
-def is_read_only(value: Any) -> bool:
-    """Whether an object with ``__dlpack__`` does not say that its memory may be written, which it
-    can say from DLPack 1.0 on."""
+def is_read_only(value: ArrayLike) -> bool:
+    """Whether an object with ``__dlpack__`` does not allow writing to its memory; no DLPack before
+    1.0 can allow it."""
     try:
         versioned = _versioned(value.__dlpack__(max_version=(1, 0)))
-    except TypeError:  # of a parameter of 1.0
+    except TypeError:  # DLPack before 1.0 has no `max_version`
         return True
     return versioned is None or bool(versioned.flags & _READ_ONLY)
 
 
-def exported(array: DeviceArray, like: ArrayLike) -> Any:
-    """An array of NumPy or CuPy, as one of the library that `like` is of.
+def exported(array: DeviceArray | None, like: ArrayLike) -> ArrayLike:
+    """An array of NumPy or CuPy as an array of the library of `like`.
 
     It is made by ``from_dlpack`` of the library's array API namespace, or else of the package that
-    the type of `like`, or a base of it, is from. If there is neither, the array stays what it is.
-    None is no array, and stays None.
+    defines the type of `like` or a base of it. If there is neither, the array is returned as it is.
+    None stays None.
     """
     if array is None or isinstance(like, (np.ndarray, list, tuple)) or is_on_cuda(like):
         return array
@@ -170,8 +171,8 @@ def exported(array: DeviceArray, like: ArrayLike) -> Any:
 
 def _from_dlpack(like: ArrayLike) -> Callable[[Any], Any] | None:
     if hasattr(like, "__array_namespace__"):
-        places = [like.__array_namespace__()]
+        libraries = [like.__array_namespace__()]
     else:
         packages = (kind.__module__.partition(".")[0] for kind in type(like).__mro__)
-        places = [sys.modules.get(package) for package in packages]
-    return next((place.from_dlpack for place in places if hasattr(place, "from_dlpack")), None)
+        libraries = [sys.modules.get(package) for package in packages]
+    return next((x.from_dlpack for x in libraries if hasattr(x, "from_dlpack")), None)

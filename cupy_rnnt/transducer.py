@@ -1,9 +1,9 @@
 """What a transducer is, as values: scores, arcs and heads. No arrays and no device.
 
-A row of logits gives a cell ``(t, u)`` a few *scores*, log-probabilities of a blank, of the next
-label, of a duration. An *arc* leads from the cell to another one and adds some scores up. A *head*
-is a softmax over a part of the row. The plain transducer of Graves has two scores, two arcs and one
-head; whoever adds another one writes down its arcs and heads as a value, and nothing else.
+A row of logits gives a cell ``(t, u)`` a few *scores*: log-probabilities of blanks, of the next
+label, of durations. An *arc* leads from the cell to another one and adds up some scores. A *head*
+is a softmax over a part of the row. The transducer of Graves has two scores, two arcs and one head.
+A new transducer is a new value, made of its arcs and heads, and needs no other code.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 
 KINDS = "blank", "label", "duration"
 LABEL_COLUMN = -1
-"""In :attr:`Row.columns`: the column of the label that leaves the cell, another one in each row."""
+"""In :attr:`Row.columns`: the column of the next label of the cell, which differs by row."""
 
 
 class Score(NamedTuple):
-    """A log-probability of a cell: its kind, and which one of that kind.
+    """A log-probability of a cell: its kind, and its number among the scores of that kind.
 
-    Kinds are ``"blank"``, ``"label"``, of which there is one, and ``"duration"``.
+    Kinds are ``"blank"``, ``"label"``, which has the number 0 only, and ``"duration"``.
     """
 
     kind: str
@@ -37,7 +37,7 @@ BLANK, LABEL = Score("blank"), Score("label")
 class Arc(NamedTuple):
     """A transition from ``(t, u)`` to ``(t + frames, u + labels)``.
 
-    Its log-probability is the sum of `scores` at ``(t, u)`` and, if there is one, of the score
+    Its log-probability is the sum of `scores` at ``(t, u)`` and, unless it is None, of the score
     `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc
     without `ends` may not lead there.
     """
@@ -52,11 +52,11 @@ class Arc(NamedTuple):
 class Head(NamedTuple):
     """A softmax over the columns of some kinds of scores, and a logit of 0 if there is a `zero`.
 
-    The scores of the kinds in `charges` (all in `kinds`, by default) are less its log-sum-exp.
+    Its log-sum-exp is subtracted from the scores of the kinds in `charges`, by default `kinds`.
 
     Examples
     --------
-    The blank by its logistic sigmoid, of which the labels have what is left:
+    The probability of the blank is a logistic sigmoid; the rest is left for the labels:
 
     >>> from cupy_rnnt import Head
     >>> Head(("blank",), zero=True, charges=("blank", "label")).charged
@@ -83,8 +83,8 @@ class Topology:
     Raises
     ------
     ValueError
-        If an arc goes nowhere, or back, if its scores do not fit the labels that it emits, or if no
-        path comes to an end.
+        If an arc does not lead ahead, if its scores do not fit the labels that it emits, or if no
+        arc can end a path.
 
     Examples
     --------
@@ -108,19 +108,20 @@ class Topology:
             raise ValueError("no arc leads to the end of a path: one with frames must end paths")
 
     def _fault_of(self, arc: Arc) -> str:
-        unknown = [one for one in self.read_by(arc) if one.kind not in KINDS or one.number < 0]
+        scores = self.read_by(arc)
+        unknown = [score for score in scores if score.kind not in KINDS or score.number < 0]
         if arc.frames < 0 or arc.labels not in (0, 1) or arc.frames + arc.labels == 0:
             ahead = f"leads {arc.frames} frames and {arc.labels} labels ahead"
             return f"{ahead}, but must lead at least one of them ahead, and at most one label"
         if unknown:
             return f"has the score {unknown[0]}, but kinds are {KINDS}"
-        if any(one.kind == "label" and one != LABEL for one in self.read_by(arc)):
+        if any(score.kind == "label" and score != LABEL for score in scores):
             return "has a second score of the label, but there is one column for it"
         if not arc.scores or len(set(arc.scores)) < len(arc.scores):
             return f"has the scores {arc.scores}, but must have at least one, and none twice"
         if arc.scores.count(LABEL) != arc.labels or arc.then == LABEL:
-            scores = f"emits {arc.labels} labels, but its scores are {arc.scores} then {arc.then}"
-            return f"{scores}: that of the label must be among the first once for each label"
+            emits = f"emits {arc.labels} labels, but its scores are {arc.scores} then {arc.then}"
+            return f"{emits}: that of the label must be among the first once for each label"
         return ""
 
     @staticmethod
@@ -129,9 +130,9 @@ class Topology:
 
     @cached_property
     def scores(self) -> tuple[Score, ...]:
-        """The K different ones: blanks, the label, durations."""
-        different = {one for arc in self.arcs for one in self.read_by(arc)}
-        return tuple(sorted(different, key=lambda one: (KINDS.index(one.kind), one.number)))
+        """The K different scores: blanks, the label, durations."""
+        different = {score for arc in self.arcs for score in self.read_by(arc)}
+        return tuple(sorted(different, key=lambda score: (KINDS.index(score.kind), score.number)))
 
     @cached_property
     def reach(self) -> int:
@@ -155,10 +156,8 @@ class Topology:
         return f"Arc<{', '.join(map(str, values))}>"
 
     def path_arcs(self, frames: Any, labels: Any) -> tuple[Any, Any]:
-        """Bounds of how many arcs a path of so many frames and labels has, from below and above.
-
-        Both are exact where arcs of one kind take equally many frames.
-        """
+        """Bounds of the fewest and the most arcs of a path of so many frames and labels, exact if
+        all arcs with a label take equally many frames, and all arcs without one do."""
         emitting = [arc.frames for arc in self.arcs if arc.labels] or [0]
         waiting = [arc.frames for arc in self.arcs if not arc.labels]
         if not waiting:
@@ -168,7 +167,7 @@ class Topology:
 
 
 class RowHead(NamedTuple):
-    """A softmax over columns ``start`` to ``stop - 1`` for each of some ranges, and a logit of 0 if
+    """A softmax over columns ``start`` to ``stop - 1`` of each of `ranges`, and a logit of 0 if
     there is a `zero`; `labels` says whether labels are among these columns."""
 
     ranges: tuple[tuple[int, int], ...]
@@ -180,7 +179,7 @@ class Row(NamedTuple):
     """How K scores come out of a row of logits: ``scores[k] = logits[columns[k]] - sum(lse[g] for g
     in charged[k]) - shifts[k]``, with the log-sum-exps of G heads.
 
-    The first columns are those of `tokens`; `others` are the ranges of columns that are no labels.
+    The first `tokens` columns are those of tokens; `others` are the ranges that hold no labels.
     """
 
     width: int
@@ -195,7 +194,7 @@ class Row(NamedTuple):
     def under_no_head(self) -> list[tuple[int, int]]:
         """Ranges of columns that no softmax is over."""
         ranges, behind = [], 0
-        for start, stop in sorted(one for head in self.heads for one in head.ranges):
+        for start, stop in sorted(span for head in self.heads for span in head.ranges):
             if start > behind:
                 ranges.append((behind, start))
             behind = stop
@@ -204,12 +203,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Transducer:
-    """A topology, the heads that its scores are charged, and `sigma`, which the scores of tokens
-    are less.
+    """A topology, the heads that its scores are charged, and `sigma`, which is subtracted from the
+    scores of tokens.
 
     Tokens come first in a row of logits: the labels, the blank and, in front of the blank, the
-    second, third and further blank. Durations follow. What is called V, and counts for an index
-    below 0 of the blank, are the tokens.
+    second, third and further blanks. Durations follow. V is the number of tokens, and an index of
+    the blank below 0 counts from their end.
 
     Raises
     ------
@@ -258,7 +257,7 @@ class Transducer:
 
     @cached_property
     def blanks(self) -> int:
-        """How many tokens are blanks: one at least, whether an arc has its score or not."""
+        """How many tokens are blanks: at least 1, even if no arc reads the score of a blank."""
         return max(1, self._count("blank"))
 
     @cached_property
@@ -267,13 +266,13 @@ class Transducer:
         return self._count("duration")
 
     def _count(self, kind: str) -> int:
-        indices = [one.number for one in self.topology.scores if one.kind == kind]
-        return 1 + max(indices, default=-1)
+        numbers = [score.number for score in self.topology.scores if score.kind == kind]
+        return 1 + max(numbers, default=-1)
 
     @cached_property
     def normalises(self) -> bool:
-        """Whether no score is above 0: each is less the log-sum-exp of the head that its column is
-        under, and of others only if they have a zero, so that they are above 0."""
+        """Whether no score is above 0: each is charged the head that its column is under, and
+        another head only if that has a zero, so that its log-sum-exp is above 0."""
         charges = [(head, kind) for head in self.heads for kind in head.charged]
         own = {kind for head, kind in charges if kind in head.kinds}
         above = {kind for head, kind in charges if kind not in head.kinds and not head.zero}
@@ -282,11 +281,11 @@ class Transducer:
     @cached_property
     def most_mass(self) -> int:
         """A bound of the sum of the probabilities of all arcs that leave a cell, if the transducer
-        `normalises`: 1 for those in use, whose arcs exclude each other."""
+        `normalises`: 1 if the arcs exclude each other, as those of all named transducers do."""
         return self._most_mass([arc.scores for arc in self.topology.arcs])
 
     def _most_mass(self, products: Iterable[tuple[Score, ...]]) -> int:
-        """Of products of scores: those with different scores of one head exclude each other."""
+        """The same of some products: those with different scores of one head exclude each other."""
         ended, following = 0, dict[Score, list[tuple[Score, ...]]]()
         for scores in products:
             if scores:
@@ -304,18 +303,18 @@ class Transducer:
         masses = (max(self._most_mass(following[score]) for score in group) for group in groups)
         return ended + sum(masses)
 
-    def _exclude_each_other(self, one: Score, other: Score) -> bool:
-        """Whether different scores take shares of one softmax: of its columns, or one its zero."""
+    def _exclude_each_other(self, a: Score, b: Score) -> bool:
+        """Whether both are shares of one softmax: of two columns, or of a column and the zero."""
         for head in self.heads:
-            charged = [score for score in (one, other) if score.kind in head.charged]
+            charged = [score for score in (a, b) if score.kind in head.charged]
             own = sum(score.kind in head.kinds for score in charged)
             if len(charged) == 2 and own + head.zero >= 2:
                 return True
         return False
 
     def row(self, width: int, blank: int, normalised: bool = False) -> Row:
-        """Its scores in a row of so many logits, whose blank is column `blank`; without heads where
-        logits are `normalised`, log-probabilities already."""
+        """The scores in a row of `width` logits whose blank is column `blank`; without heads if the
+        logits are `normalised`, that is, log-probabilities already."""
         tokens, blanks = width - self.durations, self.blanks
         of_kind = {
             "blank": [(blank - blanks + 1, blank + 1)],
@@ -328,7 +327,7 @@ class Transducer:
         heads = () if normalised else self.heads
         return Row(
             width,
-            tuple(first[one.kind] + step[one.kind] * one.number for one in scores),
+            tuple(first[score.kind] + step[score.kind] * score.number for score in scores),
             tuple(
                 RowHead(
                     _joined(of_kind[kind] for kind in head.kinds), head.zero, "label" in head.kinds
@@ -336,16 +335,16 @@ class Transducer:
                 for head in heads
             ),
             tuple(
-                tuple(g for g, head in enumerate(heads) if one.kind in head.charged)
-                for one in scores
+                tuple(g for g, head in enumerate(heads) if score.kind in head.charged)
+                for score in scores
             ),
-            tuple(0.0 if one.kind == "duration" else self.sigma for one in scores),
+            tuple(0.0 if score.kind == "duration" else self.sigma for score in scores),
             tokens,
             _joined((of_kind["blank"], of_kind["duration"])),
         )
 
     def __str__(self) -> str:
-        names = (name for name, one in NAMED.items() if one == self)
+        names = (name for name, transducer in NAMED.items() if transducer == self)
         return next(names, json.dumps(astuple(self)))
 
     @staticmethod
@@ -359,8 +358,7 @@ class Transducer:
 
 def _arc(fields: list[Any]) -> Arc:
     frames, labels, scores, then, ends = fields
-    then = None if then is None else Score(*then)
-    return Arc(frames, labels, tuple(Score(*one) for one in scores), then, ends)
+    return Arc(frames, labels, tuple(Score(*s) for s in scores), then and Score(*then), ends)
 
 
 def _head(fields: list[Any]) -> Head:
@@ -369,9 +367,9 @@ def _head(fields: list[Any]) -> Head:
 
 
 def _joined(kinds: Iterable[list[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:
-    """Ranges in ascending order, with those joined that touch, and without empty ones."""
+    """The ranges of all kinds in ascending order, adjacent ones joined, without empty ones."""
     joined: list[tuple[int, int]] = []
-    for start, stop in sorted(one for ranges in kinds for one in ranges if one[0] < one[1]):
+    for start, stop in sorted(span for ranges in kinds for span in ranges if span[0] < span[1]):
         if joined and joined[-1][1] == start:
             joined[-1] = joined[-1][0], stop
         else:
@@ -383,16 +381,16 @@ _WAIT = Arc(1, 0, (BLANK,))
 NAMED = {
     # Graves 2012, arXiv 1211.3711.
     "regular": Transducer(Topology((_WAIT, Arc(0, 1, (LABEL,))))),
-    # k2's: a label takes a frame, too, and may be the last arc.
+    # Of k2: a label takes a frame, too, and may be the last arc.
     "modified": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,))))),
-    # k2's: a label is followed by a blank of the same frame.
+    # Of k2: a label is followed by a blank of the same frame.
     "constrained": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,), then=BLANK)))),
 }
-"""The transducers that a name says."""
+"""The transducers that have a name."""
 
 
 def transducer_of(name: str, value: Any) -> Transducer:
-    """The value of an argument `name` that is a transducer, or says which one."""
+    """The transducer that the argument `name` is, or says by name or by text."""
     if isinstance(value, Transducer):
         return value
     if not isinstance(value, str):

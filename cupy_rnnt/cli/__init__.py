@@ -1,7 +1,7 @@
 """The command line: the main job on real lengths, memory plans, versions.
 
 python -m cupy_rnnt             loss and gradients of a LibriSpeech batch, checked
-python -m cupy_rnnt estimate    what a batch would take, without running it
+python -m cupy_rnnt estimate    the memory that a batch would take, without running it
 python -m cupy_rnnt info        versions, CPU and GPU, threads
 """
 
@@ -22,7 +22,7 @@ from .. import __version__, joint, reference
 from ..engine.plan import make_plan
 from ..ops import Operations, cuda
 from ..ops import numpy as cpu
-from ..ops.types import FLOATING_DTYPES
+from ..ops.types import FLOATING_DTYPES, ArrayLike
 from ..options import Progress, default_tolerance
 from ..results import Info, JointGradients
 from . import machine
@@ -87,7 +87,7 @@ class _Inputs(NamedTuple):
 
     @property
     def cells(self) -> np.ndarray:
-        """Of each sample."""
+        """The number of cells of each sample."""
         count: np.ndarray = self.logit_lengths * (self.target_lengths + 1)
         return count
 
@@ -103,9 +103,9 @@ def _fresh(args: argparse.Namespace) -> _Inputs:
     frames, labels = librispeech_lengths(args.batch)
 
     def normal(scale: float, *shape: int) -> np.ndarray:
-        values = rng.standard_normal(shape, np.float32)
-        values *= np.float32(scale)
-        return values.astype(_dtype(args.dtype), copy=False)
+        array = rng.standard_normal(shape, np.float32)
+        array *= np.float32(scale)
+        return array.astype(_dtype(args.dtype), copy=False)
 
     return _Inputs(
         normal(1.0, args.batch, frames.max(), args.hidden),
@@ -135,7 +135,7 @@ def _run(args: argparse.Namespace) -> int:
             progress=report,
             return_info=True,
         )
-        ops.host(costs)  # a GPU may still be at work
+        ops.host(costs)  # waits for the GPU
         return time.perf_counter() - start, costs, gradients, info
 
     first_seconds = call(None)[0] if ops is cuda else None
@@ -148,7 +148,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _operations(device: str) -> Operations:
-    """Those of a device as it is named on the command line."""
+    """The operations of the device that ``--device`` names."""
     fault = None if device == "cpu" else machine.gpu_fault()
     if fault and device == "cuda":
         raise ValueError(fault)
@@ -189,9 +189,9 @@ def _print_results(
 
 
 def _print_memory(inputs: _Inputs, workspace: int, most: int | None, ops: Operations) -> None:
-    """The workspace beside what it takes the place of."""
-    size, frames, columns = *inputs.encoder_out.shape[:2], inputs.predictor_out.shape[1]
-    logits = size * frames * columns * len(inputs.weight) * inputs.weight.itemsize
+    """The workspace, and the logits and gradient that batched computation needs instead."""
+    size, frames, positions = *inputs.encoder_out.shape[:2], inputs.predictor_out.shape[1]
+    logits = size * frames * positions * len(inputs.weight) * inputs.weight.itemsize
     budget = ops.sizes.workspace_bytes if most is None else most
     row("workspace", f"{nbytes(workspace)} planned, {nbytes(budget)} allowed")
     row("batched computation", f"{nbytes(logits)} of logits + {nbytes(logits)} of gradient")
@@ -201,42 +201,42 @@ def _print_memory(inputs: _Inputs, workspace: int, most: int | None, ops: Operat
 def _check(inputs: _Inputs, costs: np.ndarray, gradients: JointGradients) -> int:
     """Compare the shortest samples with the reference; return the exit status."""
     samples = np.argsort(inputs.cells, kind="stable")[:_CHECKED_SAMPLES]
-    few = np.cumsum(inputs.cells[samples]) * inputs.weight.size <= _CHECKED_PRODUCTS
-    samples = samples[: max(1, np.count_nonzero(few))]
+    affordable = np.cumsum(inputs.cells[samples]) * inputs.weight.size <= _CHECKED_PRODUCTS
+    samples = samples[: max(1, np.count_nonzero(affordable))]
     checked = counted(len(samples), "shortest sample")
     heading(f"Check of the {checked} against cupy_rnnt.reference, in float64")
     part = inputs.part(samples)
     expected_costs, expected = reference.joint_rnnt_loss_and_grad(*part, reduction="none")
-    of_cost, of_gradient = _tolerances(part, float(np.max(expected_costs)))
-    compared = [("cost", costs, expected_costs, of_cost)]
+    tolerances = _tolerances(part, float(np.max(expected_costs)))
+    compared = [("cost", costs, expected_costs, tolerances[0])]
     for name in ("encoder_out", "predictor_out"):
         pair = getattr(gradients, name), getattr(expected, name)
-        compared.append((f"gradient of {name}", *pair, of_gradient))
+        compared.append((f"gradient of {name}", *pair, tolerances[1]))
     failed = []
-    for name, result, wanted, tolerance in compared:
-        error = _relative_error(result[samples], wanted)
-        passed = error <= tolerance  # not so for NaN
+    for name, result, truth, tolerance in compared:
+        error = _relative_error(result[samples], truth)
+        passed = error <= tolerance  # false for NaN
         verdict = "ok" if passed else "FAILED"
         row(name, f"{error:.1e} relative error, {tolerance:.1e} allowed: {verdict}")
         failed += [] if passed else [name]
     return complain(f"the check of {', '.join(failed)} failed", 1) if failed else 0
 
 
-def _relative_error(values: np.ndarray, expected: Any) -> float:
-    """The largest of the samples, in the Euclidean norm."""
-    rows = np.reshape(expected, (len(values), -1))
-    difference = values.astype(np.float64).reshape(rows.shape) - rows
+def _relative_error(result: np.ndarray, truth: ArrayLike) -> float:
+    """The largest relative error of a sample, in the Euclidean norm."""
+    rows = np.reshape(truth, (len(result), -1))
+    difference = result.astype(np.float64).reshape(rows.shape) - rows
     return float(np.max(np.linalg.norm(difference, axis=1) / np.linalg.norm(rows, axis=1)))
 
 
 def _tolerances(inputs: _Inputs, cost: float) -> tuple[float, float]:
-    """What the relative errors of costs and of gradients may be.
+    """The largest relative errors that costs and gradients may have.
 
     Rounding moves a logit, a dot product of H terms, by about ``sqrt(H)`` unit round-offs, and the
     float64 lattice rounds numbers as large as the cost. The cost is the sum of its transitions, so
-    that relative errors do not grow. An occupancy is the exponential of such a sum: independent
-    errors along a path of T + U transitions add up to ``sqrt(T + U)`` times one. Gradients are
-    rounded once more, to their dtype. The factor 4 covers what "about" leaves open.
+    that relative errors do not grow. An occupancy is the exponential of such a sum: T + U
+    independent errors along a path add up to ``sqrt(T + U)`` times a single error. Gradients are
+    rounded once more, to their dtype. The factor 4 is the margin of these estimates.
     """
     dtype = inputs.weight.dtype
     steps = math.sqrt(np.max(inputs.logit_lengths + inputs.target_lengths))
@@ -249,7 +249,8 @@ def _tolerances(inputs: _Inputs, cost: float) -> tuple[float, float]:
 def _estimate(args: argparse.Namespace) -> int:
     size, frames, labels, hidden = args.batch, args.frames, args.labels, args.hidden
     dtype = _dtype(args.dtype)
-    # A plan needs no values: these arrays have one element each, or are never written to.
+    # A plan reads no values. These arrays take no memory: they repeat one element, or their pages
+    # are never written to.
     inputs = _Inputs(
         np.broadcast_to(np.zeros((), dtype), (size, frames, hidden)),
         np.broadcast_to(np.zeros((), dtype), (size, labels + 1, hidden)),
@@ -290,7 +291,7 @@ def _dtype(name: str) -> np.dtype:
     if name == "bfloat16":
         if find_spec("ml_dtypes") is None:
             raise ValueError("--dtype bfloat16 needs the package ml_dtypes")
-        import ml_dtypes  # noqa: F401, tells NumPy about it
+        import ml_dtypes  # noqa: F401, which makes bfloat16 a dtype of NumPy
     return np.dtype(name)
 
 
@@ -301,7 +302,7 @@ def _parser(
     epilog: str | None = None,
     **counts: int,
 ) -> Parser:
-    """The parser of one command; `counts` are its options of this kind and their defaults."""
+    """The parser of a command; `counts` are the defaults of its options in ``_COUNTS``."""
     parser = Parser(
         prog=f"python -m cupy_rnnt {command}".rstrip(),
         description=description,
@@ -316,8 +317,7 @@ def _parser(
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=text)
     if counts:
         text = "of inputs and gradients (default: float32)"
-        kinds = FLOATING_DTYPES
-        parser.add_argument("--dtype", choices=kinds, default="float32", help=text)
+        parser.add_argument("--dtype", choices=FLOATING_DTYPES, default="float32", help=text)
         parser.add_argument(
             "--max-workspace-bytes",
             type=parse_nbytes,
@@ -328,7 +328,7 @@ def _parser(
 
 
 def _parsers() -> dict[str, Parser]:
-    """By command; the main job has no name."""
+    """The parsers by command; the name of the main job is empty."""
     run = _parser("", _run, _RUN, _COMMANDS, batch=16, vocab=500, hidden=512, seed=0)
     text = "auto is a GPU that can be used, or else the CPU (default: auto)"
     run.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=text)

@@ -21,7 +21,7 @@ _THREAD_VARIABLES = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 def print_report() -> None:
-    """All that `info` prints of the machine; what is broken is a row, not an error."""
+    """Print what `info` says of the machine; a broken part is a row, not an error."""
     row("Python", f"{platform.python_version()} ({platform.python_implementation()})")
     for name in _PACKAGES:
         row(name, _version(name))
@@ -52,25 +52,26 @@ def cpu() -> str:
 def gpu() -> str:
     """The current device of CuPy."""
     runtime = launch.cupy().cuda.runtime
-    found = runtime.getDeviceProperties(runtime.getDevice())
-    capability = f"compute capability {found['major']}.{found['minor']}"
-    return f"{found['name'].decode()} ({nbytes(found['totalGlobalMem'])}, {capability})"
+    device = runtime.getDeviceProperties(runtime.getDevice())
+    capability = f"compute capability {device['major']}.{device['minor']}"
+    return f"{device['name'].decode()} ({nbytes(device['totalGlobalMem'])}, {capability})"
 
 
 def gpu_fault() -> str | None:
-    """Why there can be no computing on a GPU, in a sentence; None if there can.
+    """A sentence that says why no GPU can be used; None if one can.
 
-    A kernel and a product of two matrices are run, so that nothing is left to be found out later.
+    A kernel and a product of two matrices are run, so that a missing part is noticed here and not
+    in the first call.
     """
     try:
         launch.check()
-        one = cuda.asarray(np.ones((1, 1), np.float32))
-        cuda.activate("tanh", one, one)
-        cuda.matmul(one, one, cuda.empty((1, 1), one.dtype))
-        cuda.host(one)
+        matrix = cuda.asarray(np.ones((1, 1), np.float32))
+        cuda.activate("tanh", matrix, matrix)
+        cuda.matmul(matrix, matrix, cuda.empty((1, 1), matrix.dtype))
+        cuda.host(matrix)
     except (ImportError, RuntimeError) as error:
         return str(error)
-    except Exception as error:  # whatever a broken installation comes up with
+    except Exception as error:  # a broken installation may raise anything
         return f"CuPy fails with {type(error).__name__}: {error}"
     return None
 
@@ -109,7 +110,7 @@ def _print_gpu() -> None:
 
 
 def _kernel_cache() -> str:
-    """Where CuPy keeps what it has compiled."""
+    """Where CuPy keeps compiled kernels."""
     if os.environ.get("CUPY_CACHE_IN_MEMORY") == "1":
         return "in memory only, as CUPY_CACHE_IN_MEMORY says"
     return os.environ.get("CUPY_CACHE_DIR") or str(Path("~/.cupy/kernel_cache").expanduser())
@@ -124,7 +125,7 @@ def _version(package: str) -> str:
 
 def _cpu_name() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
+        model = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        model = None
+    return model[1] if model else platform.processor() or platform.machine()

@@ -15,7 +15,7 @@ from ..options import Progress
 
 @contextmanager
 def progress() -> Iterator[Progress | None]:
-    """A bar on stderr, if that is a terminal, which goes when the work is done."""
+    """A bar on stderr, if that is a terminal; it is erased when the work is done."""
     if not sys.stderr.isatty():
         yield None
     elif find_spec("tqdm") is None:
@@ -57,7 +57,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def digits(value: float) -> str:
-    """At least three."""
+    """A number with at least three significant digits."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
@@ -71,11 +71,11 @@ def nbytes(count: int) -> str:
 
 
 def parse_nbytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+)(?:(\.\d+)? ?([kmg])ib)?", text, re.ASCII | re.IGNORECASE)
-    if not found:
+    match = re.fullmatch(r"(\d+)(?:(\.\d+)? ?([kmg])ib)?", text, re.ASCII | re.IGNORECASE)
+    if not match:
         example = "such as 50000000, 64MiB or 1.5GiB"
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes {example}")
-    whole, fraction, unit = found.groups()
+    whole, fraction, unit = match.groups()
     scale = 1024 ** (1 + "kmg".index(unit.lower())) if unit else 1
     return int(whole) * scale + int(float(fraction or 0) * scale)
 
@@ -93,7 +93,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors the caller reports as it does those of the library."""
+    """A parser that raises its errors, so that ``main`` reports them like those of the library."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)

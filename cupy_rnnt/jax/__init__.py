@@ -1,34 +1,35 @@
 """The losses as JAX functions, on the device buffers of JAX in place, within ``jax.jit`` or not.
 
 :func:`rnnt_loss` and :func:`joint_rnnt_loss` have a derivative in reverse mode, and no second one.
-On the CPU they compute in NumPy, on CUDA in CuPy, on the stream of the surrounding computation; it
-is CuPy's own memory pool that holds their workspace there, beside what JAX has reserved
+On the CPU they compute in NumPy; on CUDA in CuPy, on the stream of the surrounding computation.
+Their workspace there comes from CuPy's own memory pool, so JAX must not have reserved all memory
 (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
 
-*What is kept, what is computed twice.* JAX wants to know all sizes beforehand, so the list of kept
+*What is kept, what is computed twice.* JAX fixes all sizes when it compiles, so the list of kept
 cells, whose length depends on the data, cannot wait for the backward pass. With ``reduction``
 ``"mean"`` or ``"sum"`` the forward pass of a derivative computes loss and gradients at once,
-reusing what the workspace holds; the gradients wait, and are scaled by the one number that comes
-from above. With ``"none"`` the inputs wait, and the backward pass computes the gradients with the
-numbers from above as cost weights: the first of its two passes is a repetition. So it is for
-float16, of which unscaled gradients could underflow. Under ``jax.checkpoint`` the forward pass is
-repeated as well, with all it does. Without a derivative the costs alone are computed.
+reusing what the workspace holds; the gradients wait until the gradient of the loss, a number,
+multiplies them. With ``"none"`` the inputs wait; the backward pass takes the gradients of the costs
+as cost weights, and computes the scores of the forward pass again. The same happens with float16,
+because unscaled gradients could underflow. Under ``jax.checkpoint`` the whole forward pass is
+repeated as well. Without a derivative only costs are computed.
 
-*vmap* maps onto the batch: all mapped instances are computed in one call. Where they have
-parameters of their own, or their gradients are wanted (JAX asks for those of each instance, though
-it may add them up afterwards), there is a call for each. So, in training, pass a batch.
+*vmap* maps onto the batch: all mapped instances are computed in one call. Where instances have
+different parameters, or gradients of the parameters are wanted, there is a call for each instance,
+because JAX asks for the gradient of each, though it may add them up afterwards. So pass a batch in
+training.
 
-*Many devices.* Within ``jax.shard_map`` each device computes its part of the batch; gradients of
-parameters that are the same on all are added up by JAX. Elsewhere XLA cannot divide the work: it
-gives the whole batch to every device.
+*Many devices.* Within ``jax.shard_map`` each device computes its part of the batch, and JAX adds up
+the gradients of parameters that all devices share. Elsewhere XLA cannot divide the work: it gives
+the whole batch to every device.
 
 *Errors.* Shapes, dtypes and options are checked when a function is traced. Lengths and labels are
-known when it runs: then the usual message is a part of that of the error that JAX raises, a
-``jax.errors.JaxRuntimeError`` or, where nothing is left to wait for, a ``ValueError``. It is logged
-as well: if devices wait for each other, as in a sum over all, those without an error wait for the
-one that has it, until XLA gives up and aborts the process.
+known when it runs: then JAX raises a ``jax.errors.JaxRuntimeError`` or, where nothing is left to
+wait for, a ``ValueError``, whose text contains the usual message. The message is logged as well: in
+a sum over all devices, those without an error wait for the one that has it, until XLA gives up and
+aborts the process.
 
-*At the end.* Python waits for the steps whose results are held by a variable.
+*At the end.* Before Python ends, it waits for the steps whose results a variable holds.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from .. import checks, joint
 from .. import logits as logits_front
 from ..batch import INTEGERS
-from ..ops.types import ArrayLike, compute_dtype
+from ..ops.types import ArrayLike, Shape, compute_dtype
 from ..options import JointKeywords, Keywords, spells_out
 from .callbacks import JointLoss, LogitsLoss, Loss
 
@@ -81,7 +82,7 @@ def rnnt_loss(
     blank, clamp, reduction, fused_log_softmax, transducer, delay_penalty, fastemit_lambda, \
 zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.rnnt_loss_and_grad`; Python values, which are static under
-        ``jax.jit``. `clamp` bounds the gradient before that from above is applied.
+        ``jax.jit``. `clamp` bounds the gradient before the gradient of the loss multiplies it.
 
     Returns
     -------
@@ -135,23 +136,22 @@ def joint_rnnt_loss(
 ) -> jax.Array:
     """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for JAX.
 
-    There are never any logits in memory beside a tile of them.
+    Logits are in memory a tile at a time.
 
     Parameters
     ----------
     encoder_out : jax.Array, shape (B, T, H)
-        float16, bfloat16, float32 or float64, and so the next three.
+        float16, bfloat16, float32 or float64. The next three arguments have the same dtype.
     predictor_out : jax.Array, shape (B, U + 1, H)
     weight : jax.Array, shape (V, H)
-        Of the output layer. It is the transpose of the ``kernel`` of a ``flax.linen.Dense``.
+        That of the output layer: the transpose of the ``kernel`` of a ``flax.linen.Dense``.
     bias : jax.Array, shape (V,), or None
     targets : array_like, shape (B, U), any integer dtype
     logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
     blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
 zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`; Python values, which are static under
-        ``jax.jit``. `tolerance` concerns the cost as well, so it is of effect without a gradient,
-        too.
+        ``jax.jit``. `tolerance` concerns the cost as well, so it matters without a gradient, too.
 
     Returns
     -------
@@ -192,32 +192,31 @@ zero_infinity, tolerance, max_workspace_bytes
     return result
 
 
-Arrays = tuple[Any, ...]
+Arrays = tuple[ArrayLike, ...]
 
 
-def _arrays(names: tuple[str, ...], *values: Any) -> Arrays:
-    """What may become JAX arrays; the rest stays, to be refused."""
+def _arrays(names: tuple[str, ...], *values: ArrayLike) -> Arrays:
+    """JAX arrays of NumPy arrays and lists; other values stay, and the checks may refuse them."""
     return tuple(
         _array(name, x) if isinstance(x, (np.ndarray, list, tuple)) else x
         for name, x in zip(names, values, strict=True)
     )
 
 
-def _array(name: str, value: Any) -> jax.Array:
+def _array(name: str, value: ArrayLike) -> jax.Array:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-        # JAX would take the lower 32 bits: what is too large must stay so.
+        # JAX would take the lower 32 bits, so that a number out of range could become a valid one.
         bounds = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
         value = value.clip(bounds.min, bounds.max)
     try:
         return jnp.asarray(value)
-    except OverflowError:  # of a list, whose integers JAX does not cut off
+    except OverflowError:  # JAX does not cut off integers of a list
         checks.within_64_bits(name, value)
         return _array(name, np.asarray(value))
 
 
 def _stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, Any]:
-    """NumPy arrays, without memory, for the checks that depend on shapes and dtypes alone: valid
-    lengths, and no labels."""
+    """NumPy arrays without memory, of valid lengths, for the checks of shapes and dtypes."""
     named = dict(zip((*kind.names, *INTEGERS), (*inputs, *integers), strict=True))
     for name, value in named.items():
         if isinstance(value, jax.Array):
@@ -231,12 +230,12 @@ def _stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, 
 
 def _axes(*trees: Any) -> frozenset[Any]:
     types = map(jax.typeof, jax.tree.leaves(trees))
-    return frozenset().union(*(one.manual_axis_type.varying for one in types))
+    return frozenset().union(*(kind.manual_axis_type.varying for kind in types))
 
 
 def _everywhere(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
-    """The loss, of inputs that vary alike: that is how JAX gets to know that gradients of
-    parameters have to be added up."""
+    """The loss of inputs that vary over the same axes, from which JAX knows that it has to add up
+    the gradients of parameters."""
     axes = _axes(inputs, integers)
 
     def varying(x: jax.Array) -> Any:
@@ -252,26 +251,26 @@ def _call(
     integers: Arrays,
     weights: jax.Array | None = None,
 ) -> Any:
-    """Loss and gradients in the types that `results` names; None are not computed."""
+    """Loss and gradients in the types that `results` names; what is None there is not computed."""
     _wait_at_exit()
-    found = buffer_callback(loss, results, vmap_method="expand_dims")(inputs, integers, weights)
+    computed = buffer_callback(loss, results, vmap_method="expand_dims")(inputs, integers, weights)
     axes = tuple(_axes(inputs, integers, weights))
-    return jax.lax.pcast(found, axes, to="varying")  # the callback forgets about them
+    return jax.lax.pcast(computed, axes, to="varying")  # the callback forgets about them
 
 
 @cache
 def _wait_at_exit() -> None:
-    """Let Python end only when all results that somebody holds are there: a step that called into
-    Python behind its end would abort the process."""
+    """Let Python end only when all results that a variable holds are complete: a step that called
+    into Python after its end would abort the process."""
 
     @atexit.register
-    def wait() -> None:  # before JAX takes down its backends, as that is registered earlier
+    def wait() -> None:  # runs before JAX takes down its backends, which it registered earlier
         for array in jax.live_arrays():  # type: ignore[no-untyped-call]
-            with suppress(Exception):  # of a step that failed: nobody asked for its result
+            with suppress(Exception):  # the step failed, and no caller asked for its result
                 array.block_until_ready()
 
 
-def _type(shape: tuple[int, ...], dtype: np.dtype) -> jax.ShapeDtypeStruct:
+def _type(shape: Shape, dtype: np.dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
@@ -286,20 +285,19 @@ def _types_of(inputs: Arrays) -> Any:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
-    found, _ = _call(loss, (_type_of_loss(loss, inputs), None), inputs, integers)
-    return found
+    return _call(loss, (_type_of_loss(loss, inputs), None), inputs, integers)[0]
 
 
 def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[Any, Any]:
     if loss.options.reduction == "none" or inputs[0].dtype == jnp.float16:
         return _loss(loss, inputs, integers), (None, inputs, integers)
     types = _type_of_loss(loss, inputs), _types_of(inputs)
-    found, gradients = _call(loss, types, inputs, integers)
-    return found, (gradients, None, None)
+    result, gradients = _call(loss, types, inputs, integers)
+    return result, (gradients, None, None)
 
 
 def _scaled(upstream: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Their product, in the dtype of the loss until it is complete."""
+    """``upstream * gradient`` in the dtype of the loss, cast to that of the gradient at the end."""
     return (upstream * gradient.astype(upstream.dtype)).astype(gradient.dtype)
 
 
@@ -308,8 +306,8 @@ def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, No
     if gradients is not None:
         return jax.tree.map(partial(_scaled, upstream), gradients), None
     size = inputs[0].shape[0]
-    each = upstream / size if loss.options.reduction == "mean" else upstream
-    weights = jnp.broadcast_to(each, (size,))
+    of_cost = upstream / size if loss.options.reduction == "mean" else upstream
+    weights = jnp.broadcast_to(of_cost, (size,))
     return _call(loss, (None, _types_of(inputs)), inputs, integers, weights)[1], None
 
 

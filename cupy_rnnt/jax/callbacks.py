@@ -1,9 +1,9 @@
 """What runs in the middle of a jitted JAX function: the losses, on its device buffers in place.
 
-XLA calls with the buffers of arguments, to be read, and of results, to be written, in a thread of
-each device. Under ``jax.vmap`` all have as many leading axes more, of extent 1 where nothing is
-mapped (``vmap_method="expand_dims"``). No function of JAX may be called here: it could wait for the
-very computation that waits for us.
+XLA calls in a thread of each device, with buffers of arguments to read and of results to write.
+Under ``jax.vmap`` all buffers have the same number of additional leading axes, of extent 1 where
+nothing is mapped (``vmap_method="expand_dims"``). No function of JAX may be called here: it could
+wait for the very computation that waits for this callback.
 """
 
 from __future__ import annotations
@@ -25,33 +25,35 @@ from ..engine import run
 from ..engine.joint_source import JointSource
 from ..engine.logits_source import LogitsSource
 from ..ops.cuda.launch import cupy
-from ..ops.types import JointInputs
+from ..ops.types import DeviceArray, HostArray, JointInputs, Shape
 from ..options import Options
 from ..results import JointGradients, reduced, weights_of
 
 _LOG = logging.getLogger("cupy_rnnt")
-_CPU = 1  # as DLPack numbers the kinds of devices
+_CPU = 1  # DLPack's number of the kind of device
+Arrays = tuple[DeviceArray, ...]
+_View = Callable[[DeviceArray], DeviceArray]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss with its options: the callback itself. JAX compiles equal ones once."""
+    """A loss with its options, which is the callback itself. JAX compiles equal losses once."""
 
     options: Options
 
     names: ClassVar[tuple[str, ...]]
-    """Of the inputs."""
+    """The names of the inputs."""
     rank: ClassVar[int]
-    """Axes of the first input."""
+    """The number of axes of the first input."""
     batched: ClassVar[int]
-    """How many inputs have an entry for each sample; the others are parameters."""
+    """How many inputs have an entry for each sample; the rest are parameters."""
 
     def checked(self, arguments: dict[str, Any]) -> Any:
         """The validated call."""
         raise NotImplementedError
 
-    def source(self, call: Any, gradients: Any) -> Any:
-        """Of the logits; their gradient goes to `gradients`, if there are any."""
+    def source(self, call: Any, gradients: Arrays | None) -> Any:
+        """The source of the logits, which writes to `gradients`, if any."""
         raise NotImplementedError
 
     def __call__(
@@ -63,11 +65,11 @@ class Loss:
         ----------
         context : jax.experimental.buffer_callback.ExecutionContext
         results : tuple
-            Loss and gradients of the inputs. Either may be None, which is not wanted.
+            Loss and gradients of the inputs; what is None is not computed.
         inputs, integers : tuple
             Floating arguments; targets and lengths.
         weights : shape (B,), or None
-            Of the costs. None are those that follow from the reduction.
+            Weights of the costs; None for those that follow from the reduction.
         """
         try:
             with _current(context, inputs[0]) as view:
@@ -80,54 +82,49 @@ class Loss:
                     view(weights),
                 )
         except BaseException as error:
-            # Said here, too: in a collective operation of several devices, the others wait for this
-            # one until XLA aborts the process.
+            # JAX may never report the error: in a collective operation, the other devices wait for
+            # this one until XLA aborts the process.
             _LOG.error("%s: %s", type(error).__name__, error)
             raise
 
     def _compute_mapped(
-        self, result: Any, gradients: Any, inputs: Any, integers: Any, weights: Any
+        self,
+        result: DeviceArray,
+        gradients: Arrays | None,
+        inputs: Arrays,
+        integers: Arrays,
+        weights: DeviceArray,
     ) -> None:
-        """All instances that ``vmap`` made: as one batch, unless each has parameters of its own, or
-        a gradient of them."""
+        """Compute all instances that ``vmap`` made: as one batch, if they share the parameters, and
+        the gradients of these, if there are any."""
         count = inputs[0].ndim - self.rank
-        mapped = (gradients[0] if result is None else result).shape[:count]
-        own = inputs if gradients is None else gradients
-        if all(prod(x.shape[:count]) == 1 for x in own[self.batched :] if x is not None):
-            rows, parameter = partial(_merged, mapped), partial(_without_axes, count)
+        mapped = (result if gradients is None else gradients[0]).shape[:count]
+        parameters = (inputs if gradients is None else gradients)[self.batched :]
 
-            def split(arrays: Any) -> Any:
-                batched = arrays[: self.batched]
-                return *map(rows, batched), *map(parameter, arrays[self.batched :])
+        def compute(mapped: Shape, result: DeviceArray, rows: _View, parameter: _View) -> None:
+            def split(arrays: Arrays) -> Arrays:
+                batched = map(rows, arrays[: self.batched])
+                return *batched, *map(parameter, arrays[self.batched :])
 
-            self._compute(
-                mapped,
-                result,
-                gradients and split(gradients),
-                split(inputs),
-                tuple(map(rows, integers)),
-                rows(weights),
-            )
+            into = gradients and split(gradients)
+            labels_and_lengths = tuple(map(rows, integers))
+            self._compute(mapped, result, into, split(inputs), labels_and_lengths, rows(weights))
+
+        if all(prod(x.shape[:count]) == 1 for x in parameters if x is not None):
+            compute(mapped, result, partial(_merged, mapped), partial(_without_axes, count))
             return
         for index in np.ndindex(mapped):
-            one = partial(_picked, index)
-            self._compute(
-                (),
-                one(result),
-                gradients and tuple(map(one, gradients)),
-                tuple(map(one, inputs)),
-                tuple(map(one, integers)),
-                one(weights),
-            )
+            pick = partial(_picked, index)
+            compute((), pick(result), pick, pick)
 
     def _compute(
         self,
-        mapped: tuple[int, ...],
-        result: Any,
-        gradients: Any,
-        inputs: Any,
-        integers: Any,
-        weights: Any,
+        mapped: Shape,
+        result: DeviceArray,
+        gradients: Arrays | None,
+        inputs: Arrays,
+        integers: Arrays,
+        weights: DeviceArray,
     ) -> None:
         named = dict(zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True))
         call = self.checked(named | self.options.values())
@@ -146,7 +143,7 @@ class Loss:
 
 
 class LogitsLoss(Loss):
-    """Of given logits."""
+    """The loss of given logits."""
 
     names = ("logits",)
     rank = 4
@@ -155,7 +152,7 @@ class LogitsLoss(Loss):
     def checked(self, arguments: dict[str, Any]) -> logits_front.LogitsCall:
         return logits_front.checked(**arguments)
 
-    def source(self, call: logits_front.LogitsCall, gradients: Any) -> LogitsSource:
+    def source(self, call: logits_front.LogitsCall, gradients: Arrays | None) -> LogitsSource:
         gradient = None
         if gradients is not None:
             (gradient,) = gradients
@@ -164,7 +161,7 @@ class LogitsLoss(Loss):
 
 
 class JointLoss(Loss):
-    """Of a joint network."""
+    """The loss of a joint network."""
 
     names = JointInputs._fields
     rank = 3
@@ -173,16 +170,16 @@ class JointLoss(Loss):
     def checked(self, arguments: dict[str, Any]) -> joint.JointCall:
         return joint.checked(**arguments)
 
-    def source(self, call: joint.JointCall, gradients: Any) -> JointSource:
-        wanted = gradients is not None
-        return call.source(wanted, JointGradients(*gradients) if wanted else None)
+    def source(self, call: joint.JointCall, gradients: Arrays | None) -> JointSource:
+        out = None if gradients is None else JointGradients(*gradients)
+        return call.source(out is not None, out)
 
 
-# Instances of vmap. Where there is no array, there is none.
+# Arrays of instances of vmap; None stays None.
 
 
-def _merged(mapped: tuple[int, ...], array: Any) -> Any:
-    """The mapped axes as part of that of the batch; copied only if it is the same for several."""
+def _merged(mapped: Shape, array: DeviceArray | None) -> DeviceArray | None:
+    """An array whose mapped axes are part of the batch axis; a copy if instances share entries."""
     if array is None:
         return None
     size, *rest = array.shape[len(mapped) :]
@@ -192,11 +189,11 @@ def _merged(mapped: tuple[int, ...], array: Any) -> Any:
     return array.reshape(prod(mapped) * size, *rest)
 
 
-def _without_axes(count: int, array: Any) -> Any:
+def _without_axes(count: int, array: DeviceArray | None) -> DeviceArray | None:
     return None if array is None else array.reshape(array.shape[count:])
 
 
-def _picked(index: tuple[int, ...], array: Any) -> Any:
+def _picked(index: tuple[int, ...], array: DeviceArray | None) -> DeviceArray | None:
     if array is None:
         return None
     extents = array.shape[: len(index)]
@@ -204,13 +201,13 @@ def _picked(index: tuple[int, ...], array: Any) -> Any:
     return array[(*places, ...)]
 
 
-# Buffers. What is marked "GPU" calls into the CUDA half of JAX; the tests run these lines against
-# stand-ins for its buffers, on an emulated device. They have not run on a GPU.
+# Buffers. Lines marked "GPU" call into the CUDA half of JAX. The tests run these lines against
+# stand-ins for its buffers, on an emulated device; they have not run on a GPU.
 
 
 @contextmanager
 def _current(context: Any, buffer: Any) -> Iterator[Callable[[Any], Any]]:
-    """Makes device and stream of a computation the current ones; gives the function that sees its
+    """Make device and stream of a computation the current ones; yield the function that views its
     buffers as arrays."""
     kind, number = buffer.__dlpack_device__()
     if kind == _CPU:
@@ -229,17 +226,17 @@ class _Stream(NamedTuple):
         return 0, self.address
 
 
-def _numpy(buffer: Any) -> Any:
+def _numpy(buffer: Any) -> HostArray | None:
     if buffer is None:
         return None
     array = np.asarray(buffer)
-    if not buffer.writeable:  # which the array does not know
+    if not buffer.writeable:  # the array does not know
         array.flags.writeable = False
     return array
 
 
-def _cupy(device: int, buffer: Any) -> Any:
-    """Not by :func:`cupy.asarray`, which knows no name for bfloat16 in this protocol."""
+def _cupy(device: int, buffer: Any) -> DeviceArray | None:
+    """Not :func:`cupy.asarray`: it does not know bfloat16 of ``__cuda_array_interface__``."""
     if buffer is None:
         return None
     memory, (address, _) = cupy().cuda, buffer.__cuda_array_interface__["data"]  # GPU

@@ -1,9 +1,9 @@
 """The RNN-transducer loss by the textbook, in float64 NumPy: slow, obvious, the specification.
 
 Every other implementation in this package is compared with this one, so nothing here is clever:
-sample after sample and cell after cell, by the recursions of [1]_. A sample has ``T`` frames, ``U``
-labels, ``S = U + 1`` positions and a vocabulary of ``V`` symbols, blank included. Logarithms
-are natural. Arguments are taken to be legal: this module settles the values, not the errors.
+the recursions of [1]_ run sample after sample and cell after cell. A sample has ``T`` frames, ``U``
+labels, ``S = U + 1`` positions and a vocabulary of ``V`` symbols, blank included. Logarithms are
+natural. Arguments are not checked: this module settles the values, not the errors.
 
 References
 ----------
@@ -55,7 +55,7 @@ class _Cells:
         delay_penalty: float,
     ) -> None:
         self.frames, self.labels, self.row, self.topology = frames, labels, row, topology
-        # The column of each score at each position; where no label is left, any.
+        # The column of each score at each position; at the last one, that of the label is any.
         of_label = np.append(labels, 0)
         self.columns = [of_label if c == LABEL_COLUMN else of_label * 0 + c for c in row.columns]
         self.scores = np.stack([self.scores_of(frame) for frame in frames()], axis=1)
@@ -67,7 +67,7 @@ class _Cells:
 
     @quiet
     def log_sum_exps(self, logits: FloatArray) -> FloatArray:
-        """Of each head, (G, S)."""
+        """The log-sum-exp of each head, (G, S)."""
         sums = np.empty((len(self.row.heads), len(logits)))
         for of_head, head in zip(sums, self.row.heads, strict=True):
             parts = [logits[:, start:stop] for start, stop in head.ranges]
@@ -77,7 +77,7 @@ class _Cells:
 
     @quiet
     def scores_of(self, logits: FloatArray) -> FloatArray:
-        """Of the cells of a frame, (K, S)."""
+        """The scores of the cells of a frame, (K, S)."""
         positions, sums = np.arange(len(logits)), self.log_sum_exps(logits)
         kinds = zip(self.columns, self.row.charged, self.row.shifts, strict=True)
         return np.array(
@@ -88,32 +88,32 @@ class _Cells:
         )
 
     def gradients(self, clamp: float, of_labels: float) -> tuple[float, Iterator[FloatArray]]:
-        """Cost of the sample, and its gradient frame by frame; none if it is not finite."""
+        """Cost of the sample, and its gradient frame by frame; no frames if it is not finite."""
         if np.isnan(self.scores).any():
             return np.nan, iter(())
-        found, log_prob = occupancies(self.scores, self.topology, of_labels)
+        of_cells, log_prob = occupancies(self.scores, self.topology, of_labels)
         if not np.isfinite(log_prob):
             return -log_prob, iter(())
 
         def frames() -> Iterator[FloatArray]:
-            for logits, of_frame in zip(self.frames(), found.swapaxes(0, 1), strict=True):
+            for logits, of_frame in zip(self.frames(), of_cells.swapaxes(0, 1), strict=True):
                 grad = self.gradient_of(logits, of_frame)
                 yield np.clip(grad, -clamp, clamp) if clamp > 0 else grad
 
         return -log_prob, frames()
 
-    def gradient_of(self, logits: FloatArray, found: FloatArray) -> FloatArray:
-        """Of the logits (S, V) of a frame, from occupancies (K, S)."""
+    def gradient_of(self, logits: FloatArray, of_frame: FloatArray) -> FloatArray:
+        """The gradient of the logits (S, V) of a frame, from its occupancies (K, S)."""
         grad, sums = np.zeros_like(logits), self.log_sum_exps(logits)
         for g, head in enumerate(self.row.heads):
-            of_scores = [o for o, c in zip(found, self.row.charged, strict=True) if g in c]
-            mass = sum(of_scores, np.zeros(len(grad)))
-            # A cell no path visits has no gradient, not even where its softmax is undefined.
+            of_head = [o for o, c in zip(of_frame, self.row.charged, strict=True) if g in c]
+            mass = sum(of_head, np.zeros(len(grad)))
+            # A cell that no path visits has gradient 0, even where its softmax is undefined.
             visited = np.flatnonzero(mass > 0)
             for start, stop in head.ranges:
                 softmax = np.exp(logits[visited, start:stop] - sums[g, visited, None])
                 grad[visited, start:stop] = mass[visited, None] * softmax
-        for columns, of_score in zip(self.columns, found, strict=True):
+        for columns, of_score in zip(self.columns, of_frame, strict=True):
             grad[np.arange(len(grad)), columns] -= of_score
         return grad
 
@@ -241,14 +241,15 @@ def rnnt_loss_and_grad(
     zero_infinity: bool = False,
     cost_weights: ArrayLike | None = None,
 ) -> tuple[np.float64 | FloatArray, FloatArray]:
-    """Compute the loss of `rnnt_loss`, and its gradient (B, T, U + 1, V).
+    """Compute the loss of `rnnt_loss`, and a gradient (B, T, U + 1, V).
 
-    It is that of ``sum(cost_weights * costs)``. Unless given, `cost_weights` (B,) are 1 / B for
-    "mean", 1 for "sum" and "none". It is 0 at padding and in samples whose cost is not finite.
+    The gradient is that of ``sum(cost_weights * costs)``, where `cost_weights` (B,) are 1 / B for
+    "mean" and 1 for "sum" and "none" by default. It is 0 at padding and in samples whose cost is
+    not finite.
 
     Examples
     --------
-    The one path of one frame and no label is its blank, so this is plain cross-entropy:
+    One frame and no label have one path, a blank, so this is the cross-entropy of the blank:
 
     >>> loss, grad = rnnt_loss_and_grad(np.zeros((1, 1, 1, 4)), np.zeros((1, 0)), [1], [0])
     >>> round(float(np.exp(-loss)), 6), grad[0, 0, 0]
@@ -268,7 +269,7 @@ def rnnt_loss_and_grad(
 
 
 class _Joint:
-    """The joint network, a frame at a time: no more than (S, V) logits ever exist."""
+    """The joint network, a frame at a time: no more than (S, V) logits exist at once."""
 
     def __init__(self, inputs: JointGradients, activation: str) -> None:
         encoder_out, predictor_out, weight, bias = inputs
@@ -278,12 +279,12 @@ class _Joint:
         self.activation = ACTIVATIONS[activation]
 
     def hidden(self, b: int, t: int, S: int) -> Pair:
-        """Hidden values and the derivative of the activation, (S, H) each, of one frame."""
+        """Hidden values and derivatives of the activation of a frame, (S, H) each."""
         frame, positions = self.encoder_out[b, t], self.predictor_out[b, :S]
         return self.activation(np.add(frame, positions, dtype=np.float64))
 
     def frames(self, b: int, T: int, S: int) -> Iterator[FloatArray]:
-        """Frames (S, V) of logits of one sample; +inf is NaN."""
+        """The logits of a sample, (S, V) a frame; NaN in the place of +inf."""
         for t in range(T):
             hidden, _ = self.hidden(b, t, S)
             logits = hidden @ self.weight.T + self.bias
@@ -358,7 +359,8 @@ def joint_rnnt_loss_and_grad(
 ) -> tuple[np.float64 | FloatArray, JointGradients]:
     """Compute the loss of `joint_rnnt_loss`, and its gradients with respect to the joint's inputs.
 
-    Weighted as in `rnnt_loss_and_grad`. `clamp` acts on d cost / d logits, before the chain rule.
+    `cost_weights` are those of `rnnt_loss_and_grad`. `clamp` acts on d cost / d logits, before the
+    chain rule.
 
     Examples
     --------

@@ -14,7 +14,7 @@ Pair = tuple[FloatArray, FloatArray]
 
 def _gelu(x: FloatArray) -> Pair:
     scale = np.sqrt(2 / np.pi)
-    inner = np.clip(x, -10, 10)  # where tanh is 1 in float64 already, and no power overflows
+    inner = np.clip(x, -10, 10)  # beyond, tanh is 1 in float64, and powers could overflow
     tanh = np.tanh(scale * (inner + 0.044715 * inner**3))
     slope = scale * (1 + 3 * 0.044715 * inner**2) * (1 - tanh**2)
     return x * ((1 + tanh) / 2), (1 + tanh + inner * slope) / 2

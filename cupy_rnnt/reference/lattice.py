@@ -1,8 +1,8 @@
 """The lattice by the textbook: any arcs, cell after cell, in float64.
 
-A sample has ``T`` frames, ``U`` labels and ``S = U + 1`` positions. Its scores, (K, T, S),
-are those of a :class:`cupy_rnnt.transducer.Topology`, in its order. A path leads from cell (0, 0)
-over arcs to (T, U), which is no cell.
+A sample has ``T`` frames, ``U`` labels and ``S = U + 1`` positions. Its scores (K, T, S) are in the
+order of :attr:`cupy_rnnt.transducer.Topology.scores`. A path leads from cell (0, 0) over arcs to
+(T, U), which is no cell.
 
 References
 ----------
@@ -20,7 +20,7 @@ from ..transducer import NAMED, Arc, Topology
 
 FloatArray = NDArray[np.float64]
 PLAIN = NAMED["regular"].topology
-quiet = np.errstate(invalid="ignore", over="ignore")  # NaN in, NaN out: no reason to warn
+quiet = np.errstate(invalid="ignore", over="ignore")  # NaN in the data is legal
 
 
 def weights(scores: FloatArray, topology: Topology) -> Iterator[tuple[Arc, FloatArray]]:
@@ -58,16 +58,16 @@ def betas(scores: FloatArray, topology: Topology = PLAIN) -> FloatArray:
     arcs = list(weights(scores, topology))
     for t, u in reversed(list(np.ndindex(beta.shape))):
         for arc, weight in arcs:
-            to = t + arc.frames, u + arc.labels
-            if to == (T, S - 1) and arc.ends:
+            target = t + arc.frames, u + arc.labels
+            if target == (T, S - 1) and arc.ends:
                 beta[t, u] = np.logaddexp(beta[t, u], weight[t, u])
-            elif to[0] < T and to[1] < S:
-                beta[t, u] = np.logaddexp(beta[t, u], weight[t, u] + beta[to])
+            elif target[0] < T and target[1] < S:
+                beta[t, u] = np.logaddexp(beta[t, u], weight[t, u] + beta[target])
     return beta
 
 
-def _behind(beta: FloatArray, arc: Arc) -> FloatArray:
-    """Log-probability (T, S) of finishing from where an arc of each cell leads to."""
+def _beyond(beta: FloatArray, arc: Arc) -> FloatArray:
+    """Log-probability (T, S) of finishing from the target of an arc, for each cell it leaves."""
     T, S = beta.shape
     rest = np.full((T, S), -np.inf)
     last = T - arc.frames, S - 1 - arc.labels
@@ -89,7 +89,7 @@ def occupancies(
     scores : (K, T, S) array
     topology : Topology
     of_labels : float
-        How many times arcs that emit a label count.
+        The factor of arcs that emit a label: 1 + lambda of FastEmit.
 
     Returns
     -------
@@ -106,16 +106,17 @@ def occupancies(
     [[0.75, 0.0], [0.25, 0.0]]
     """
     alpha, beta = alphas(scores, topology), betas(scores, topology)
-    found = np.zeros_like(scores)
+    occupancy = np.zeros_like(scores)
     log_prob = float(beta[0, 0])
     if not np.isfinite(log_prob):
-        return found, log_prob
+        return occupancy, log_prob
     row_of = {score: k for k, score in enumerate(topology.scores)}
     for arc, weight in weights(scores, topology):
-        taken = np.exp(alpha + weight + _behind(beta, arc) - log_prob)
+        taken = np.exp(alpha + weight + _beyond(beta, arc) - log_prob)
         taken *= of_labels if arc.labels else 1.0
         for score in arc.scores:
-            found[row_of[score]] += taken
+            occupancy[row_of[score]] += taken
         if arc.then is not None:
-            found[row_of[arc.then]][:, arc.labels :] += taken[:, : taken.shape[1] - arc.labels]
-    return found, log_prob
+            beside = occupancy[row_of[arc.then]][:, arc.labels :]
+            beside += taken[:, : taken.shape[1] - arc.labels]
+    return occupancy, log_prob

@@ -1,10 +1,10 @@
 """The losses as PyTorch functions and modules, without copies.
 
 :func:`rnnt_loss` takes the arguments of ``torchaudio.functional.rnnt_loss``, in the same order and
-with the same defaults. Tensors may be on the CPU or, with CuPy installed, on a CUDA device, whose
-current stream and memory pool are PyTorch's own; labels and lengths may be on the host in any case.
-``torch.compile(fullgraph=True)`` traces through. The backward pass may be run again on a retained
-graph; there is no second derivative, and no ``vmap``: the batch is that of the call.
+with the same defaults. Tensors may be on the CPU or, with CuPy installed, on a CUDA device, where
+CuPy works on PyTorch's current stream and in its memory pool. Labels and lengths may be on the host
+in any case. ``torch.compile(fullgraph=True)`` traces the calls. The backward pass may be run again
+on a retained graph. There is no second derivative, and no ``vmap``: pass the samples as the batch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 
 from .. import checks
 from ..batch import INTEGERS
+from ..ops.types import ArrayLike
 from ..options import DEFAULTS, JointKeywords, Keywords, Options, spells_out
 from . import operators
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"]
 
 
-def _dense(name: str, value: Any) -> Tensor:
+def _dense(name: str, value: ArrayLike) -> Tensor:
     if not isinstance(value, Tensor):
         kind = type(value)
         text = f"{name} is a {kind.__module__}.{kind.__qualname__}, but a torch.Tensor is needed"
@@ -49,22 +50,22 @@ def _dense(name: str, value: Any) -> Tensor:
     return value
 
 
-def _on_host(name: str, value: Any) -> Tensor:
+def _on_host(name: str, value: ArrayLike) -> Tensor:
     """A copy, so that the values may change before the backward pass."""
     if isinstance(value, Tensor):
         return _dense(name, value).detach().to("cpu", copy=True)
     try:
-        found = torch.tensor(value, device="cpu")  # which need not be the default device
+        tensor = torch.tensor(value, device="cpu")  # the default device may be another one
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(value, (list, tuple)):
             checks.within_64_bits(name, value)
         raise TypeError(f"{name} cannot be made a tensor: {error}") from None
-    return found if found.numel() else found.long()
+    return tensor if tensor.numel() else tensor.long()  # PyTorch makes floats of an empty list
 
 
-def _arguments(inputs: list[Tensor], integers: Sequence[Any], **options: Any) -> list[Any]:
-    """Of an operator: host tensors and plain numbers. While PyTorch traces, numbers are left to the
-    operator, which validates everything again."""
+def _arguments(inputs: list[Tensor], integers: Sequence[ArrayLike], **options: Any) -> list[Any]:
+    """The arguments of an operator: tensors and plain numbers. Numbers are checked here, but not
+    while PyTorch traces; the operator checks all of them again."""
     lattice = [_on_host(name, value) for name, value in zip(INTEGERS, integers, strict=True)]
     if torch.compiler.is_compiling():
         values = DEFAULTS | options
@@ -82,7 +83,7 @@ def _needs_grad(tensors: Sequence[Tensor]) -> bool:
 
 
 def _autocast(tensors: list[Tensor]) -> list[Tensor]:
-    """As ``torch.nn.functional.linear`` takes them under autocast."""
+    """Tensors in the dtype of autocast, as ``torch.nn.functional.linear`` casts its arguments."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -113,14 +114,14 @@ def rnnt_loss(
     Parameters
     ----------
     logits : torch.Tensor, shape (B, T, U + 1, V)
-        On the CPU or a CUDA device; float16, bfloat16, float32 or float64. Autocast leaves them
-        alone.
+        On the CPU or a CUDA device; float16, bfloat16, float32 or float64. Autocast does not cast
+        them.
     targets : torch.Tensor, shape (B, U), any integer dtype
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
     blank, clamp, reduction, fused_log_softmax, transducer, delay_penalty, fastemit_lambda, \
 zero_infinity, tolerance, max_workspace_bytes
-        As for :func:`cupy_rnnt.rnnt_loss_and_grad`. `clamp` bounds the gradient before that from
-        above is applied, so it means the same under loss scaling.
+        As for :func:`cupy_rnnt.rnnt_loss_and_grad`. `clamp` bounds the gradient before the
+        gradient of the loss multiplies it, so it means the same under loss scaling.
     return_info : bool
         Whether to return an :class:`cupy_rnnt.Info` as well.
 
@@ -159,8 +160,8 @@ zero_infinity, tolerance, max_workspace_bytes
         fused_log_softmax=fused_log_softmax,
         **options,
     )
-    loss, _, *others = operators.LOGITS.forward(*arguments, _needs_grad(inputs))
-    return (loss, operators.info(*others)) if return_info else loss
+    loss, _, *facts = operators.LOGITS.forward(*arguments, _needs_grad(inputs))
+    return (loss, operators.info(*facts)) if return_info else loss
 
 
 @spells_out(JointKeywords)
@@ -181,26 +182,25 @@ def joint_rnnt_loss(
 ) -> Any:
     """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for tensors.
 
-    There are never logits in memory but those of a tile. With the reductions ``"mean"`` and
-    ``"sum"`` the gradients are computed with the loss; with ``"none"`` 24 bytes stay for each cell
-    whose gradient matters until the backward pass. Without a need for gradients it computes the
-    costs alone.
+    Logits are in memory a tile at a time. With the reductions ``"mean"`` and ``"sum"`` the
+    gradients are computed with the loss; with ``"none"`` each cell whose gradient matters takes 24
+    bytes until the backward pass. If no input requires a gradient, only costs are computed.
 
     Parameters
     ----------
     encoder_out : torch.Tensor, shape (B, T, H)
-        On the CPU or a CUDA device; float16, bfloat16, float32 or float64, and so the next three.
-        Under autocast all but float64 are cast to its dtype.
+        On the CPU or a CUDA device; float16, bfloat16, float32 or float64. The next three
+        arguments have the same dtype. Autocast casts all four to its dtype, except float64.
     predictor_out : torch.Tensor, shape (B, U + 1, H)
     weight : torch.Tensor, shape (V, H)
-        Of the output layer, as in ``torch.nn.Linear``.
+        That of the output layer, as in ``torch.nn.Linear``.
     bias : torch.Tensor, shape (V,), or None
     targets : torch.Tensor, shape (B, U), any integer dtype
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
     blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
 zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`. `tolerance` concerns the cost as well, so
-        it is of effect without a gradient, too.
+        it matters without a gradient, too.
     return_info : bool
         Whether to return an :class:`cupy_rnnt.Info` as well.
 
@@ -230,10 +230,10 @@ zero_infinity, tolerance, max_workspace_bytes
     torch.Size([7, 5])
     """
     return_info = checks.boolean("return_info", return_info)
-    given = {"encoder_out": encoder_out, "predictor_out": predictor_out, "weight": weight}
+    named = {"encoder_out": encoder_out, "predictor_out": predictor_out, "weight": weight}
     if bias is not None:
-        given["bias"] = bias
-    inputs = _autocast([_dense(name, value) for name, value in given.items()])
+        named["bias"] = bias
+    inputs = _autocast([_dense(name, tensor) for name, tensor in named.items()])
     arguments = _arguments(
         inputs,
         (targets, logit_lengths, target_lengths),
@@ -244,10 +244,10 @@ zero_infinity, tolerance, max_workspace_bytes
     )
     needs_grad = _needs_grad(inputs)
     if needs_grad and reduction != "none":
-        loss, _, *others = operators.JOINT_AND_GRAD(*arguments)
+        loss, _, *facts = operators.JOINT_AND_GRAD(*arguments)
     else:
-        loss, _, *others = operators.JOINT.forward(*arguments, needs_grad)
-    return (loss, operators.info(*others)) if return_info else loss
+        loss, _, *facts = operators.JOINT.forward(*arguments, needs_grad)
+    return (loss, operators.info(*facts)) if return_info else loss
 
 
 class _Loss(torch.nn.Module):
@@ -255,7 +255,7 @@ class _Loss(torch.nn.Module):
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
         super().__init__()
-        inspect.signature(function).bind_partial(**options)  # complains of those it does not know
+        inspect.signature(function).bind_partial(**options)  # refuses unknown ones
         self._options = options
 
     def extra_repr(self) -> str:

@@ -1,19 +1,19 @@
 """CuPy as a guest of PyTorch: on its stream, in its memory, on its tensors.
 
-What is marked "GPU" calls into the CUDA half of PyTorch or CuPy. The tests run these lines against
-stand-ins with the signatures of both; they have not run on a GPU.
+Lines marked "GPU" call into the CUDA half of PyTorch or CuPy. The tests run these lines against
+stand-ins with the signatures of both libraries; they have not run on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops.cuda.launch import cupy
+from ..ops.types import DeviceArray
 
 
 def is_on_cuda(tensor: Tensor) -> bool:
@@ -21,7 +21,7 @@ def is_on_cuda(tensor: Tensor) -> bool:
 
 
 class _Stream:
-    """A stream of PyTorch as CuPy asks for it; PyTorch's own does so only of late."""
+    """A stream of PyTorch with the method that CuPy needs, which older releases lack."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
@@ -32,8 +32,8 @@ class _Stream:
 
 @contextmanager
 def guest_on(device: torch.device) -> Iterator[None]:
-    """CuPy works on a device meanwhile, on PyTorch's current stream there, and takes what memory it
-    needs from PyTorch's caching allocator."""
+    """Let CuPy work on a device, on PyTorch's current stream there, in memory of PyTorch's caching
+    allocator."""
     cuda = cupy().cuda
     allocator = cuda.PythonFunctionAllocator(_allocate, _free)
     stream = cuda.Stream.from_external(_Stream(torch.cuda.current_stream(device)))  # GPU
@@ -55,7 +55,7 @@ def _free(pointer: int, device: int) -> None:
     torch.cuda.caching_allocator_delete(pointer)  # type: ignore[no-untyped-call]  # GPU
 
 
-def view(tensor: Tensor) -> Any:
+def view(tensor: Tensor) -> DeviceArray:
     """The memory of a tensor as an array of CuPy."""
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes

@@ -1,16 +1,17 @@
 """The losses as operators of PyTorch, which it can trace, compile and differentiate.
 
-An operator takes tensors, those of labels and lengths on the host, changes none of them, and
-returns new ones. A loss has two or three:
+An operator takes tensors (labels and lengths on the host), changes none of them, and returns new
+ones. Both losses have the first two operators, and the loss of a joint network has the third:
 
 ``forward``
-    The reduced loss and, if a gradient will be asked for, the kept cells. How many these are
-    depends on the data, so that their number has no value while PyTorch traces.
+    The reduced loss and, if a gradient will be asked for, the kept cells. The number of kept cells
+    depends on the data, so it has no value while PyTorch traces.
 ``backward``
     The gradients, from the kept cells and the gradient of the loss.
 ``forward_backward``
-    The loss and its gradients at once, which takes less time and keeps no cells. They wait, in the
-    dtype of the arithmetic, for the gradient of the loss, which must be a single number.
+    The loss and its gradients at once, which takes less time and keeps no cells. The gradients
+    wait, in the dtype of the arithmetic, for the gradient of the loss, which must be a single
+    number.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from .. import engine, joint
 from .. import logits as logits_front
 from ..batch import INTEGERS, Batch
 from ..engine.logits_source import LogitsSource
-from ..engine.sources import Kept
-from ..ops.types import JointInputs
+from ..engine.sources import Kept, Source
+from ..ops.types import DeviceArray, JointInputs
 from ..options import JointKeywords, Options
 from ..results import Info, JointGradients, weights_of
 from ..transducer import Row, Transducer
@@ -66,16 +67,17 @@ class Arguments(NamedTuple):
     """What all operators of a loss take."""
 
     inputs: Tensors
-    """The logits; or three or four of a joint network, in the order of :class:`JointInputs`."""
+    """The logits; or those of :class:`JointInputs`, without a bias that is None."""
     lattice: Tensors
     """Targets, logit lengths and target lengths."""
     options: dict[str, Any]
 
     @staticmethod
     def of(flat: Sequence[Any]) -> Arguments:
-        """From the arguments of an operator, one after the other."""
-        inputs, *others = flat
-        return Arguments(inputs, others[:3], dict(zip(OPTIONS, others[3:], strict=True)))
+        """From the arguments of an operator, in the order of its schema."""
+        inputs, targets, logit_lengths, target_lengths, *options = flat
+        lattice = [targets, logit_lengths, target_lengths]
+        return Arguments(inputs, lattice, dict(zip(OPTIONS, options, strict=True)))
 
     def flat(self) -> list[Any]:
         options = self.options | {"transducer": _text(self.options["transducer"])}
@@ -87,12 +89,12 @@ class Call(NamedTuple):
 
     batch: Batch
     options: Options
-    source: Any
+    source: Source
     gradients: Tensors
-    """Where those of the inputs go, if they are wanted."""
+    """New tensors, which the gradients of the inputs are written to; none if none are wanted."""
 
 
-def _view(tensor: Tensor, of_host: Callable[[Tensor], Any]) -> Any:
+def _view(tensor: Tensor, of_host: Callable[[Tensor], Any]) -> DeviceArray:
     """The memory of a tensor as an array of NumPy or, on a GPU, of CuPy."""
     if cuda.is_on_cuda(tensor):
         return cuda.view(tensor)
@@ -103,11 +105,11 @@ def _view(tensor: Tensor, of_host: Callable[[Tensor], Any]) -> Any:
     return of_host(tensor)
 
 
-def array(name: str, tensor: Tensor) -> Any:
+def array(name: str, tensor: Tensor) -> DeviceArray:
     """A view of an argument, to read.
 
-    It is made by DLPack, as ``Tensor.numpy`` forbids for good that the storage is resized, which
-    FSDP does with that of parameters.
+    DLPack makes it: after ``Tensor.numpy`` the storage can never be resized again, and FSDP resizes
+    the storage of parameters.
     """
     try:
         return _view(tensor.detach().resolve_neg(), np.from_dlpack)
@@ -117,7 +119,7 @@ def array(name: str, tensor: Tensor) -> Any:
         ) from error
 
 
-def _own(tensor: Tensor) -> Any:
+def _own(tensor: Tensor) -> DeviceArray:
     """A view of a new tensor, to write to."""
     return _view(tensor, Tensor.numpy)
 
@@ -152,44 +154,44 @@ def _joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None)
 
 
 def _gradients(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
-    """New ones of a dtype, or none; made when the arguments have been checked."""
+    """New tensors of zeros, or none without a dtype; made once the arguments have been checked."""
     return [] if dtype is None else [_zeros(x, dtype) for x in inputs]
 
 
-def _lattice(arguments: Arguments) -> list[Any]:
+def _lattice(arguments: Arguments) -> list[DeviceArray]:
     return [array(name, x) for name, x in zip(INTEGERS, arguments.lattice, strict=True)]
 
 
 # Results
 
 
-def _results(result: engine.Result, device: torch.device, others: Tensors) -> Results:
-    of_call = result.info()
-    numbers = torch.tensor([getattr(of_call, name) for name in _NUMBERS], device="cpu")
-    certificate = _tensor(of_call.certificate, device)
-    return _tensor(result.loss(), device), others, certificate, numbers
+def _results(result: engine.Result, device: torch.device, waiting: Tensors) -> Results:
+    report = result.info()
+    numbers = torch.tensor([getattr(report, name) for name in _NUMBERS], device="cpu")
+    certificate = _tensor(report.certificate, device)
+    return _tensor(result.loss(), device), waiting, certificate, numbers
 
 
-def _tensor(values: Any, device: torch.device) -> Tensor:
-    new = torch.empty(values.shape, dtype=getattr(torch, values.dtype.name), device=device)
-    _own(new)[...] = values
+def _tensor(array: DeviceArray, device: torch.device) -> Tensor:
+    new = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), device=device)
+    _own(new)[...] = array
     return new
 
 
 def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
     if cuda.is_on_cuda(like):
         return torch.zeros(like.shape, dtype=dtype, device=like.device)
-    # The system gives zeros for nothing, where PyTorch would write them all.
+    # NumPy takes pages of zeros from the system, where PyTorch would write all of them.
     memory = np.zeros(like.numel() * dtype.itemsize, np.uint8)
     return torch.from_numpy(memory).view(dtype).view(like.shape)
 
 
-def _taken(parts: list[Kept], inputs: Tensors) -> Tensors:
-    """The kept cells of all parts, a tensor for each field. Parts are given up on the way."""
+def _joined(parts: list[Kept], inputs: Tensors) -> Tensors:
+    """The kept cells of all parts, a tensor a field. `parts` is emptied to free what was copied."""
     count = sum(len(part.packed) for part in parts)
     fields = [list(field) for field in zip(*parts, strict=True)]
     parts.clear()
-    taken = []
+    joined = []
     for pieces, dtype in zip(fields, _kept_dtypes(inputs), strict=True):
         rows = pieces[0].shape[:-1]
         new = torch.empty(*rows, count, dtype=dtype, device=inputs[0].device)
@@ -198,29 +200,29 @@ def _taken(parts: list[Kept], inputs: Tensors) -> Tensors:
             piece = pieces.pop(0)
             view[..., start : start + piece.shape[-1]] = piece
             start += piece.shape[-1]
-        taken.append(new)
-    return taken
+        joined.append(new)
+    return joined
 
 
 def _kept_dtypes(inputs: Tensors) -> list[torch.dtype]:
-    """Of the fields of :class:`cupy_rnnt.engine.sources.Kept`."""
+    """The dtypes of the fields of :class:`cupy_rnnt.engine.sources.Kept`."""
     return [torch.int64, torch.float64, _compute_dtype(inputs)]
 
 
 def _compute_dtype(inputs: Tensors) -> torch.dtype:
-    """Also that of the loss."""
+    """The dtype of the arithmetic and of the loss."""
     return torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
 
 
-def _fake_results(arguments: Arguments, others: Tensors) -> Results:
-    """Shapes, dtypes and devices of results."""
+def _fake_results(arguments: Arguments, waiting: Tensors) -> Results:
+    """Tensors with the shapes, dtypes and devices of the results."""
     first = arguments.inputs[0]
     return (
         first.new_empty(
             first.shape[:1] if arguments.options["reduction"] == "none" else (),
             dtype=_compute_dtype(arguments.inputs),
         ),
-        others,
+        waiting,
         first.new_empty(first.shape[:1], dtype=torch.float64),
         first.new_empty(len(_NUMBERS), dtype=torch.int64, device="cpu"),
     )
@@ -258,12 +260,12 @@ class _TwoPhases:
             result = engine.scan(call.source, call.batch, call.options, read_out)
             if isinstance(call.source, LogitsSource):
                 logits_front.warn_if_misnamed(call.source)
-            kept = _taken(cells.parts, arguments.inputs) if keep else []
+            kept = _joined(cells.parts, arguments.inputs) if keep else []
             return _results(result, first.device, kept)
 
     @staticmethod
     def _row(options: dict[str, Any]) -> Row:
-        """How many heads and scores a cell has."""
+        """A row with the heads and scores of the transducer."""
         return Transducer.parse(options["transducer"]).row(0, 0, not options["fused_log_softmax"])
 
     def _fake_forward(self, *flat: Any) -> Results:
@@ -283,8 +285,8 @@ class _TwoPhases:
 
     def _save(self, ctx: Any, inputs: Any, output: Results) -> None:
         tensors, *lattice_and_options = inputs[:-1]
-        _, kept, *others = output
-        ctx.mark_non_differentiable(*kept, *others)
+        _, kept, certificate, numbers = output
+        ctx.mark_non_differentiable(*kept, certificate, numbers)
         ctx.set_materialize_grads(False)
         ctx.count, ctx.options = len(tensors), lattice_and_options[3:]
         ctx.save_for_backward(*tensors, *lattice_and_options[:3], *kept)
@@ -303,8 +305,8 @@ class _TwoPhases:
         with _on_device_of(arguments.inputs[0]):
             call = self._call(arguments, True, arguments.inputs[0].dtype)
             size = call.batch.size
-            each = upstream.double() / (size if call.options.reduction == "mean" else 1)
-            weights = array("upstream", each.expand(size).contiguous())
+            of_cost = upstream.double() / (size if call.options.reduction == "mean" else 1)
+            weights = array("upstream", of_cost.expand(size).contiguous())
             cells = Kept(*(array("kept", field) for field in kept))
             engine.backward(call.source, call.batch, call.options, cells, weights)
             return call.gradients
@@ -330,8 +332,8 @@ def _fake_joint_forward_backward(*flat: Any) -> Results:
 
 
 def _save_gradients(ctx: Any, inputs: Any, output: Results) -> None:
-    _, gradients, *others = output
-    ctx.mark_non_differentiable(*gradients, *others)
+    _, gradients, certificate, numbers = output
+    ctx.mark_non_differentiable(*gradients, certificate, numbers)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[0], *gradients)
 
@@ -373,7 +375,7 @@ def _operator(
     )
     new.register_fake(fake)
     new.register_vmap(_refuse_map)
-    # For torch.autograd.grad(is_grads_batched=True), which maps in a way of its own.
+    # torch.autograd.grad(is_grads_batched=True) does not map by vmap, but by this key.
     _LIBRARY.impl(name, _refuse_map, "Batched")  # type: ignore[no-untyped-call]
     return new
 
