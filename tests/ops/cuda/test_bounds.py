@@ -71,7 +71,7 @@ def random_inputs(rng, size, dtype, form=None, lengths=LENGTHS, spare=3, row=Non
 
 
 def shape_of_bounds(row, runs):
-    return len(row.columns), int((runs.cell + runs.frames * runs.columns).max())
+    return len(row.columns), int((runs.cell + runs.frames * runs.positions).max())
 
 
 def on_host(inputs):
