@@ -197,10 +197,10 @@ def bounds_and_scores(gpu, case, transducer, activation, dtype):
         rows=lambda n: [tile[:n] for tile in tiles], pre=tiles[2], hidden=tiles[3]
     )
     for side, count in enumerate(tangents.references):
-        tangents.refer(side, 0, count, scratch)
+        tangents.linearize(side, 0, count, scratch)
     out = gpu.asarray(np.full((len(row.columns), batch.cell_count), np.nan))
     for start, stop in ((0, 5), (5, tangents.references[0])):
-        tangents.bound(start, stop, scratch, 0, out)
+        tangents.upper_bounds(start, stop, scratch, 0, out)
     encoder, predictor, weight, bias = (array.astype(float) for array in arrays)
     exact = []
     for b, (frames, columns) in enumerate(zip(batch.frames, batch.positions, strict=True)):
