@@ -1,6 +1,6 @@
-// Lattices that hold exact log-probs in some cells, the set C, and upper bounds in the others: how
-// much may lead out of C, and which of the cells outside can matter. The method is that of
-// cupy_rnnt/ops/numpy/bounded.py; how lattices lie in memory is said in lattice.cuh.
+// Lattices that hold exact log-probs in some cells, the set C, and upper bounds in the others: a
+// bound of the paths that leave C, and the cells outside C that can matter. For the method see
+// cupy_rnnt/ops/numpy/bounded.py, for the place of cells in memory lattice.cuh.
 
 #include "lattice.cuh"
 
@@ -22,8 +22,8 @@ bounded_wrap(int64 cells, int64 samples, const Lattice* lattices, const double* 
     }
 }
 
-// Sweeps upper bounds of log beta backward. The probabilities of the arcs that leave a cell add up
-// to no more than exp(most_mass), but for the delay penalty, which caps what they are made from.
+// Sweeps upper bounds of log beta backward. The probabilities of the arcs of a cell add up to at most
+// exp(most_mass), apart from the delay penalty: the largest beta behind an arc caps the sum.
 //
 // Grid: a block a sample. Moves 8 K bytes a cell in and 8 out.
 template <typename T, int THREADS>
@@ -45,10 +45,10 @@ bounded_beta(int64 samples, const Lattice* lattices, const double* stored, int64
     }
 }
 
-// The log-probability of the paths inside C, and a bound of that of the others: where a path first
-// steps out of C, its alpha times the bound of beta. These are added up as shares of the bound of
-// all paths, of which none is above 1; the least number for every cell makes up for those that
-// vanish.
+// The log-probability of the paths inside C, and a bound of that of the paths that leave C: the sum
+// over the cells where paths first step out of C of alpha times the upper bound of beta. Its terms
+// are shares of the upper bound of all paths, so none is above 1; the least double for every cell
+// makes up for terms that underflow.
 //
 // Grid: a block a sample. Moves 8 K + 9 bytes a cell in.
 template <typename T, int THREADS>
@@ -79,8 +79,8 @@ bounded_leaving(int64 samples, const Lattice* lattices, const double* stored, in
     }
 }
 
-// Marks, in packed order, the cells outside C where bounds of alpha and beta reach a threshold; and
-// those that are looked aside at from there.
+// Marks, in packed order, the cells outside C where the upper bound of alpha + beta reaches the
+// threshold of the sample, and the cells outside C that arcs of such cells read.
 //
 // Grid: a block a sample. Moves 8 K + 9 bytes a cell in, and 1 out that lies apart.
 template <typename T, int THREADS>

@@ -1,11 +1,11 @@
 // Upper bounds of the scores in all cells of some samples, from dot products with the hidden vector
-// of a cell, which is nowhere stored. The idea and the formulas are those of cupy_rnnt/engine/tangents.py
-// and of the contract of `bounds` in cupy_rnnt/ops/__init__.py.
+// of a cell, which is not stored. For the idea see cupy_rnnt/engine/tangents.py, for formulas the
+// contract of `upper_bounds` in cupy_rnnt/ops/__init__.py.
 //
-// The vectors of a position are those of the scores but that of the label, in their order, then the
-// label's and the tangent's. `bounds` takes the last three of them and the tangent of the frame,
-// which is all that there is of a blank and a label. It finds the logits of further scores where
-// `exact_logits` has put them: in the rows that it overwrites by bounds.
+// The vectors of a position are one for each score but the label's, in order, then the label's and
+// the tangent's. `bounds` multiplies the last three of them and the tangent of the frame, which is
+// enough for a blank and a label. `exact_logits` has written the logits of further scores before,
+// into the rows of `out` that `bounds` overwrites.
 //
 // Grid: a block a tile of 64 frames and 16 positions. The rows of a tile go through shared memory
 // in parts of 128 bytes; a thread has 8 cells, 4 frames by 2 positions. `bounds` moves (2 / 16 + 4 /
@@ -67,7 +67,7 @@ template <typename C, int ROWS> struct Part {
     static constexpr int kWidth = 128 / sizeof(C);
     alignas(16) C rows[ROWS][kWidth + kPack<C>];
 
-    // What is not among `count` rows of some `width` is `beyond`.
+    // An element outside `count` rows of `width` is `beyond`.
     __device__ void fill(const C* from, int count, int64 stride, int64 width, C beyond) {
         constexpr int N = kPack<C>;
         const bool aligned = offset<N>(from, 0) == 0 && stride % N == 0;
@@ -96,9 +96,9 @@ template <typename C> struct Inputs {
     int width;
 };
 
-// Calls finish(run, cell, dots) for every cell of a run: the logits of three vectors of its position,
-// from number `first` on, and with TANGENT that of the slope of its frame. There may be fewer than
-// three; the others are nobody's.
+// Calls finish(run, cell, logits) for every cell: the logits of three vectors of its position, from
+// number `first` on, and with TANGENT the value of the tangent of its frame. The logit of a vector
+// that does not exist is 0.
 template <typename Form, bool TANGENT, typename C, typename Finish>
 __device__ void each_cell(int64 tiles, int64 samples, const Run* runs, const Inputs<C>& from,
                           int first, Finish finish) {
@@ -160,7 +160,7 @@ __device__ void each_cell(int64 tiles, int64 samples, const Run* runs, const Inp
     }
 }
 
-// The score that a vector is of, if `label` is the number of that of the label, or larger than all.
+// The number of a vector's score. `label` is the number of the label's score, or larger than all.
 __device__ inline int score_of(int vector, int label) { return vector < label ? vector : vector + 1; }
 
 // Logits of up to three scores, from vector `first` on.

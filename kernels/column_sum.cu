@@ -6,7 +6,7 @@
 
 #include "common.cuh"
 
-// out[i] = the sum of rows i chunk, ..., (i + 1) chunk - 1; that plus out[i] if `add` is set.
+// out[i] = the sum of rows i chunk, ..., (i + 1) chunk - 1, plus out[i] if `add` is set.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
 column_sum(const T* __restrict__ matrix, int64 rows, int64 width, int64 chunk, bool add,

@@ -1,6 +1,6 @@
 #pragma once
-// What kernels over rows have in common: the type computed in, packs of neighbouring elements that
-// one load or store moves, the sweep of some threads over a row, and the sum of what they found.
+// Shared by kernels over rows: the compute type, packs of neighbouring elements that one load or
+// store moves, the sweep of some threads over a row, and the sum over these threads.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -33,7 +33,7 @@ template <typename T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) :
     }
 };
 
-// N elements, aligned to their size or to 16 bytes: they are 16 or 8 bytes, or one element.
+// N elements of 16 or 8 bytes in all, or one element; aligned to that size.
 template <int N, typename T> __device__ Pack<Compute<T>, N> load(const T* from) {
     Pack<T, N> elements = *reinterpret_cast<const Pack<T, N>*>(from);
     Pack<Compute<T>, N> values;
@@ -41,8 +41,8 @@ template <int N, typename T> __device__ Pack<Compute<T>, N> load(const T* from) 
     return values;
 }
 
-// Left to itself, the compiler breaks up many of these stores. It is not told that memory changes,
-// so that loads of other elements may go before: no thread may read again what it has stored.
+// Without asm the compiler splits many of these stores. The asm has no memory clobber, so loads of
+// other elements may move ahead of it: a thread must not read an element that it has stored.
 template <int N, typename T> __device__ void store(T* to, Pack<Compute<T>, N> values) {
     Pack<T, N> elements;
     for (int k = 0; k < N; ++k) elements[k] = static_cast<T>(values[k]);
@@ -58,14 +58,14 @@ template <int N, typename T> __device__ void store(T* to, Pack<Compute<T>, N> va
     }
 }
 
-// How many elements a row begins behind an aligned pack; no row fits in with all others.
+// How many elements a row begins behind an aligned pack. A null row agrees with all other rows.
 template <int N, typename T> __device__ int offset(const T* row, int of_others) {
     auto address = reinterpret_cast<unsigned long long>(row);
     return row ? static_cast<int>(address / sizeof(T) % N) : of_others;
 }
 
-// How many elements of some rows come before the first pack that is aligned in all of them: all
-// elements if none is.
+// How many elements come before the first pack that is aligned in all of the rows; `width` if no
+// pack is aligned in all of them.
 template <int N, typename T, typename... Others>
 __device__ int64 head(int64 width, const T* row, const Others*... others) {
     int first = offset<N>(row, 0);
@@ -73,8 +73,8 @@ __device__ int64 head(int64 width, const T* row, const Others*... others) {
     return agree ? min(width, static_cast<int64>((N - first) % N)) : width;
 }
 
-// Calls body(j, Count<N>()) for the packs of a row, j their first element, and body(j, Count<1>())
-// for the elements before and behind them: those of one of the threads that share the row.
+// One thread's part of a row: calls body(j, Count<N>()) for packs, j their first element, and
+// body(j, Count<1>()) for the elements before and behind the packs.
 template <int N, typename Body>
 __device__ void sweep(int64 width, int64 head, int64 thread, int64 threads, Body&& body) {
     int64 tail = head + (width - head) / N * N, left = head + width - tail;

@@ -1,8 +1,8 @@
 // Hidden vectors of some cells: pre = encoder[sample, frame] + predictor[sample, position] and
 // act(pre), the joint network of Graves, Mohamed and Hinton (arXiv 1303.5778) up to its output
-// layer. Where T is a half type, act(pre) is written as two vectors of it, one behind the other: the
-// first is act(pre) rounded, the second what that leaves. Tensor cores multiply both, and weights of
-// type T, as if act(pre) had been float.
+// layer. If T is a half type, act(pre) becomes two vectors of it, one behind the other: act(pre)
+// rounded, and the rounding error. Tensor cores multiply both by weights of type T, with the
+// accuracy of a float act(pre).
 //
 // Grid: `warps` warps a cell. Moves 12 H + 24 bytes a cell for half types, 16 H + 24 for float.
 

@@ -1,4 +1,4 @@
-// What goes back through an activation: d_hidden *= act'(pre).
+// The gradient behind an activation becomes that before it: d_hidden *= act'(pre).
 //
 // Grid: a thread a pack of 16 bytes. Moves 3 sizeof(T) bytes an element, 2 where the derivative is
 // constant.

@@ -1,5 +1,5 @@
 #pragma once
-// The items of a launch (see cupy_rnnt/ops/cuda/launch.py): `threads` neighbouring threads share one, and
+// The items of a launch (see cupy_rnnt/ops/cuda/launch.py): `threads` neighbours share one, and
 // each strides over the grid:
 //
 //     for (long long row = first_item(32); row < rows; row += item_stride(32)) ...

@@ -1,5 +1,5 @@
-// Softmax of each row of logits + bias over the labels, and its log-sum-exp. The logits are
-// overwritten, with 0 in the columns of no label, which are `count` ranges in `others`; the
+// Overwrites each row of logits by the softmax of logits + bias over the labels, with 0 in the
+// columns of no label, which are `count` ranges in `others`; and writes the log-sum-exp. The
 // exponentials are added up in float64.
 //
 // Grid: a warp or a block a row. Reads a row three times, twice from a cache if that is large

@@ -30,7 +30,7 @@ lattice_write(int64 count, const Lattice* lattices, const int64* sample, const i
 }
 
 // Sweeps log alpha forward, which gives the costs, and log beta backward, both at the same time. If
-// there is `exact`, only the cells inside are there. Diagonals that are null are not kept.
+// `exact` is not null, only cells inside C pass values on. A null `alpha` or `beta` is not kept.
 //
 // Grid: a block a sample and direction, first all that go forward. Moves 8 K bytes a cell and
 // direction in, and 8 out if they are kept.
@@ -63,8 +63,8 @@ lattice_sweep(int64 sweeps, const Lattice* lattices, const double* stored, int64
     }
 }
 
-// Marks, in packed order, the cells that hold the occupancy which their sample asks for, given its
-// logarithm; and those that are looked aside at from there.
+// Marks, in packed order, the cells where alpha + beta + cost reaches `least` of the sample, a
+// logarithm, and the cells that arcs of these cells read.
 //
 // Grid: a thread a cell. Moves 16 bytes a cell in that lie apart, and 1 out.
 template <typename T>

@@ -75,8 +75,8 @@ __device__ bool is_inside(const Lattice& lattice, const bool* exact, int d, int 
     return exact[lattice.place(d + T::aside, lattice.flipped() ? c : c + T::aside)];
 }
 
-// The values that a sweep passes on: a few diagonals of them in shared memory, or all of them in an
-// array, where there is not `room` for so many columns.
+// The values that a sweep passes on: the last few diagonals in shared memory, or all diagonals in
+// an array if the lattice has more than `room` columns.
 template <typename T> struct Diagonals {
     const Lattice& lattice;
     double *shared, *all;
@@ -88,8 +88,8 @@ template <typename T> struct Diagonals {
     }
 };
 
-// Sums over the paths from the first cell, in log space. `enter(d, c, value)` is given what leads
-// into a cell and returns what is passed on. Returns that of all paths to the end.
+// Sums over the paths from the first cell, in log space. `enter(d, c, value)` gets the sum over the
+// paths to a cell and returns what the cell passes on. Returns the sum over all paths to the end.
 template <typename T, typename Enter>
 __device__ double sweep_forward(const Diagonals<T>& kept, const Scores& scores, Enter enter) {
     const Lattice lattice = kept.lattice;
@@ -120,8 +120,8 @@ __device__ double sweep_forward(const Diagonals<T>& kept, const Scores& scores, 
     return end;
 }
 
-// What is behind an arc: of(d, c) of the cell that it leads to, 0 at the end of a path; -inf where
-// it leads to neither.
+// The value behind an arc: of(d, c) of the cell that it leads to, 0 if it leads to the end and may
+// end a path, else -inf.
 template <typename A, typename Of>
 __device__ double behind(const Lattice& lattice, int d, int c, A arc, Of of) {
     const int frame = lattice.frame_of(d, c) + arc.frames, position = d + arc.ahead - frame;
@@ -131,8 +131,8 @@ __device__ double behind(const Lattice& lattice, int d, int c, A arc, Of of) {
     return of(d + arc.ahead, c + lattice.shift(arc));
 }
 
-// Sums over the paths to the end, in log space. `enter(d, c, value, most)` is also given the largest
-// of the values that arcs lead to, with `delay(d, c)` added behind labels.
+// Sums over the paths to the end, in log space. `most` in `enter(d, c, value, most)` is the largest
+// of the values behind the arcs of the cell, with `delay(d, c)` added behind labels.
 template <typename T, typename Delay, typename Enter>
 __device__ void sweep_backward(const Diagonals<T>& kept, const Scores& scores, Delay delay,
                                Enter enter) {

@@ -1,6 +1,6 @@
 #pragma once
-// Which columns of a row of logits are under which softmax (a head), where its scores are, and what
-// they are charged: a cupy_rnnt.transducer.Row as words of 64 bits, which cuda_rows.py writes.
+// Which columns of a row of logits are under which softmax (a head), which columns hold the scores,
+// and which heads they are charged: a cupy_rnnt.transducer.Row in words, from ops/cuda/rows.py.
 
 #include "common.cuh"
 
@@ -13,8 +13,8 @@ struct RowTable {
     __device__ int64 stop(int r) const { return words[3 * r + 1]; }
     __device__ int head(int r) const { return words[3 * r + 2]; }
 
-    // What is in the sum of a head: the column of score k, unless that is the label's; at `scores`,
-    // those of all labels; behind that, a logit of 0 beside its columns.
+    // Whether the sum of a head holds the column of score k, which is no label's; all labels if k is
+    // `scores`; a logit of 0 that no column has if k is `scores + 1`.
     __device__ bool holds(int g, int k) const { return words[3 * ranges + g] >> k & 1; }
     __device__ bool zero(int g) const { return holds(g, scores + 1); }
 
@@ -30,7 +30,7 @@ struct RowTable {
     __device__ const int64* of_score(int k) const { return words + 3 * ranges + heads + 3 * k; }
 };
 
-// The end of the gradient of a row, whatever it began with.
+// The last steps of the gradient of a row: occupancies, bound and weight.
 template <typename C> struct RowGrad {
     RowTable table;
     const C* occupancies;  // of the row, `stride` from one score to the next
@@ -44,7 +44,7 @@ template <typename C> struct RowGrad {
         return sum;
     }
 
-    // Takes the occupancies off elements j to j + N - 1, bounds these and applies the weight.
+    // Subtracts occupancies from elements j to j + N - 1, then bounds and weights the elements.
     template <int N> __device__ void finish(int64 j, Pack<C, N>& x) const {
 #pragma unroll 1
         for (int k = 0; k < table.scores; ++k) {

@@ -1,6 +1,6 @@
-// Log-sum-exps of each row of logits + bias, one for each head, and its scores, with the largest
-// exponent so far taken out of the sum as the row goes by, so that it is read once (Milakov and
-// Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867).
+// Log-sum-exps of each row of logits + bias, one for each head, and its scores. A row is read once:
+// the largest exponent so far is taken out of the running sum (Milakov and Gimelshein, "Online
+// normalizer calculation for softmax", arXiv 1805.02867).
 //
 // Grid: a warp or a block a row. Moves V sizeof(T) + 8 (1 + G + K) bytes a row; the bias stays in the
 // cache.

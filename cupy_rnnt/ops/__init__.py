@@ -1,9 +1,9 @@
 """The array operations the engine is written in: their contracts, and the choice of a device.
 
 The engine knows no device. It calls the operations below, which NumPy implements in
-:mod:`cupy_rnnt.ops.numpy` and CuPy in :mod:`cupy_rnnt.ops.cuda`. What has an entry for each cell is
-on the device, and so are costs; lengths are on the host, and all that follows from them alone.
-Shapes use ``n`` for the rows of a tile (cells), ``V`` for the vocabulary, ``H`` for the
+:mod:`cupy_rnnt.ops.numpy` and CuPy in :mod:`cupy_rnnt.ops.cuda`. Arrays with an entry for each cell
+are on the device, and so are costs; lengths, and all that follows from lengths alone, are on the
+host. Shapes use ``n`` for the rows of a tile (cells), ``V`` for the vocabulary, ``H`` for the
 hidden size; "compute" is the dtype of the arithmetic (float32, or float64 for float64 input).
 """
 
@@ -12,9 +12,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..transducer import Row, Topology, Transducer
 from .types import (
@@ -23,6 +25,7 @@ from .types import (
     FrameTangents,
     HostArray,
     JointInputs,
+    Layout,
     LogitRows,
     OutputSums,
     PositionTangents,
@@ -47,8 +50,9 @@ class Workers(Protocol):
         """Call ``function(worker, tile)`` for every tile; return when all are done.
 
         With `fixed`, worker ``w`` of ``n`` runs tiles ``w, w + n, ...`` in this order, so that
-        sums over its tiles come out the same in every run. Otherwise tiles go to whoever is free.
-        The calling thread calls `report` with the tiles that worker 0 has done.
+        sums over its tiles come out the same in every run. Without it, a tile goes to the next
+        worker that is free. The calling thread calls `report` with each tile that worker 0 has
+        done.
         """
 
 
@@ -56,75 +60,74 @@ class Lattice(Protocol):
     """The lattices of a group of samples, in float64, for the K scores of a topology."""
 
     def write(self, cells: Cells, scores: DeviceArray) -> None:
-        """Store the scores (K, n) of cells; ``cells.sample`` counts within the group. That of a
-        label is not read where there is none. What a delay penalty says is added to it."""
+        """Store the scores (K, n) of cells; ``cells.sample`` counts within the group. The score of
+        a label gets the delay penalty added, and is not read in cells that no label leaves."""
 
-    def solve(self) -> Any:
+    def solve(self) -> DeviceArray:
         """Costs of the samples, float64, in nats (section 3.1 of Graves 2012). A sample with a NaN
         or +inf score costs NaN."""
 
-    def keep(self, least: DeviceArray) -> Any:
-        """Cells that paths with at least a posterior probability, (n,) by samples, lead through:
-        their numbers in packed order, ascending, int64. Also cells that these paths read beside
-        their own; then half of that probability does.
+    def keep(self, least: DeviceArray) -> DeviceArray:
+        """Numbers in packed order, ascending, int64, of the cells that a path leads through with a
+        posterior probability of at least `least`, (n,), an entry for each sample.
 
-        :meth:`solve` must have gone before, of a lattice that was made with ``gradient=True``.
+        If arcs read a second cell, half of `least` is enough, and the cells that these arcs read
+        are kept, too. Call :meth:`solve` first, on a lattice made with ``gradient=True``.
         """
 
-    def occupancies(self, cells: DeviceArray, of_labels: float, dtype: np.dtype) -> Any:
-        """Occupancies of the scores (K, n) of some cells, given by their numbers: the posterior
-        probability of all arcs that a score is part of, those that emit a label taken `of_labels`
-        times. After :meth:`keep`, of cells of samples whose cost is finite."""
+    def occupancies(self, cells: DeviceArray, of_labels: float, dtype: np.dtype) -> DeviceArray:
+        """Occupancies (K, n) of the scores of cells, given by their numbers in packed order: the
+        posterior probability of all arcs that add up the score. An arc that emits a label counts
+        `of_labels` times. Call :meth:`keep` first; costs of the samples must be finite."""
 
 
 class BoundedLattice(Lattice, Protocol):
     """Lattices that hold exact scores in the cells that were written, the set C, and upper bounds
-    of scores in others; in the rest nothing, which is a probability of 0.
+    of scores in other cells. A cell that has neither is not passed: its probability is 0.
 
-    :meth:`solve` and what follows are those of the paths inside C. Where an arc reads a second
-    cell, both must be in C.
+    :meth:`solve`, :meth:`keep` and :meth:`occupancies` count the paths inside C only. Where an arc
+    reads a second cell, both cells must be in C.
     """
 
     def bound(self, bounds: DeviceArray) -> None:
-        """Store bounds of the scores, float64 (K, cells), in packed order; -inf where there are
-        none."""
+        """Store upper bounds of the scores, float64 (K, cells), in packed order; -inf for a score
+        that has none."""
 
     def certify(self) -> tuple[DeviceArray, DeviceArray]:
-        """Log-probability of the paths inside C, and a bound of that of the others, (n,)."""
+        """Log-probability of all paths inside C, and an upper bound of the log-probability of all
+        paths that leave C, (n,) each."""
 
-    def candidates(self, thresholds: DeviceArray) -> Any:
-        """Cells outside C through which paths of at least a log-probability may lead, by bounds of
-        alpha and beta, given a threshold (n,) for each sample, and cells that these paths read
-        beside their own: bool (cells,), in packed order.
-
-        :meth:`certify` must have gone before.
+    def candidates(self, thresholds: DeviceArray) -> DeviceArray:
+        """Mask of the cells outside C where the upper bound of alpha + beta reaches the threshold
+        of the sample, (n,), and of the cells that arcs from there read: bool (cells,), in packed
+        order. Call :meth:`certify` first.
         """
 
 
 class Operations(Protocol):
     """What a device must implement."""
 
-    xp: Any
-    """NumPy, or what has its functions for arrays on the device."""
+    xp: ModuleType
+    """NumPy, or a module with the functions of NumPy for arrays on the device."""
     sizes: Sizes
     slow_denormals: bool
-    """Whether arithmetic is slower on numbers next to 0 than on others."""
+    """Whether arithmetic is slower on denormal numbers than on others."""
 
     def device_of(self, array: DeviceArray) -> AbstractContextManager[Any]:
-        """Makes the device of an array the current one."""
+        """A context in which the device of the array is the current one."""
 
-    def asarray(self, array: HostArray) -> Any:
-        """An array of the host on the device."""
+    def asarray(self, array: HostArray) -> DeviceArray:
+        """Bring an array of the host to the device."""
 
-    def host(self, *arrays: Any) -> list[HostArray]:
-        """Arrays of the device on the host, which waits for them: once, however many there are."""
+    def host(self, *arrays: DeviceArray) -> list[HostArray]:
+        """Bring arrays to the host, which waits for the device once for all of them."""
 
-    def indices(self, mask: DeviceArray, count: int | None = None) -> Any:
-        """Where a mask is true, ascending, int64. The host has to wait unless it knows how many
-        these are."""
+    def indices(self, mask: DeviceArray, count: int | None = None) -> DeviceArray:
+        """Where a mask is true, ascending, int64. The host waits for the device unless it passes
+        `count`, the number of true entries."""
 
-    def repeat(self, values: DeviceArray, counts: HostArray) -> Any:
-        """``values[i]`` as often as ``counts[i]`` says, one after the other."""
+    def repeat(self, values: DeviceArray, counts: HostArray) -> DeviceArray:
+        """``numpy.repeat(values, counts)``"""
 
     def batch_table(self, offsets: HostArray, positions: HostArray, labels: HostArray) -> Any:
         """What :meth:`coordinates` needs of a batch: packed indices (B + 1,) of each sample's first
@@ -137,19 +140,19 @@ class Operations(Protocol):
         """How many rows of a tile of logits to work on at once."""
 
     def scratch_rows(self, rows: int, width: int) -> int:
-        """How many rows `scratch` must have where an operation on a tile of logits asks for it."""
+        """How many rows the `scratch` of a tile of logits must have."""
 
     def threads(self) -> int:
         """How many workers the device can use at once."""
 
     def start_workers(self, count: int) -> Workers: ...
 
-    def empty(self, shape: Shape, dtype: Any) -> Any: ...
+    def empty(self, shape: Shape, dtype: DTypeLike) -> DeviceArray: ...
 
-    def zeros(self, shape: Shape, dtype: Any) -> Any: ...
+    def zeros(self, shape: Shape, dtype: DTypeLike) -> DeviceArray: ...
 
-    def device_row(self, row: Row) -> Any:
-        """What operations on rows of logits take in the place of a row."""
+    def device_row(self, row: Row) -> Layout:
+        """A row in the form that the operations on rows of logits read."""
 
     def exact_lattice(
         self,
@@ -172,11 +175,11 @@ class Operations(Protocol):
     def lattice_nbytes(
         self, topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
     ) -> int:
-        """Bytes a lattice takes while it is solved."""
+        """Bytes that a lattice of so many diagonals and columns takes while it is solved."""
 
     def factor_dtype(self, dtype: np.dtype) -> np.dtype | None:
-        """The dtype of factors that the device multiplies faster than those of the compute dtype,
-        with sums of the latter; None if there is none for inputs of this dtype."""
+        """For inputs of a dtype, the narrower dtype in which the device multiplies matrices faster,
+        with sums in the compute dtype; None if it has none."""
 
     def gather(self, source: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
         """``out[...] = source[index]``, (n, width), cast to the dtype of `out`."""
@@ -196,77 +199,81 @@ class Operations(Protocol):
         out: DeviceArray,
     ) -> None:
         """``pre = encoder_out[sample, frame] + predictor_out[sample, position]``, (n, H) compute,
-        and ``out = act(pre)``, the same; or, where there is a factor dtype, that as the sum of two
-        vectors of it, one behind the other, (n, 2 H), which differ by rounding in size."""
+        and ``out = act(pre)``, (n, H) compute.
+
+        If the inputs have a factor dtype, `out` has it, and is (n, 2 H): ``act(pre)`` rounded, and
+        behind it the rounding error.
+        """
 
     def activate(self, activation: str, pre: DeviceArray, out: DeviceArray) -> None:
         """``out = act(pre)``; `out` may be `pre`."""
 
     def label_softmax(self, rows: LogitRows) -> DeviceArray:
         """Overwrite logits by the softmax of logits + bias over the labels, 0 in other columns;
-        return its log-sum-exp, float64 (n,)."""
+        return the log-sum-exp over the labels, float64 (n,)."""
 
-    def row_dots(self, a: DeviceArray, b: DeviceArray) -> Any:
+    def row_dots(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
         """``(a * b).sum(axis=1)``, float64 (n,)."""
 
-    def largest_row_sum(self, weight: DeviceArray) -> Any:
+    def largest_row_sum(self, weight: DeviceArray) -> DeviceArray:
         """``abs(weight).sum(axis=1).max()``"""
 
     def means(
         self, array: DeviceArray, samples: HostArray, counts: HostArray, out: DeviceArray
     ) -> None:
-        """Mean of the first ``counts[i]`` rows of ``array[samples[i]]``, (n, H) compute."""
+        """``out[i] = array[samples[i], :counts[i]].mean(axis=0)``, (n, H) compute."""
 
-    def magnitudes(self, array: DeviceArray, counts: HostArray) -> Any:
-        """Largest magnitude in the first ``counts[b]`` rows of ``array[b]``, (B,)."""
+    def magnitudes(self, array: DeviceArray, counts: HostArray) -> DeviceArray:
+        """``abs(array[b, :counts[b]]).max()`` for each sample b, float64 (B,)."""
 
     def upper_bounds(
         self,
         frames: FrameTangents,
         positions: PositionTangents,
-        layout: Any,
+        layout: Layout,
         runs: Runs,
         out: DeviceArray,
     ) -> None:
-        """Upper bounds of the scores in some frames of some samples, float64 (K, cells); never
-        above 0, and 0, which says nothing, where a number that goes into them is NaN, but for the
-        shifts of a row.
+        """Upper bounds of the scores of the cells of `runs`, float64 (K, cells).
 
-        The larger of both tangents and of the label's logit bounds the log-sum-exp over the labels
-        from below. ``runs.slack`` is added to a score for each head that it is charged.
+        ``min(0, z_k - sum(lower_g for charged heads g) + slack * max(1, charged heads)) - shift_k``
+        with the logit z_k of the score. A bound that NaN goes into is ``0 - shift_k``. The lower
+        bound of the log-sum-exp of a head is exact in all its columns but the labels; for the
+        labels it takes ``max(both tangents, logit of the next label)``.
         """
 
     def row_scores(self, rows: LogitRows) -> tuple[DeviceArray, DeviceArray]:
         """Log-sum-exps (G, n) of the heads of each row of logits + bias, and its scores (K, n).
 
-        Logits are left as they are. Results are float64; the log-sum-exp is kept in float64 so that
-        a large common offset of a row costs no accuracy.
+        Logits are not changed. Results are float64, so that a large common offset of a row costs no
+        accuracy.
         """
 
     def logits_grad(
         self, rows: LogitRows, posteriors: RowPosteriors, out: DeviceArray | None = None
     ) -> None:
-        """Overwrite logits by d cost / d logits: of each head its softmax times the occupancies
-        that are charged it, less the occupancies at the columns of the scores. Where there is a
-        factor dtype, it may go to `out`, of that dtype, instead. Logits under no head are not read.
+        """Overwrite logits by d cost / d logits, or write it to `out`, of :meth:`factor_dtype`.
 
-        Softmax values below 3e-20 (float32) become 0 exactly: they are far under rounding of the
-        others, and their products would be denormal numbers, which slow a GEMM tenfold.
+        ``sum(occupancies[k] for scores k charged g) * softmax_g`` under head g, 0 under no head
+        (such logits are not read); then ``occupancies[k]`` is subtracted in the column of score k.
+
+        Softmax values below 3e-20 (float32) become 0 exactly: they are far below the rounding error
+        of the others, and their products would be denormal numbers, which slow a GEMM tenfold.
         """
 
     def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
-        """``out = a @ b``, compute, with both factors of the same dtype, compute or
+        """``out = a @ b``, compute. Both factors are of one dtype: compute or
         :meth:`factor_dtype`."""
 
     def add_output_grad(self, d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums) -> None:
-        """``weight += d_logits.T @ hidden`` and ``bias += d_logits.sum(axis=0)``; the factors as
-        for :meth:`matmul`."""
+        """``weight += d_logits.T @ hidden`` and ``bias += d_logits.sum(axis=0)``; the dtypes of the
+        factors are as for :meth:`matmul`."""
 
     def hidden_grad(
         self, d_hidden: DeviceArray, hidden: DeviceArray, pre: DeviceArray, activation: str
     ) -> None:
-        """Multiply `d_hidden` by the derivative of the activation. `pre` is overwritten, `hidden`
-        what :meth:`hidden` has written."""
+        """``d_hidden *= act'(pre)``, given the results `pre` and `hidden` of :meth:`hidden`. The
+        operation may overwrite `pre`."""
 
     def add_rows(
         self, tile: DeviceArray, rows: DeviceArray, out: DeviceArray, scratch: DeviceArray
@@ -286,16 +293,12 @@ def operations_for(array: DeviceArray) -> Operations:
 
 
 def is_on_cuda(array: DeviceArray) -> bool:
-    """Whether it is an array of CuPy, which need not be installed, or whole."""
+    """Whether the array is CuPy's. CuPy may be missing, or an empty namespace package."""
     return isinstance(array, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
-def on_host(*arrays: Any) -> list[HostArray]:
-    """Arrays on the host, wherever they are, which waits for its device once at most."""
-    elsewhere = [i for i, array in enumerate(arrays) if is_on_cuda(array)]
-    found = list(arrays)
-    if elsewhere:
-        ops = operations_for(arrays[elsewhere[0]])
-        for i, array in zip(elsewhere, ops.host(*(arrays[i] for i in elsewhere)), strict=True):
-            found[i] = array
-    return found
+def on_host(*arrays: DeviceArray) -> list[HostArray]:
+    """Bring arrays to the host, wherever they are; the host waits for a device once at most."""
+    on_device = [array for array in arrays if is_on_cuda(array)]
+    copies = iter(operations_for(on_device[0]).host(*on_device) if on_device else ())
+    return [next(copies) if is_on_cuda(array) else array for array in arrays]

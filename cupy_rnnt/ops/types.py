@@ -1,4 +1,4 @@
-"""What operations are given and return: plain types, on no device."""
+"""The arguments and results of operations: plain types, on no device."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 HostArray: TypeAlias = np.ndarray
-"""Of NumPy."""
+"""An array of NumPy."""
 DeviceArray: TypeAlias = Any
-"""Of NumPy or CuPy, on the device whose operations work on it."""
+"""An array of NumPy or CuPy, on the device whose operations work on it."""
 ArrayLike: TypeAlias = Any
-"""What a caller has for an array: of any library that speaks DLPack, or nested lists."""
+"""A caller's array, of any library that speaks DLPack, or nested lists."""
 Shape: TypeAlias = tuple[int, ...]
 Tile: TypeAlias = tuple[int, int]
-"""The first entry of a list, and the one behind the last."""
+"""Entries ``start`` to ``stop - 1`` of a list of cells."""
+Layout: TypeAlias = Any
+"""A row as the operations of a device read it: the result of `device_row`."""
 
 FLOATING_DTYPES = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of logits and of the inputs of a joint network, by name."""
@@ -26,50 +28,50 @@ def compute_dtype(dtype: np.dtype) -> np.dtype:
 
 
 class JointInputs(NamedTuple):
-    """What goes into a joint network and its output layer."""
+    """The arguments of a joint network and its output layer."""
 
-    encoder_out: DeviceArray
-    predictor_out: DeviceArray
-    weight: DeviceArray
-    bias: DeviceArray | None
+    encoder_out: DeviceArray  # (B, T, H)
+    predictor_out: DeviceArray  # (B, U + 1, H)
+    weight: DeviceArray  # (V, H)
+    bias: DeviceArray | None  # (V,)
 
 
 class Cells(NamedTuple):
-    """Some cells of a batch, one entry each: the coordinates every operation works from."""
+    """Coordinates of cells of a batch, (n,) each."""
 
     sample: DeviceArray
     frame: DeviceArray
     position: DeviceArray
-    label: DeviceArray  # the label that leaves the cell; 0 where none is left
+    label: DeviceArray  # the next label to emit; 0 at the last position
     has_label: DeviceArray
 
 
 class LogitRows(NamedTuple):
-    """A tile of rows of logits, which the bias is still to be added to."""
+    """A tile of rows of logits, without the bias."""
 
     logits: DeviceArray  # compute, (n, V)
     bias: DeviceArray | None  # compute, (V,)
-    layout: Any  # where the scores are: what `device_row` made of a row
-    labels: DeviceArray  # int64, (n,), of the cells; None where no score is asked for
+    layout: Layout
+    labels: DeviceArray  # int64, (n,), the next labels; None if no score is computed
     scratch: DeviceArray  # compute, (`scratch_rows`, V): working memory
 
 
 class RowPosteriors(NamedTuple):
-    """What the gradient of a tile of rows follows from, beside the rows themselves."""
+    """The further arguments of the gradient of a tile of rows of logits."""
 
     lse: DeviceArray  # float64, (G, n)
     occupancies: DeviceArray  # compute, (K, n)
     clamp: float  # bounds elements to [-clamp, clamp], if it is above 0
-    weights: DeviceArray | None  # (n,), what bounded elements are multiplied by
+    weights: DeviceArray | None  # (n,), factors of the rows, applied behind the clamp
 
-    def part(self, some: slice) -> RowPosteriors:
-        """Those of some rows."""
-        weights = None if self.weights is None else self.weights[some]
-        return RowPosteriors(self.lse[:, some], self.occupancies[:, some], self.clamp, weights)
+    def part(self, rows: slice) -> RowPosteriors:
+        """The posteriors of a slice of the rows."""
+        weights = None if self.weights is None else self.weights[rows]
+        return RowPosteriors(self.lse[:, rows], self.occupancies[:, rows], self.clamp, weights)
 
 
 class OutputSums(NamedTuple):
-    """The gradient of an output layer so far, and what is needed to add to it."""
+    """The gradient of an output layer so far, and memory for the operation that adds to it."""
 
     weight: DeviceArray  # compute, (V, H)
     bias: DeviceArray  # compute, (V,)
@@ -78,7 +80,7 @@ class OutputSums(NamedTuple):
 
 
 class FrameTangents(NamedTuple):
-    """Some frames, and a tangent of each: ``slopes[t] . h + constants[t]``.
+    """Frames, and a tangent of each: ``slopes[t] . h + constants[t]``.
 
     With an activation, a hidden vector is ``h = activation(encoder[t] + predictor[u])``; without
     one it is ``predictor[u] / (predictor[u] + encoder[t])``.
@@ -92,9 +94,9 @@ class FrameTangents(NamedTuple):
 
 
 class PositionTangents(NamedTuple):
-    """Some positions, and what is linear in a hidden vector there: ``vectors[u, i] . h +
-    constants[u, i]`` is the logit of score i, in the order of the scores and without that of the
-    label, which comes behind them; and the last one is a tangent."""
+    """Positions, and linear functions of the hidden vector there: ``vectors[u, i] . h +
+    constants[u, i]`` is the logit of the i-th score that is no label, then the logit of the next
+    label, and last a tangent."""
 
     predictor: DeviceArray  # compute, (n, H)
     vectors: DeviceArray  # compute, (n, i, H)
@@ -102,40 +104,39 @@ class PositionTangents(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a device likes to work on."""
+    """The sizes of the work that a device is given at once."""
 
     workspace_bytes: int
     """That a call may allocate beyond its arguments and results, by default."""
     tile_elements: int
-    """Of the logits of a tile, if these are more than `full_rows`."""
+    """A tile has ``max(tile_elements // V, full_rows)`` rows, but `most_rows` at most."""
     full_rows: int
     most_rows: int
     tile_share: float
-    """Of the budget, for tiles that are larger than the smallest; the rest is for groups."""
+    """The share of the workspace for tiles above the least size; groups take the rest."""
     small_elements: int
-    """A smaller tile, of fewer than `small_rows`, is not worth another worker."""
+    """Tiles below ``max(small_elements // V, small_rows)`` rows are not worth another worker."""
     small_rows: int
     group_cells: int
-    """A group has no more samples than that many cells a worker, on diagonals of `group_width`, ask
-    for."""
+    """A group is full when it has this many cells a worker and diagonals of `group_width` cells."""
     group_width: int
     slab_elements: int
-    """Of a weight gradient: what is added to it at once."""
+    """The elements of a weight gradient that one product is added to."""
     stored_bytes: int
-    """Of logits that pass 2 finds stored, at most."""
+    """The most bytes of logits that pass 1 stores for pass 2."""
     group_share: float
-    """Of the budget, without tiles and what does not depend on them: what a group of more than one
-    sample takes at most. Logits are stored in the rest."""
+    """The share of the workspace without tiles that a group of several samples takes at most; logits
+    are stored in the rest."""
     cuts_groups: bool
-    """Whether lattices of fewer samples are solved in less time, so that a group may be cut into
-    parts whose logits can all be stored."""
+    """Whether fewer samples take less time to solve, so that a group may be cut into parts whose
+    logits can all be stored."""
 
 
 class Runs(NamedTuple):
-    """Some frames of some samples, an entry a sample, on the host: where things are.
+    """A run of frames of each of n samples: (n,) each, on the host.
 
-    Each has `frames` rows of the encoder from row `frame` on, all its `positions` rows of
-    the predictor from row `position` on, and its cells, in packed order, from `cell` on.
+    A run has `frames` rows of the encoder from row `frame` on, all `positions` rows of the
+    predictor of its sample from row `position` on, and its cells, in packed order, from `cell` on.
     """
 
     frame: HostArray

@@ -7,11 +7,14 @@ allocator.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ..types import Cells, DeviceArray, HostArray, OutputSums, Sizes, Tile
+from ..types import Cells, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
 from .bounds import label_softmax, row_dots, upper_bounds
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
 from .launch import Kernel, cupy
@@ -72,8 +75,8 @@ __all__ = [
     "zeros",
 ]
 
-# Tiles and groups as large as the budget allows: a GPU is filled by many rows of a GEMM, and by
-# many samples whose diagonals follow each other in parallel.
+# Tiles and groups take all of the budget: it takes many rows of a GEMM to fill a GPU, and many
+# samples, whose lattices are solved in parallel.
 sizes = Sizes(
     # An 80th of an H100. Larger groups solve more lattices side by side: a batch of 64 samples with
     # T = 1000, U = 200 is 4 groups, and 16 with 256 MiB.
@@ -96,8 +99,7 @@ slow_denormals = False
 exact_lattice = Lattice
 bounded_lattice = BoundedLattice
 
-
-xp: Any  # CuPy, by __getattr__
+xp: ModuleType  # CuPy, by __getattr__
 
 
 def __getattr__(name: str) -> Any:
@@ -106,11 +108,12 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def device_of(array: DeviceArray) -> Any:
-    return array.device
+def device_of(array: DeviceArray) -> AbstractContextManager[Any]:
+    device: AbstractContextManager[Any] = array.device
+    return device
 
 
-def asarray(array: HostArray) -> Any:
+def asarray(array: HostArray) -> DeviceArray:
     return cupy().asarray(array)
 
 
@@ -123,7 +126,7 @@ def add_output_grad(d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums
     add_column_sum(d_logits, sums.bias, sums.scratch)
 
 
-def host(*arrays: Any) -> list[HostArray]:
+def host(*arrays: DeviceArray) -> list[HostArray]:
     copies = [array.get(blocking=False) for array in arrays]
     for device in {array.device.id for array in arrays}:
         with cupy().cuda.Device(device):
@@ -131,18 +134,18 @@ def host(*arrays: Any) -> list[HostArray]:
     return copies
 
 
-def indices(mask: DeviceArray, count: int | None = None) -> Any:
+def indices(mask: DeviceArray, count: int | None = None) -> DeviceArray:
     library = cupy()
     if count is None:
         return library.flatnonzero(mask)
-    so_far = library.cumsum(mask, dtype=np.int64)
-    return library.searchsorted(so_far, library.arange(1, count + 1))
+    ranks = library.cumsum(mask, dtype=np.int64)
+    return library.searchsorted(ranks, library.arange(1, count + 1))
 
 
-def repeat(values: DeviceArray, counts: HostArray) -> Any:
+def repeat(values: DeviceArray, counts: HostArray) -> DeviceArray:
     library, ends = cupy(), counts.cumsum()
-    every = library.arange(int(ends[-1]))
-    return values[library.searchsorted(library.asarray(ends), every, side="right")]
+    places = library.arange(int(ends[-1]))
+    return values[library.searchsorted(library.asarray(ends), places, side="right")]
 
 
 _COORDINATES = Kernel("coordinates", "coordinates.cu", variants=((),))
@@ -167,11 +170,11 @@ def block_rows(rows: int, width: int) -> int:
     return rows
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+def empty(shape: Shape, dtype: DTypeLike) -> DeviceArray:
     return cupy().empty(shape, dtype)
 
 
-def zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+def zeros(shape: Shape, dtype: DTypeLike) -> DeviceArray:
     return cupy().zeros(shape, dtype)
 
 
@@ -180,7 +183,7 @@ def threads() -> int:
 
 
 class _InOrder:
-    """One after the other; see :class:`cupy_rnnt.ops.Workers`."""
+    """Runs tiles one after the other; see :class:`cupy_rnnt.ops.Workers`."""
 
     def run(
         self,

@@ -1,27 +1,20 @@
-"""Upper bounds of scores on CuPy arrays, and what they are made from."""
+"""Upper bounds of scores on CuPy arrays, and the softmax and dot products that tangents need."""
 
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 import numpy as np
 
-from ..numpy.activations import ACTIVATIONS
 from ..types import DeviceArray, FrameTangents, LogitRows, PositionTangents, Runs
-from .launch import BLOCK, WARP, Kernel, cupy
-from .rows import DeviceRow
+from .launch import BLOCK, COMPUTE, WARP, Kernel, cupy
+from .rows import FUNCTORS, DeviceRow, by_width
 
 __all__ = ["label_softmax", "row_dots", "upper_bounds"]
 
-_COMPUTE = (("float",), ("double",))
-_FORMS: dict[str | None, str] = {
-    None: "Quotient",
-    **{name: name.capitalize() for name in ACTIVATIONS},
-}
+_FORMS = {name: FUNCTORS[name] if name else "Quotient" for name in (None, *FUNCTORS)}
 _TILE_FRAMES, _TILE_POSITIONS = 64, 16  # as in bounds.cu
 _VECTORS = 3  # of a launch, as in bounds.cu
-_LONG_ROW = 2048  # elements from which on a row is shared by a block
 
 _RUN = np.dtype(  # as in bounds.cu
     {
@@ -36,30 +29,24 @@ _EXACT_LOGITS, _BOUNDS = (
         "bounds.cu",
         threads=BLOCK,
         block=128,
-        variants=tuple((form, *c) for form, c in product(_FORMS.values(), _COMPUTE)),
+        variants=tuple((form, *c) for form, c in product(_FORMS.values(), COMPUTE)),
     )
     for name in ("exact_logits", "bounds")
 )
-_SHORT_SOFTMAX, _LONG_SOFTMAX = (
-    Kernel(
-        "label_softmax", "label_softmax.cu", shared_by, variants=tuple((*c, n) for c in _COMPUTE)
-    )
-    for shared_by, n in ((WARP, "32"), (BLOCK, "256"))
-)
-_ROW_DOTS = Kernel("row_dots", "row_dots.cu", threads=WARP, variants=_COMPUTE)
+_label_softmax = by_width("label_softmax", "label_softmax.cu", COMPUTE)
+_ROW_DOTS = Kernel("row_dots", "row_dots.cu", threads=WARP, variants=COMPUTE)
 
 
 def label_softmax(rows: LogitRows) -> DeviceArray:
     logits, bias, layout, *_ = rows
     count, width = logits.shape
     lse = cupy().empty(count)
-    kernel, threads = (_LONG_SOFTMAX, 256) if width >= _LONG_ROW else (_SHORT_SOFTMAX, 32)
-    others = layout.others
-    kernel[logits.dtype, threads](count, logits, bias, others, len(others), count, width, lse)
+    inputs = logits, bias, layout.others, len(layout.others), count, width
+    _label_softmax(logits.dtype, width)(count, *inputs, lse)
     return lse
 
 
-def row_dots(a: DeviceArray, b: DeviceArray) -> Any:
+def row_dots(a: DeviceArray, b: DeviceArray) -> DeviceArray:
     rows, width = a.shape
     dots = cupy().empty(rows)
     _ROW_DOTS[a.dtype](rows, a, b, rows, width, dots)
@@ -76,8 +63,8 @@ def upper_bounds(
     tiles = -(-runs.frames // _TILE_FRAMES) * -(-runs.positions // _TILE_POSITIONS)
     table = np.empty(len(tiles), _RUN)
     table["tile"] = np.cumsum(tiles) - tiles
-    for name, values in zip(runs._fields, runs, strict=True):
-        table[name] = values
+    for name, column in zip(runs._fields, runs, strict=True):
+        table[name] = column
     encoder, width, label = frames.encoder, positions.vectors.shape[1], np.int32(layout.label)
     count, variant = int(tiles.sum()), (_FORMS[frames.activation], encoder.dtype)
     on_device = cupy().asarray(table.view("i8").reshape(len(table), -1))

@@ -1,6 +1,6 @@
-"""The lattices of a group on CUDA: costs, occupancies, and the bounds of what was not computed.
+"""The lattices of a group on CUDA: costs, occupancies, and a bound of what was not computed.
 
-What has an entry for each cell or sample is on the device, but for the lengths of the samples.
+Arrays with an entry for each cell or sample are on the device, except the lengths of the samples.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .launch import BLOCK, MOST_SHARED_BYTES, Kernel, cupy
 
 __all__ = ["BoundedLattice", "Lattice", "lattice_nbytes"]
 
-_BLOCKS = 128, 512  # threads that sweep: each has a column, or walks over several
+_BLOCKS = 128, 512  # threads of a block that sweeps; each has a column of the lattice, or several
 _DIAGONALS_BYTES = MOST_SHARED_BYTES - 256  # of a block, for the diagonals that it looks back to
-_TOPOLOGIES = tuple((one.topology.cpp,) for one in NAMED.values())
+_TOPOLOGIES = tuple((transducer.topology.cpp,) for transducer in NAMED.values())
 
 _SAMPLE = np.dtype([("first", "i8"), ("T", "i4"), ("S", "i4")])  # as in lattice.cuh
 
@@ -51,14 +51,13 @@ _LIKELY = _by_block("bounded_likely", "bounded.cu")
 
 
 def _room(topology: Topology) -> int:
-    """Columns of which a block holds all diagonals that it looks back to."""
+    """The most columns of a lattice whose last diagonals fit into the shared memory of a block."""
     return _DIAGONALS_BYTES // (8 * (topology.reach + 1))
 
 
 def lattice_nbytes(
     topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
 ) -> int:
-    """Bytes of a lattice of so many rows and columns while it is solved."""
     widest = min(width, (diagonals + 1) // 2)  # of its samples
     spare = widest > _room(topology)
     arrays = len(topology.scores) + (2 if gradient else bounded + spare)
@@ -74,7 +73,7 @@ class Lattice:
     frames, positions : numpy.ndarray, shape (n,), int64
         T and S = U + 1 of each sample, on the host.
     gradient : bool
-        Whether occupancies are wanted. If not, there is no beta, and alpha is kept for a few
+        Whether occupancies are wanted. If not, beta is not computed, and alpha is kept for a few
         diagonals only.
     delay_penalty : float
     """
@@ -101,7 +100,7 @@ class Lattice:
         self._widest = int(np.minimum(frames, positions).max())
         self._scores = cupy().full((len(scores), self._cells), -np.inf)
         self._poisoned = cupy().zeros(len(frames), np.int32)
-        self._exact: Any = None
+        self._exact: DeviceArray | None = None
 
     def write(self, cells: Cells, scores: DeviceArray) -> None:
         count = len(cells.sample)
@@ -109,7 +108,7 @@ class Lattice:
         written = self._cells, self._scores, self._exact, self._poisoned
         _WRITE[()](count, count, self._table, *inputs, *written)
 
-    def solve(self) -> Any:
+    def solve(self) -> DeviceArray:
         samples = len(self._table)
         self._costs = cupy().empty(samples)
         alpha, beta = self._spare_diagonals(), None
@@ -120,18 +119,18 @@ class Lattice:
         self._sweep(_SWEEP, sweeps, samples, self._exact, self._poisoned, *results)
         return self._costs
 
-    def keep(self, least: DeviceArray) -> Any:
+    def keep(self, least: DeviceArray) -> DeviceArray:
         xp = cupy()
         keeps = xp.empty(self._cells, np.bool_)
         least = xp.log(least)
         if self._topology.looks_aside:
-            least -= math.log(2)  # half for the paths through a cell, half for looks aside at it
+            least -= math.log(2)  # half for paths through a cell, half for arcs that read it
         sizes = self._cells, self._cells, len(self._table), self._table
         inputs = self._alpha, self._beta, self._costs, least
         _KEEP[self._topology.cpp](*sizes, *inputs, keeps)
         return xp.flatnonzero(keeps)
 
-    def occupancies(self, cells: DeviceArray, of_labels: float, dtype: np.dtype) -> Any:
+    def occupancies(self, cells: DeviceArray, of_labels: float, dtype: np.dtype) -> DeviceArray:
         count, kinds = len(cells), self._kinds[0]
         occupancies = cupy().empty((int(kinds), count))
         _OCCUPANCIES[self._topology.cpp](
@@ -159,8 +158,8 @@ class Lattice:
         kernel = kernels[block][self._topology.cpp, str(block)]
         kernel(sweeps, *inputs, *arguments, shared_bytes=shared_bytes)
 
-    def _spare_diagonals(self) -> Any:
-        """Where a sweep keeps what does not fit into shared memory."""
+    def _spare_diagonals(self) -> DeviceArray | None:
+        """Memory for the diagonals of a sweep if they do not fit into shared memory."""
         return cupy().empty(self._cells) if self._widest > _room(self._topology) else None
 
 
@@ -194,12 +193,12 @@ class BoundedLattice(Lattice):
         )
         return log_inside, log_outside
 
-    def candidates(self, thresholds: DeviceArray) -> Any:
+    def candidates(self, thresholds: DeviceArray) -> DeviceArray:
         chosen = cupy().empty(self._cells, np.bool_)
         bounds = self._exact, self._upper_beta, thresholds
         self._sweep(_LIKELY, len(self._table), *bounds, self._spare_diagonals(), chosen)
         return chosen
 
-    def solve(self) -> Any:
+    def solve(self) -> DeviceArray:
         self._upper_beta = None  # makes room for beta
         return super().solve()

@@ -27,16 +27,15 @@ null pointer. As everywhere in CuPy, a Python int is a ``long long``, a float is
 bool is a ``bool``, of one byte; wrap in ``np.int32(...)`` or ``np.float32(...)`` for other
 parameters.
 
-*Sources.* ``#include "x.cuh"`` of a file beside the source is replaced by its text, the first time
-it is met. CUDA's own headers (``cuda_fp16.h``, ``cuda_bf16.h``) are those that CuPy itself needs
-and finds. All kernels of a source with the same first template argument are compiled together, at
-first use. CuPy keeps them on disk, from version 14.2 on; earlier ones compile modules with name
-expressions in every process. CuPy flushes denormal floats (not doubles) to 0.
+*Sources.* The text of a file beside the source replaces the first ``#include "x.cuh"`` of it. CuPy
+finds CUDA's own headers (``cuda_fp16.h``, ``cuda_bf16.h``), which it needs itself. All kernels of a
+source with the same first template argument are compiled together, at first use. From version 14.2
+on, CuPy keeps them on disk; earlier versions compile modules with name expressions in every
+process. CuPy flushes denormal floats (not doubles) to 0.
 
 Every kernel declared is in `KERNELS`, from which the tests compile all of them for all devices.
 
-*What may be missing.* Whatever keeps kernels from running is an error of one sentence, which says
-how to mend it.
+*What may be missing.* If kernels cannot run, the error is one sentence that says how to mend it.
 """
 
 from __future__ import annotations
@@ -47,19 +46,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..types import DeviceArray
+
 WARP = 32
 BLOCK = 0
-"""Instead of a number of threads: all threads of a block."""
+"""Stands for a number of threads: all threads of a block."""
 
 LEAST_CAPABILITY = 7, 5
 MOST_BLOCKS = 2**16
-"""Of a launch: more than any device runs at once; kernels stride over the rest of their items."""
+"""Blocks of a launch: more than any device runs at once; kernels stride over the further items."""
 MOST_SHARED_BYTES = 48 * 2**10
-"""Of a block, without asking the device for more."""
+"""Shared memory of a block without a request to the device for more."""
 
 OPTIONS = ("-std=c++17",)
 ELEMENTS = {
@@ -73,6 +75,8 @@ ELEMENTS = {
 }
 """The C++ types of the elements of arrays, by the names of their dtypes."""
 FLOATS = tuple((ELEMENTS[name],) for name in ("float16", "bfloat16", "float32", "float64"))
+COMPUTE = ("float",), ("double",)
+TemplateArgument: TypeAlias = np.dtype | str | int
 _INSTALL = "install cupy-cuda12x[ctk] or cupy-cuda13x[ctk]"
 
 
@@ -93,7 +97,7 @@ def cupy() -> Any:
 
 
 def cublas() -> Any:
-    """The part of CuPy that multiplies matrices."""
+    """The module of CuPy that multiplies matrices."""
     try:
         from cupy import cublas
     except ImportError as error:
@@ -102,7 +106,7 @@ def cublas() -> Any:
 
 
 def check() -> None:
-    """Raise what keeps kernels from being compiled for the current device, if anything does."""
+    """Raise an error if kernels cannot be compiled for the current device."""
     library = cupy()
     _check_capability(library, _device(library))
 
@@ -122,11 +126,11 @@ class Kernel:
     block : int
         Threads of a block, the bound in the function's ``__launch_bounds__``.
     variants : tuple of tuples of str
-        Template arguments, all that are ever used. A function that is no template has ``((),)``.
+        All template arguments that are used. A function that is no template has ``((),)``.
     shared_bytes : int
         The most dynamic shared memory that a block is given.
     any_first : bool
-        Whether the first template argument may also be another one than those of `variants`.
+        Whether the first template argument may be one that `variants` does not name.
     """
 
     name: str
@@ -140,13 +144,13 @@ class Kernel:
     def __post_init__(self) -> None:
         KERNELS.append(self)
 
-    def __getitem__(self, arguments: Any) -> Launch:
+    def __getitem__(self, arguments: TemplateArgument | tuple[TemplateArgument, ...]) -> Launch:
         return _launch(self, *(arguments if isinstance(arguments, tuple) else (arguments,)))
 
     def has(self, variant: tuple[str, ...]) -> bool:
-        """Whether it may be launched with these template arguments."""
-        others = {declared[1:] for declared in self.variants}
-        return variant in self.variants or (self.any_first and variant[1:] in others)
+        """Whether the kernel may be launched with these template arguments."""
+        tails = {declared[1:] for declared in self.variants}
+        return variant in self.variants or (self.any_first and variant[1:] in tails)
 
     def expression(self, variant: tuple[str, ...]) -> str:
         """``name<float, 4>``"""
@@ -170,7 +174,7 @@ class Launch:
     variant: tuple[str, ...]
 
     def __call__(self, items: int, *arguments: Any, shared_bytes: int = 0) -> None:
-        """Run the kernel for a number of items; `shared_bytes` of dynamic memory for a block."""
+        """Run the kernel for a number of items, with dynamic `shared_bytes` for each block."""
         kernel = self.kernel
         if shared_bytes > kernel.shared_bytes:
             raise ValueError(f"{kernel.name} was not declared with {shared_bytes} shared bytes")
@@ -181,36 +185,41 @@ class Launch:
         function((kernel.grid(items),), (kernel.block,), arguments, shared_mem=shared_bytes)
 
 
+def element_strides(array: DeviceArray) -> tuple[int, ...]:
+    """The strides of an array in elements."""
+    return tuple(stride // array.itemsize for stride in array.strides)
+
+
 @functools.lru_cache(maxsize=None, typed=True)  # for True and 1 are equal
-def _launch(kernel: Kernel, *arguments: Any) -> Launch:
-    """Worked out once: a launch through it takes the host 2.1 us, not 4.4 (real CuPy, no GPU)."""
+def _launch(kernel: Kernel, *arguments: TemplateArgument) -> Launch:
+    """A launch takes the host 2.1 us through this cache, and 4.4 us without (real CuPy, no GPU)."""
     return Launch(kernel, template_arguments(*arguments))
 
 
-def template_arguments(*arguments: Any) -> tuple[str, ...]:
-    """As C++ wants them: a dtype by its element type, the rest as it is.
+def template_arguments(*arguments: TemplateArgument) -> tuple[str, ...]:
+    """Template arguments as C++ spells them, with the element type for a dtype.
 
     >>> template_arguments(np.dtype(np.float16), "Tanh", 4, True)
     ('__half', 'Tanh', '4', 'true')
     """
-    return tuple(map(_template_argument, arguments))
+    return tuple(map(_spelled, arguments))
 
 
-def _template_argument(argument: Any) -> str:
+def _spelled(argument: TemplateArgument) -> str:
     if isinstance(argument, np.dtype):
         return ELEMENTS[argument.name]
     return str(argument).lower() if isinstance(argument, bool) else str(argument)
 
 
 def units(source: str) -> dict[tuple[str, ...], list[str]]:
-    """What is compiled together: name expressions, by the first template argument."""
+    """The name expressions that are compiled together, by their first template argument."""
     kernels = [kernel for kernel in KERNELS if kernel.source == source]
     firsts = dict.fromkeys(variant[:1] for kernel in kernels for variant in kernel.variants)
     return {first: compiled_with(source, first) for first in firsts}
 
 
 def compiled_with(source: str, first: tuple[str, ...]) -> list[str]:
-    """The name expressions that are compiled together for a first template argument, or none."""
+    """The name expressions with a first template argument, or, for (), of functions without."""
     kernels = [kernel for kernel in KERNELS if kernel.source == source]
     return [
         kernel.expression(variant)
@@ -222,12 +231,12 @@ def compiled_with(source: str, first: tuple[str, ...]) -> list[str]:
 
 @functools.cache
 def source_text(name: str) -> str:
-    """A source of ``kernels/`` with the files that it includes from there."""
+    """The text of a source of ``kernels/``, with the text of the files that it includes."""
     return "\n".join(_lines(name, set()))
 
 
 def _lines(name: str, seen: set[str]) -> Iterator[str]:
-    """Each file once. ``#line`` says where a line is from."""
+    """The lines of a file and of the files that it includes, each file once, with ``#line``."""
     if name in seen:
         return
     seen.add(name)
@@ -248,7 +257,7 @@ def _folder() -> Any:
     return inside if (inside / "common.cuh").is_file() else package.parent / "kernels"
 
 
-def _device(library: Any) -> int:
+def _device(library: ModuleType) -> int:
     """The current device."""
     runtime = library.cuda.runtime
     try:
@@ -259,13 +268,13 @@ def _device(library: Any) -> int:
 
 def _without_device(runtime: Any, error: str) -> str:
     """What an error of the CUDA runtime means, and what to do."""
-    driver, own = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    driver, compiled_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if not driver:
         return "CUDA arrays need NVIDIA's driver and a GPU, but there is no driver: install it"
     if "cudaErrorInsufficientDriver" in error:
         update = "update the driver, or install a CuPy for an older CUDA"
-        old = f"NVIDIA's driver is for CUDA {dotted(driver)}, too old for CuPy's {dotted(own)}"
-        return f"{old}: {update}"
+        versions = f"CUDA {dotted(driver)}, too old for CuPy's {dotted(compiled_for)}"
+        return f"NVIDIA's driver is for {versions}: {update}"
     if "cudaErrorNoDevice" in error:
         look = "see what nvidia-smi lists, and CUDA_VISIBLE_DEVICES if that is set"
         return f"NVIDIA's driver finds no CUDA device: {look}"
@@ -273,7 +282,7 @@ def _without_device(runtime: Any, error: str) -> str:
 
 
 def dotted(version: int) -> str:
-    """A version as CUDA counts them.
+    """A version of CUDA, from the number that CUDA has for it.
 
     >>> dotted(12090)
     '12.9'
@@ -282,8 +291,8 @@ def dotted(version: int) -> str:
 
 
 @functools.cache
-def _function(library: Any, device: int, kernel: Kernel, variant: tuple[str, ...]) -> Any:
-    """A function of CuPy, compiled for a device."""
+def _function(library: ModuleType, device: int, kernel: Kernel, variant: tuple[str, ...]) -> Any:
+    """The ``cupy.cuda.Function`` of a kernel, compiled for a device."""
     if not kernel.has(variant):
         raise TypeError(f"no kernel {kernel.expression(variant)} was declared")
     _check_capability(library, device)
@@ -292,23 +301,23 @@ def _function(library: Any, device: int, kernel: Kernel, variant: tuple[str, ...
         module = _module(library, kernel.source, expressions)
         return module.get_function(kernel.expression(variant))
     except library.cuda.compiler.CompileException as error:
-        if "open source file" in str(error):  # NVRTC "could not" or "cannot"
+        if "open source file" in str(error):  # NVRTC says "could not" or "cannot" before it
             raise RuntimeError(f"CuPy finds no CUDA headers: {_INSTALL}") from error
         raise
 
 
 @functools.cache
-def _module(library: Any, source: str, expressions: tuple[str, ...]) -> Any:
+def _module(library: ModuleType, source: str, expressions: tuple[str, ...]) -> Any:
     code = source_text(source)
     return library.RawModule(code=code, options=OPTIONS, name_expressions=expressions)
 
 
-def _check_capability(library: Any, device: int) -> None:
+def _check_capability(library: ModuleType, device: int) -> None:
     text = library.cuda.Device(device).compute_capability
     capability = int(text[:-1]), int(text[-1])
     if capability < LEAST_CAPABILITY:
-        least, own = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
-        text = f"CUDA device {device} has compute capability {own}, but {least} or more is needed"
+        least, has = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
+        text = f"CUDA device {device} has compute capability {has}, but {least} or more is needed"
         raise RuntimeError(text)
     try:
         library.cuda.nvrtc.getVersion()

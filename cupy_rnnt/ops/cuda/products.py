@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..types import DeviceArray
-from .launch import cublas, cupy
+from .launch import cublas, cupy, element_strides
 
 __all__ = ["add_matmul", "factor_dtype", "matmul"]
 
@@ -13,7 +13,7 @@ _HALVES = {"float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
 
 
 def factor_dtype(dtype: np.dtype) -> np.dtype | None:
-    """As the contract says: tensor cores multiply half types, and sum in float32."""
+    """Half types: tensor cores multiply them, and add up in float32."""
     return dtype if dtype.name in _HALVES else None
 
 
@@ -27,8 +27,8 @@ def add_matmul(a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
 
 
 def _gemm(a: DeviceArray, b: DeviceArray, out: DeviceArray, beta: float) -> None:
-    """``out = a @ b + beta * out``, into `out` itself, unlike :func:`cupy.matmul`; of half types
-    with a float32 `out`."""
+    """``out = a @ b + beta * out``, without a copy of `out`, which :func:`cupy.matmul` makes. With
+    factors of half types, `out` is float32."""
     gemm = cublas().gemm
     if a.dtype.name not in _HALVES:
         gemm("N", "N", a, b, out=out, beta=beta)
@@ -36,22 +36,23 @@ def _gemm(a: DeviceArray, b: DeviceArray, out: DeviceArray, beta: float) -> None
     cuda = cupy().cuda
     half = getattr(cuda.runtime, _HALVES[a.dtype.name])
     (rows, depth), columns = a.shape, b.shape[1]
-    one, kept = np.array([1.0, beta], np.float32)[:, None]
-    # cuBLAS takes a matrix column by column: for it, these are the transposed ones.
+    factors = np.array([1.0, beta], np.float32)
+    new, old = factors.ctypes.data, factors[1:].ctypes.data
+    # cuBLAS reads matrices by columns, so a row-major matrix is its transpose there: b.T @ a.T.
     (of_a, a_step), (of_b, b_step) = _layout(a), _layout(b)
     cuda.cublas.gemmEx(
-        *(cuda.device.get_cublas_handle(), of_b, of_a, columns, rows, depth, one.ctypes.data),
+        *(cuda.device.get_cublas_handle(), of_b, of_a, columns, rows, depth, new),
         *(b.data.ptr, half, b_step, a.data.ptr, half, a_step),
-        *(kept.ctypes.data, out.data.ptr, cuda.runtime.CUDA_R_32F, columns),
+        *(old, out.data.ptr, cuda.runtime.CUDA_R_32F, columns),
         *(cuda.cublas.CUBLAS_COMPUTE_32F, cuda.cublas.CUBLAS_GEMM_DEFAULT),
     )
 
 
 def _layout(matrix: DeviceArray) -> tuple[int, int]:
-    """Whether cuBLAS must transpose a matrix that it takes for the transposed one, and how many
-    elements lie between its rows, or its columns."""
+    """The operation of cuBLAS on the transpose of a matrix, and its leading dimension: the elements
+    from row to row of a row-major matrix, from column to column of a column-major one."""
     cublas = cupy().cuda.cublas
-    by_row, by_column = (stride // matrix.itemsize for stride in matrix.strides)
+    by_row, by_column = element_strides(matrix)
     if by_column == 1:
         return cublas.CUBLAS_OP_N, max(by_row, matrix.shape[1])
     return cublas.CUBLAS_OP_T, max(by_column, matrix.shape[0])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from types import ModuleType
 
 import numpy as np
+from numpy.typing import DTypeLike
 from scipy.sparse import csr_array
 
 from ...transducer import Row
@@ -61,7 +62,7 @@ __all__ = [
     "zeros",
 ]
 
-xp: Any = np
+xp: ModuleType = np
 empty = np.empty
 repeat = np.repeat
 slow_denormals = True
@@ -75,16 +76,16 @@ sizes = Sizes(
     full_rows=1024,
     most_rows=2**13,
     tile_share=1.0,
-    # Tiles below both of these lose more to overhead than a second worker gains.
+    # Smaller tiles lose more to overhead than a second worker gains.
     small_elements=2**16,
     small_rows=64,
-    # A group is large enough when every worker is kept busy and a diagonal is a vector operation
-    # that costs more than calling it.
+    # So many cells keep every worker busy, and on diagonals so wide the arithmetic of a vector
+    # operation takes longer than the call.
     group_cells=2**16,
     group_width=1024,
     slab_elements=2**18,  # stay in the cache
-    # More logits fall out of the caches, and their pages have to be faulted in anew in every call:
-    # with 256 MiB a call took up to a fifth longer than with 64.
+    # More logits fall out of the caches, and every call faults their pages in again: with 256 MiB a
+    # call took up to a fifth longer than with 64.
     stored_bytes=2**26,
     group_share=0.5,
     cuts_groups=True,
@@ -103,12 +104,12 @@ def asarray(array: HostArray) -> HostArray:
     return array
 
 
-def host(*arrays: Any) -> list[HostArray]:
+def host(*arrays: HostArray) -> list[HostArray]:
     return list(map(np.asarray, arrays))
 
 
-def zeros(shape: Shape, dtype: Any) -> HostArray:
-    """Aligned to 64 bytes, without which XLA copies what it takes over."""
+def zeros(shape: Shape, dtype: DTypeLike) -> HostArray:
+    """Zeros, aligned to 64 bytes: XLA takes such an array over and copies any other."""
     dtype = np.dtype(dtype)
     memory = np.zeros(math.prod(shape) * dtype.itemsize + 63, np.uint8)
     return HostArray(shape, dtype, memory, -memory.ctypes.data % 64)
@@ -142,7 +143,7 @@ def gather(source: HostArray, index: tuple[HostArray, ...], out: HostArray) -> N
         extents = source.shape[:-1]
         rows = np.ravel_multi_index(index, extents)
         flat = source.reshape(-1, source.shape[-1])
-        np.take(flat, rows, axis=0, out=out, mode="clip")  # "raise" would buffer `out`
+        np.take(flat, rows, axis=0, out=out, mode="clip")  # mode="raise" would buffer `out`
     elif source.dtype == np.float16:
         float16.widen(source[index], out)
     else:
@@ -150,8 +151,8 @@ def gather(source: HostArray, index: tuple[HostArray, ...], out: HostArray) -> N
 
 
 def scatter(tile: HostArray, index: tuple[HostArray, ...], out: HostArray) -> None:
-    for rows, values in _cast(tile, out.dtype):
-        out[tuple(entries[rows] for entries in index)] = values
+    for rows, cast in _cast(tile, out.dtype):
+        out[tuple(entries[rows] for entries in index)] = cast
 
 
 def assign(values: HostArray, out: HostArray) -> None:
@@ -160,7 +161,7 @@ def assign(values: HostArray, out: HostArray) -> None:
 
 
 def _cast(values: HostArray, dtype: np.dtype) -> Iterator[tuple[slice, HostArray]]:
-    """Some rows after the other, as far as they need a cast that NumPy makes slowly."""
+    """Slices of the rows, and the rows: cast if the dtype is float16, which NumPy casts slowly."""
     if dtype != np.float16:
         yield slice(None), values
         return
@@ -217,7 +218,7 @@ def add_rows(tile: HostArray, rows: HostArray, out: HostArray, scratch: HostArra
     ends = np.append(starts, len(rows))
     ones = np.ones(len(rows), tile.dtype)
     sums = csr_array((ones, order, ends), shape=(len(targets), len(rows))) @ tile
-    held = scratch[: len(targets)]
-    np.take(out, targets, axis=0, out=held, mode="clip")
-    held += sums
-    out[targets] = held
+    totals = scratch[: len(targets)]
+    np.take(out, targets, axis=0, out=totals, mode="clip")
+    totals += sums
+    out[targets] = totals

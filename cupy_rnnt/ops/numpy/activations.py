@@ -1,4 +1,4 @@
-"""Activations of the joint network on NumPy arrays, and what multiplies a gradient going back."""
+"""Activations of the joint network on NumPy arrays, and their derivatives."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _GELU_SATURATED = 10.0  # from here on the gate is 1 in float64, and the derivat
 
 
 class Activation(NamedTuple):
-    """`apply(pre, out)` writes the activation of `pre`; `derivative(pre, hidden)` overwrites `pre`
-    by the derivative there, given the activation's value `hidden`."""
+    """`apply(pre, out)` writes ``out = act(pre)``; `derivative(pre, hidden)` overwrites `pre` by
+    ``act'(pre)``, given ``hidden = act(pre)``."""
 
     apply: Callable[[HostArray, HostArray], object]
     derivative: Callable[[HostArray, HostArray], object]

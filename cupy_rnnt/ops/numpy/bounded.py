@@ -1,11 +1,11 @@
 """Lattices that hold exact log-probs in some cells, the set C, and upper bounds in the others.
 
-With both, sweeps over the anti-diagonals bound the true alpha and beta of every cell from above.
-The alpha of paths that never leave C needs exact log-probs only; where such a path first steps out
-of C, alpha times the bound of beta is a bound of all its continuations. Their sum over the edge of
-C bounds the probability of all paths that are not inside: positive terms, nothing cancels.
+Sweeps over both kinds of cells bound the true alpha and beta of every cell from above. The alpha of
+paths that never leave C needs exact log-probs only. Where such a path first steps out of C, alpha
+times the upper bound of beta bounds all its continuations. The sum over all such cells bounds the
+probability of the paths that leave C; its terms are positive, so nothing cancels.
 
-Where an arc reads a second cell, a cell counts as inside C if both are there.
+If an arc of a cell reads a second cell, the first is inside C only if both are in C.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BoundedSweeps(Sweeps):
     def __init__(self, *parameters: Any) -> None:
         super().__init__(*parameters)
         self._exact = np.zeros(self._scores.shape[1:], bool)
-        self._found: tuple[HostArray, HostArray] | None = None
+        self._inside_sweep: tuple[HostArray, HostArray] | None = None
 
     def bound(self, sample: int, bounds: HostArray) -> None:
         """Store bounds (K, cells) of the scores of a sample, in packed order."""
@@ -38,8 +38,8 @@ class BoundedSweeps(Sweeps):
             if score.kind == "label" and self._delay_penalty:
                 view += self._delay(frames, np.arange(frames)[:, None])
 
-    def write(self, sample: HostArray, frame: HostArray, position: HostArray, *others: Any) -> None:
-        super().write(sample, frame, position, *others)
+    def write(self, sample: HostArray, frame: HostArray, position: HostArray, *rest: Any) -> None:
+        super().write(sample, frame, position, *rest)
         self._exact.reshape(-1)[self.grid.places(sample, frame, position)] = True
 
     def _is_inside(self) -> HostArray:
@@ -47,14 +47,14 @@ class BoundedSweeps(Sweeps):
         exact, grid = self._exact[: self.grid.rows], self.grid
         inside = exact
         for labels in {arc.labels for arc in self._topology.arcs if arc.then is not None}:
-            # Aside of a cell without a label to emit is no cell, which nothing is read of.
+            # Beside the last position there is no cell, and no arc that would read it.
             offset = grid.offset(0, labels)
             aside = self._exact.reshape(-1)[offset : offset + exact.size].reshape(exact.shape)
             inside = inside & (aside | ~self._emits())
         return inside
 
     def _emits(self) -> HostArray:
-        """Cells that have a label to emit, (rows, width)."""
+        """Cells before the last position, (rows, width)."""
         grid = self.grid
         emits = np.zeros((grid.rows, grid.width), bool)
         for sample in range(len(grid.first)):
@@ -70,9 +70,9 @@ class BoundedSweeps(Sweeps):
             if not self._exact.any():
                 return np.full_like(total, -np.inf), total
             inside = self._is_inside()
-            log_prob, alpha = self._found = self._forward(True, inside)
-            # Shares of the bound of all paths: linear, as none is above 1. Those that vanish in
-            # float64 are made up for by the least number for every cell.
+            log_prob, alpha = self._inside_sweep = self._forward(True, inside)
+            # Shares of the upper bound of all paths are at most 1, so they are added up without
+            # logarithms. The least float64 for every cell makes up for shares that underflow.
             base = grid.repeat(np.where(total > -np.inf, total, 0.0), 0.0)
             shares = np.full(grid.width, np.finfo(np.float64).tiny * grid.rows)
             for rows in self._blocks():
@@ -85,15 +85,16 @@ class BoundedSweeps(Sweeps):
             return log_prob, np.log(grid.sums(shares)) + base[grid.first]
 
     def _blocks(self) -> Iterator[slice]:
-        """Some diagonals at a time: what is worked on stays small."""
+        """Slices of the diagonals, of at most about ``_BLOCK`` entries each."""
         rows = max(1, _BLOCK // self.grid.width)
         return (slice(start, start + rows) for start in range(0, self.grid.rows, rows))
 
     def _cap(self, row: int, below: list[HostArray], out: HostArray) -> HostArray:
-        """The most that bounds of beta can be in a row, given those that each arc leads to.
+        """The most that beta can be in a row, given its upper bounds where each arc leads to.
 
-        The probabilities of the arcs that leave a cell add up to no more than 1 (or a small number,
-        see :attr:`cupy_rnnt.transducer.Transducer.most_mass`), but for what a delay penalty adds.
+        The probabilities of the arcs that leave a cell add up to at most
+        :attr:`cupy_rnnt.transducer.Transducer.most_mass`, apart from a delay penalty. So beta is at
+        most this mass times the largest beta that an arc leads to, with the penalty behind labels.
         """
         if self._delay_penalty:
             delays = self._delays(row)[: len(out)]
@@ -105,16 +106,15 @@ class BoundedSweeps(Sweeps):
         return most if self._most_mass == 1 else np.add(most, np.log(self._most_mass), out=out)
 
     def _delays(self, row: int) -> HostArray:
-        """What the delay penalty adds to labels in a row."""
+        """What the delay penalty adds to the label scores of a row."""
         grid = self.grid
         column = np.arange(grid.width) - grid.repeat(grid.first, 0)
         frame = column if grid.flipped else row - column
-        delays: HostArray = self._delay(grid.repeat(grid.frames, 1), frame)
-        return delays
+        return self._delay(grid.repeat(grid.frames, 1), frame)
 
     def candidates(self, thresholds: HostArray) -> list[HostArray]:
         """See :class:`cupy_rnnt.ops.BoundedLattice`: bool (cells,) of each sample."""
-        self._found = None  # cells will be added, and its memory is needed
+        self._inside_sweep = None  # C will grow, and the memory is needed
         grid = self.grid
         least = grid.repeat(thresholds, np.inf)
         chosen = np.empty((grid.rows, grid.width), bool)
@@ -124,7 +124,7 @@ class BoundedSweeps(Sweeps):
                 beta = self._upper_beta[: grid.rows][rows]
                 np.greater_equal(alpha[rows] + beta, least, out=chosen[rows])
         views = [grid.view(chosen, sample) for sample in range(len(grid.first))]
-        if self._topology.looks_aside:  # to be inside, a cell needs the one that is read beside it
+        if self._topology.looks_aside:  # a cell is inside only if the cell that its arcs read is
             for view in views:
                 view[:, 1:] |= view[:, :-1].copy()
         chosen &= ~self._exact[: grid.rows]
@@ -132,12 +132,12 @@ class BoundedSweeps(Sweeps):
 
     def solve(self) -> HostArray:
         np.copyto(self._scores, -np.inf, where=~self._exact)
-        del self._upper_beta  # which makes room for beta
+        del self._upper_beta  # makes room for beta
         return super().solve()
 
     def _inside(self) -> tuple[HostArray, HostArray]:
-        # The last certify() has found it, but where nothing is exact on this side.
-        return self._found or self._forward(True, self._is_inside())
+        # The last certify() has swept, unless no cell of these samples was exact.
+        return self._inside_sweep or self._forward(True, self._is_inside())
 
     def _outside(self) -> HostArray:
         inside = self._is_inside() if self._topology.looks_aside else None

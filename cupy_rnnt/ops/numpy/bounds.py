@@ -1,4 +1,4 @@
-"""Upper bounds of transition log-probs on NumPy arrays, from four dot products a cell."""
+"""Upper bounds of scores on NumPy arrays: for a blank and a label, four dot products a cell."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from ...transducer import LABEL_COLUMN, Row, RowHead
 from ..types import FrameTangents, HostArray, PositionTangents, Runs
 from .activations import ACTIVATIONS
 from .lattice import logaddexp
-
-_BLOCK_ELEMENTS = 2**17  # hidden values at once, which stay in the inner caches
+from .rows import block_rows
 
 
 def means(array: HostArray, samples: HostArray, counts: HostArray, out: HostArray) -> None:
@@ -37,26 +36,27 @@ def upper_bounds(
     frames: FrameTangents, positions: PositionTangents, layout: Row, runs: Runs, out: HostArray
 ) -> None:
     scratch = frames.scratch
-    hidden = scratch[: max(1, _BLOCK_ELEMENTS // scratch.shape[1])]
+    hidden = scratch[: block_rows(*scratch.shape)]
     for frame, count, position, width, cell, slack in zip(*runs, strict=True):
         of_run = slice(position, position + width)
         of_positions = PositionTangents(*(array[of_run] for array in positions))
         rows = max(1, len(scratch) // width)
         for start in range(frame, frame + count, rows):
-            some = slice(start, min(start + rows, frame + count))
-            encoder, slopes, constants = (array[some] for array in frames[:3])
+            part = slice(start, min(start + rows, frame + count))
+            encoder, slopes, constants = (array[part] for array in frames[:3])
             of_frames = FrameTangents(encoder, slopes, constants, frames.activation, hidden)
             logits, tangent = _dots(of_frames, of_positions)
             place = cell + (start - frame) * width
             cells = slice(place, place + tangent.size)
-            for values, to in zip(_bounds(logits, tangent, layout, slack), out, strict=True):
-                to[cells] = values.reshape(-1)
+            for bound, row in zip(_bounds(logits, tangent, layout, slack), out, strict=True):
+                row[cells] = bound.reshape(-1)
 
 
 def _dots(
     of_frames: FrameTangents, of_positions: PositionTangents
 ) -> tuple[list[HostArray], HostArray]:
-    """Exact logits, (frames, positions) each, the label's last, and the larger tangent."""
+    """The exact logits, a list of (frames, positions) with the label's last, and the larger of both
+    tangents, (frames, positions)."""
     encoder, slopes, constants, activation, scratch = of_frames
     predictor, vectors, vector_constants = of_positions
     shape = len(encoder), len(predictor)
@@ -88,7 +88,7 @@ def _dots(
 def _bounds(
     logits: list[HostArray], tangent: HostArray, row: Row, slack: float
 ) -> Iterator[HostArray]:
-    """Of each score, from exact logits and a lower bound of the log-sum-exp over the labels."""
+    """The upper bound of each score, from the exact logits and the larger of both tangents."""
     *exact, label = logits
     next_exact = iter(exact)
     of_scores = [label if column == LABEL_COLUMN else next(next_exact) for column in row.columns]
@@ -98,14 +98,14 @@ def _bounds(
         for g in charged:
             logit -= lower[g]
         logit += slack * max(1, len(charged))
-        np.fmin(logit, 0.0, out=logit)  # of NaN and 0 that is 0
+        np.fmin(logit, 0.0, out=logit)  # fmin(NaN, 0) is 0
         yield logit - shift if shift else logit
 
 
 def _lower_lse(
     of_scores: list[HostArray], tangent: HostArray, row: Row, head: RowHead
 ) -> HostArray:
-    """A lower bound of the log-sum-exp of a head, from what is known of its columns."""
+    """A lower bound of the log-sum-exp of a head: over its scores, the bound for labels, a zero."""
     terms = [
         logit
         for logit, column in zip(of_scores, row.columns, strict=True)

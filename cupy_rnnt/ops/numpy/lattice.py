@@ -17,12 +17,12 @@ from .grid import Grid
 
 _KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
 _VECTOR_LOGADDEXP = 300  # from this length on, NumPy's vector exp and log1p beat its logaddexp
+_NONE = np.empty(0, np.int64)
 
 
 def lattice_nbytes(
     topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
 ) -> int:
-    """Bytes of a lattice of so many rows and columns while it is solved."""
     scores, arcs, reach = len(topology.scores), len(topology.arcs), topology.reach
     arrays = scores + 2 if gradient or bounded else scores
     masks = 2 * bounded
@@ -37,20 +37,20 @@ class _Step(NamedTuple):
     ahead: int
     shift: int
     first: HostArray  # its first score, flat
-    added: list[tuple[HostArray, int]]  # its others, and how far behind the cell they are read
+    added: list[tuple[HostArray, int]]  # its other scores, and how far behind the cell they are
 
     def weights(self, start: int, count: int, out: HostArray) -> HostArray:
-        """The log-probs of the arc from some places; they may go to `out`."""
+        """The log-probs of the arc from `count` places; `out` holds them if scores are added up."""
         weights = self.first[start : start + count]
         if self.added:
             for scores, behind in self.added:
-                others = scores[start + behind : start + behind + count]
-                weights = np.add(weights, others, out=out)
+                addends = scores[start + behind : start + behind + count]
+                weights = np.add(weights, addends, out=out)
         return weights
 
 
 class Sweeps:
-    """The samples of a group that lie one way round, and the sweeps over their diagonals.
+    """The samples of a group that lie the same way round, and the sweeps over their diagonals.
 
     Parameters
     ----------
@@ -80,10 +80,10 @@ class Sweeps:
         self.grid = grid = Grid(frames, positions, flipped, spare)
         self._row_of = {score: k for k, score in enumerate(topology.scores)}
         self._poisoned = np.zeros(len(frames), bool)
-        rows = grid.rows + 2 * topology.looks_aside  # the last cells may be looked aside from, too
+        rows = grid.rows + 2 * topology.looks_aside  # an arc of the last cells may read beside them
         self._memory, self._scores = grid.full(rows, len(self._row_of))
         self._steps = [self._step(arc) for arc in topology.arcs]
-        # By rows, the arcs that lead to (T, U), of which sample and from which column.
+        # For each row, the arcs that lead from there to (T, U): number of the arc, sample, column.
         self._endings: dict[int, list[tuple[int, int, int]]] = {}
         for i, arc in enumerate(topology.arcs):
             places = grid.exit - grid.offset(arc.frames, arc.labels)
@@ -100,28 +100,29 @@ class Sweeps:
         has_label: HostArray,
         scores: HostArray,
     ) -> None:
-        """Scores (K, n) of cells; where there is no label to emit, that of it is not read."""
+        """Store the scores (K, n) of cells, without that of a label at the last position."""
         places = self.grid.places(sample, frame, position)
         kinds = [score.kind for score in self._row_of]
         rows = [
             np.where(has_label, values, -np.inf) if kind == "label" else values
             for kind, values in zip(kinds, scores, strict=True)
         ]
-        good = np.logical_and.reduce([values < np.inf for values in rows])
-        if not good.all():
-            self._poisoned[sample[~good]] = True
-            rows = [np.where(good, values, -np.inf) for values in rows]
+        is_valid = np.logical_and.reduce([values < np.inf for values in rows])
+        if not is_valid.all():
+            self._poisoned[sample[~is_valid]] = True
+            rows = [np.where(is_valid, values, -np.inf) for values in rows]
         for kind, values, stored in zip(kinds, rows, self._scores, strict=True):
             if kind == "label" and self._delay_penalty:
                 values = values + self._delay(self.grid.frames[sample], frame)
             stored.reshape(-1)[places] = values
 
-    def _delay(self, frames: Any, frame: Any) -> Any:
+    def _delay(self, frames: HostArray, frame: HostArray) -> HostArray:
         """What the delay penalty (k2) adds to the log-prob of a label."""
-        return self._delay_penalty * ((frames - 1) / 2 - frame)
+        delay: HostArray = self._delay_penalty * ((frames - 1) / 2 - frame)
+        return delay
 
     def solve(self) -> HostArray:
-        """Costs of the samples; afterwards, if there is to be a gradient, :meth:`keep` works."""
+        """Costs of the samples. If a gradient is wanted, :meth:`keep` may be called then."""
         with np.errstate(all="ignore"):
             self._log_prob, self._alpha = self._inside()
             costs: HostArray = np.where(self._poisoned, np.nan, -self._log_prob)
@@ -138,18 +139,17 @@ class Sweeps:
         return self._backward()
 
     def _step(self, arc: Arc) -> _Step:
-        """How an arc leads on in memory."""
-        grid, (first, *others) = self.grid, (self._memory[self._row_of[s]] for s in arc.scores)
-        added = [(scores, 0) for scores in others]
+        grid, (first, *rest) = self.grid, (self._memory[self._row_of[s]] for s in arc.scores)
+        added = [(scores, 0) for scores in rest]
         if arc.then is not None:
             added.append((self._memory[self._row_of[arc.then]], grid.offset(0, arc.labels)))
         return _Step(arc, arc.frames + arc.labels, grid.shift(arc), first, added)
 
     def _forward(self, keep: bool, passing: HostArray | None = None) -> tuple[HostArray, HostArray]:
-        """Sweep log alpha forward, on all diagonals or (without `keep`) a few in turn; the log-prob
-        of each sample comes first.
+        """Sweep log alpha forward; return the log-probs of the samples, and log alpha: of all
+        diagonals with `keep`, else of the last few.
 
-        Cells that are not `passing`, (rows, width), pass nothing on.
+        With a mask `passing`, (rows, width), no path goes on from a cell where it is false.
         """
         grid, steps, starts = self.grid, self._steps, self.grid.starts
         turns = grid.rows if keep else self._topology.reach + 1
@@ -161,7 +161,7 @@ class Sweeps:
         spare, work = np.empty((len(steps), grid.width)), np.empty(grid.width)
         alpha[0, grid.first] = 0.0
         for d, n in enumerate(grid.ends[: grid.rows]):
-            here = alpha[d % len(alpha), :n]
+            row = alpha[d % len(alpha), :n]
             terms = []
             for step, out in zip(steps, spare, strict=True):
                 before = d - step.ahead
@@ -171,15 +171,15 @@ class Sweeps:
                     start = starts[before % turns] - shift
                     terms.append(np.add(passed_on[start : start + n], weights, term))
             if terms:
-                logsumexp(terms, here, work[:n])
+                logsumexp(terms, row, work[:n])
             if passing is not None:
-                here = masked[d % turns]
-                here[:n] = np.where(passing[d, :n], alpha[d, :n], -np.inf)
+                row = masked[d % turns]
+                row[:n] = np.where(passing[d, :n], alpha[d, :n], -np.inf)
             for i, sample, column in self._endings.get(d, ()):
                 step = steps[i]
                 if step.arc.ends:
                     weight = step.weights(starts[d] + column, 1, work[:1])[0]
-                    log_prob[sample] = np.logaddexp(log_prob[sample], here[column] + weight)
+                    log_prob[sample] = np.logaddexp(log_prob[sample], row[column] + weight)
         return log_prob, alpha
 
     def _backward(
@@ -187,10 +187,11 @@ class Sweeps:
         passing: HostArray | None = None,
         cap: Callable[[int, list[HostArray], HostArray], HostArray] | None = None,
     ) -> HostArray:
-        """Sweep log beta back: (rows, width), and some more rows that no cell is in.
+        """Sweep log beta back: (rows + reach, width); no cell is in the last `reach` rows.
 
-        Cells that are not `passing` have none. ``cap(row, below, out)`` is the most that a row may
-        hold, given what each arc leads to; it may use `out`.
+        With a mask `passing`, (rows, width), beta is -inf where it is false. ``cap(row, below,
+        out)`` is the most that beta may be in a row, given beta where each arc leads to; it may use
+        `out`.
         """
         grid, steps, starts = self.grid, self._steps, self.grid.starts
         memory, beta = grid.full(grid.rows + self._topology.reach)
@@ -206,25 +207,25 @@ class Sweeps:
             for i, _, column in self._endings.get(d, ()):
                 if not steps[i].arc.ends:
                     terms[i][column] = -np.inf
-            here = beta[d, :n]
-            logsumexp(terms, here, work[:n])
+            row = beta[d, :n]
+            logsumexp(terms, row, work[:n])
             if cap is not None:
-                np.minimum(here, cap(d, below, work[:n]), out=here)
+                np.minimum(row, cap(d, below, work[:n]), out=row)
             if passing is not None:
-                np.copyto(here, -np.inf, where=~passing[d, :n])
+                np.copyto(row, -np.inf, where=~passing[d, :n])
         return beta
 
     def keep(self, least: HostArray) -> list[HostArray]:
-        """Of each sample the cells that hold at least so much occupancy, by their numbers in it."""
+        """The cells to keep of each sample, numbered in packed order from 0 in each sample."""
         with np.errstate(all="ignore"):
             bounds = np.log(least) + self._log_prob
             if self._topology.looks_aside:
-                bounds -= np.log(2)  # half for the paths through a cell, half for looks aside at it
+                bounds -= np.log(2)  # half for paths through a cell, half for arcs that read it
         keeps = least < np.inf
         return [self._holding(i, bounds[i]) if keeps[i] else _NONE for i in range(len(least))]
 
     def _holding(self, sample: int, bound: float) -> HostArray:
-        """The cells that paths of such a log-prob lead through, or look aside at."""
+        """The cells where alpha + beta reaches a bound, and the cells that their arcs read."""
         alpha, beta = (self.grid.view(values, sample) for values in (self._alpha, self._beta))
         frames, positions = alpha.shape
         rows = max(1, _KEEP_CHUNK // positions)
@@ -240,8 +241,8 @@ class Sweeps:
     def occupancies(
         self, sample: HostArray, frame: HostArray, position: HostArray, of_labels: float
     ) -> HostArray:
-        """Of the scores (K, n) of some cells: posterior probabilities that paths take the arcs that
-        a score is part of. Arcs that emit a label count `of_labels` times."""
+        """Occupancies (K, n) of the scores of cells: the posterior probability of all arcs that add
+        up the score. An arc that emits a label counts `of_labels` times."""
         grid, occupancies = self.grid, np.zeros((len(self._row_of), len(sample)))
         places = grid.places(sample, frame, position)
         share = self._alpha.reshape(-1)[places]
@@ -253,34 +254,31 @@ class Sweeps:
                 taken *= times
                 for score in arc.scores:
                     occupancies[self._row_of[score]] += taken
-                if arc.then is not None:  # which the cell before reads
+                if arc.then is not None:  # cells `arc.labels` positions before read this score
                     read = np.flatnonzero(position >= arc.labels)
-                    before = places[read] - grid.offset(0, arc.labels)
-                    share_before = self._alpha.reshape(-1)[before] - self._log_prob[sample[read]]
-                    taken = self._taken(arc, sample[read], before, share_before)
+                    readers = places[read] - grid.offset(0, arc.labels)
+                    share_read = self._alpha.reshape(-1)[readers] - self._log_prob[sample[read]]
+                    taken = self._taken(arc, sample[read], readers, share_read)
                     occupancies[self._row_of[arc.then], read] += times * taken
         return occupancies
 
     def _taken(self, arc: Arc, sample: HostArray, places: HostArray, share: HostArray) -> HostArray:
-        """The posterior probability of an arc from some places of samples, given alpha over the
-        probability of the sample."""
-        first, *others = (self._scores[self._row_of[score]].reshape(-1) for score in arc.scores)
+        """The posterior probability of an arc from some places, given ``share``, which is log alpha
+        there less the log-prob of the sample."""
+        first, *rest = (self._scores[self._row_of[score]].reshape(-1) for score in arc.scores)
         weights: HostArray = first[places]
-        for scores in others:
+        for scores in rest:
             weights += scores[places]
         if arc.then is not None:
             aside = self._scores[self._row_of[arc.then]].reshape(-1)
             weights += aside[places + self.grid.offset(0, arc.labels)]
-        behind = places + self.grid.offset(arc.frames, arc.labels)
-        weights += self._beta.reshape(-1)[behind]
+        targets = places + self.grid.offset(arc.frames, arc.labels)
+        weights += self._beta.reshape(-1)[targets]
         weights += share
         if not arc.ends:
-            weights[behind == self.grid.exit[sample]] = -np.inf
+            weights[targets == self.grid.exit[sample]] = -np.inf
         taken: HostArray = np.exp(weights, out=weights)
         return taken
-
-
-_NONE = np.empty(0, np.int64)
 
 
 class Lattice:
@@ -303,7 +301,7 @@ class Lattice:
         flipped = positions > frames
         self._side = flipped.astype(np.intp)
         self._samples = [np.flatnonzero(flipped == side) for side in (False, True)]
-        self._number = np.empty(len(frames), np.intp)  # of each sample among those of its side
+        self._number = np.empty(len(frames), np.intp)  # of a sample within its side
         self._sides: list[Any] = []
         for side, samples in enumerate(self._samples):
             self._number[samples] = np.arange(len(samples))
@@ -315,32 +313,27 @@ class Lattice:
             )
 
     def _used(self) -> Iterator[tuple[Any, HostArray]]:
-        """Both sides, if both have samples, and their samples."""
+        """The sides that have samples, and their samples."""
         pairs = zip(self._sides, self._samples, strict=True)
         return (pair for pair in pairs if pair[0] is not None)
 
     def _split(self, sample: HostArray) -> Iterator[tuple[Any, Any]]:
-        """Both sides, if both have cells, and which of some cells are theirs."""
+        """The sides that have some of the cells, and which cells."""
         side = self._side[sample]
         if side.any() and not side.all():
             yield from ((self._sides[i], np.flatnonzero(side == i)) for i in (0, 1))
         elif len(side):
             yield self._sides[side[0]], slice(None)
 
-    def _gathered(self, values: Callable[[Any], Any]) -> Any:
-        """An array with an entry for each sample, made of those of both sides."""
-        of_samples: HostArray = np.empty(len(self._cells))
-        for sweeps, samples in self._used():
-            of_samples[samples] = values(sweeps)
-        return of_samples
-
     def write(self, cells: Cells, scores: HostArray) -> None:
-        for sweeps, some in self._split(cells.sample):
-            coordinates = cells.frame[some], cells.position[some], cells.has_label[some]
-            sweeps.write(self._number[cells.sample[some]], *coordinates, scores[:, some])
+        for sweeps, part in self._split(cells.sample):
+            coordinates = cells.frame[part], cells.position[part], cells.has_label[part]
+            sweeps.write(self._number[cells.sample[part]], *coordinates, scores[:, part])
 
     def solve(self) -> HostArray:
-        costs: HostArray = self._gathered(lambda sweeps: sweeps.solve())
+        costs = np.empty(len(self._cells))
+        for sweeps, samples in self._used():
+            costs[samples] = sweeps.solve()
         return costs
 
     def keep(self, least: HostArray) -> HostArray:
@@ -357,9 +350,9 @@ class Lattice:
             sample = np.searchsorted(self._first, chunk, side="right") - 1
             frame, position = np.divmod(chunk - self._first[sample], self._positions[sample])
             out = occupancies[:, start : start + len(chunk)]
-            for sweeps, some in self._split(sample):
-                coordinates = self._number[sample[some]], frame[some], position[some]
-                out[:, some] = sweeps.occupancies(*coordinates, of_labels)
+            for sweeps, part in self._split(sample):
+                coordinates = self._number[sample[part]], frame[part], position[part]
+                out[:, part] = sweeps.occupancies(*coordinates, of_labels)
         return occupancies
 
 

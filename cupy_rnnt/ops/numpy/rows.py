@@ -1,7 +1,7 @@
 """Rows of logits on NumPy: scores of cells, and the gradient of rows.
 
-A :class:`cupy_rnnt.transducer.Row` says which columns are under which softmax (a *head*), where the
-scores are, and what they are charged.
+A :class:`cupy_rnnt.transducer.Row` says which columns are under which softmax (a *head*), which
+columns hold the scores, and which heads each score is charged.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import numpy as np
 from ...transducer import LABEL_COLUMN, Row, RowHead
 from ..types import HostArray, LogitRows, RowPosteriors
 
-_BLOCK_ELEMENTS = 2**17  # of logits: the passes over so many find them in the inner caches
+_BLOCK_ELEMENTS = 2**17  # so many stay in the inner caches from one pass over them to the next
 
-# Softmax values below exp(-45) = 3e-20 are flushed to 0. The occupancy that multiplies the others
-# is 0 or at least 1e-14 (eps**2), so that no product comes near the denormals below 1e-38.
-_EXPONENT_FLOOR = {"float32": -45.0, "float64": -300.0}
+# Softmax values below exp(-45) = 3e-20 are flushed to 0. The occupancy that multiplies a larger
+# value is 0 or at least 1e-14 (eps**2), so no product comes near the denormals below 1e-38.
+EXPONENT_FLOOR = {"float32": -45.0, "float64": -300.0}
 
 
 def block_rows(rows: int, width: int) -> int:
@@ -36,17 +36,17 @@ def row_scores(rows: LogitRows) -> tuple[HostArray, HostArray]:
         for head, of_head in zip(row.heads, sums, strict=True):
             _sum_columns(work, head, ones, of_head[start : start + block])
     lse = np.log(sums, dtype=np.float64)
-    # Few rows need their maximum taken out first, and that costs as much as all the rest.
+    # Few rows need their maximum taken out, and doing that takes as long as all the rest.
     limits = np.finfo(logits.dtype)
     safe = (sums > limits.tiny / limits.eps) & (sums < limits.max * limits.eps)
     for head, of_head, is_safe in zip(row.heads, lse, safe, strict=True):
         unsafe = np.flatnonzero(~is_safe)
         for start in range(0, len(unsafe), block):
-            some = unsafe[start : start + block]
-            work = np.take(logits, some, axis=0, out=scratch[: len(some)], mode="clip")
+            part = unsafe[start : start + block]
+            work = np.take(logits, part, axis=0, out=scratch[: len(part)], mode="clip")
             if bias is not None:
                 work += bias
-            of_head[some] = _log_sum_exp(work, head)
+            of_head[part] = _log_sum_exp(work, head)
     return lse, _scores(logits, bias, row, labels, lse)
 
 
@@ -64,7 +64,7 @@ def _sum_columns(values: HostArray, head: RowHead, ones: HostArray, out: HostArr
 
 
 def _log_sum_exp(x: HostArray, head: RowHead) -> HostArray:
-    """Of rows, which are overwritten, with their maximum taken out."""
+    """Log-sum-exps of rows with their maximum taken out; overwrites the rows."""
     parts = [x[:, start:stop] for start, stop in head.ranges]
     tops = [part.max(axis=1) for part in parts] + [np.zeros(len(x), x.dtype)] * head.zero
     top: HostArray = np.maximum.reduce(tops, initial=-np.inf)
@@ -85,10 +85,10 @@ def _scores(
         scores, row.columns, row.charged, row.shifts, strict=True
     ):
         columns = labels if column == LABEL_COLUMN else column
-        value = logits[np.arange(len(logits)), columns]
+        logit = logits[np.arange(len(logits)), columns]
         if bias is not None:  # rounded as in the sum, so that a softmax near 1 has a log near 0
-            value = value + bias[columns]
-        score[...] = value
+            logit = logit + bias[columns]
+        score[...] = logit
         for g in charged:
             score -= lse[g]
         if shift:
@@ -127,9 +127,9 @@ def logits_grad(rows: LogitRows, posteriors: RowPosteriors, out: None = None) ->
 
 
 def _softmax_times(x: HostArray, lse: HostArray, factor: HostArray, floor: HostArray) -> None:
-    """Overwrite some rows of logits by their softmax times a factor a row."""
+    """``x = exp(x - lse[:, None]) * factor[:, None]``; `floor` is working memory of rows."""
     dtype = x.dtype
-    least = _EXPONENT_FLOOR[dtype.name]
+    least = EXPONENT_FLOOR[dtype.name]
     if abs(lse).max() < -least and x.min() > lse.max() + least:
         np.exp(x, out=x)  # nothing overflows, and nothing is small enough to be flushed
         x *= (np.exp(-lse) * factor).astype(dtype)[:, None]
@@ -138,7 +138,7 @@ def _softmax_times(x: HostArray, lse: HostArray, factor: HostArray, floor: HostA
     # where the softmax is large, whatever the offset of the row.
     shift = lse.astype(dtype)
     x -= shift[:, None]
-    # Whole rows of the floor, not a scalar: np.maximum is three times faster so.
+    # np.maximum is three times faster with an array than with a scalar.
     floor.fill(least)
     np.maximum(x, floor[: len(x)], out=x)
     np.exp(x, out=x)

@@ -1,9 +1,9 @@
 """Tiles on the cores of the CPU: whole tiles in worker threads, each with a single-threaded BLAS.
 
 NumPy and its BLAS release the GIL, so threads are enough. A tile stays in the caches of one core.
-Products that the threads of BLAS share would need no limit of BLAS, but OpenBLAS lets its threads
-wait for each other in a loop. With other processes on both cores, a product of 1024 x 1024 x 512
-took 40 ms on two threads and 8 ms on one, and a whole call 4.5 times as long.
+The tiles could also take turns, each with all threads of BLAS, but a thread of OpenBLAS waits for
+the others in a loop. With other processes on both cores, a product of 1024 x 1024 x 512 took 40 ms
+on two threads and 8 ms on one, and a whole call 4.5 times as long.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def _set_threads(library: Any, count: int) -> None:
 class _SingleThreadedBlas:
     """Holds BLAS to one thread while tiles are computed, and holds up forks meanwhile.
 
-    The limit belongs to the process, so all tiles share it: the first one sets it, the last one
-    restores what BLAS was allowed before. Tiles are computed in threads of our own, and Python runs
-    signal handlers in the main thread only: no interrupt keeps BLAS from being restored.
+    The limit belongs to the process, so all tiles share it: the first tile sets it, and the last
+    one restores the number of threads that BLAS had. Our own threads compute the tiles, and Python
+    runs signal handlers in the main thread only, so no interrupt keeps BLAS from being restored.
 
-    A fork waits for the tiles under way, and new tiles wait for the fork. So a child finds BLAS
-    without our limit, and no lock of it held by a thread that the child does not have.
+    A fork waits for the tiles under way, and new tiles wait for the fork. So BLAS has no limit of
+    ours in the child process, and no thread that the child lacks holds a lock of BLAS.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class _SingleThreadedBlas:
             if self.users == 0:
                 self._allowed = counts
             for i, library in enumerate(_blas().lib_controllers):
-                if counts[i] > 1:  # for the first tile, or if a limit of others ended meanwhile
+                if counts[i] > 1:  # the first tile, or a limit of other code ended meanwhile
                     self._allowed[i] = counts[i]
                     _set_threads(library, 1)
             self.users += 1
@@ -84,7 +84,7 @@ class _SingleThreadedBlas:
             self.users -= 1
             if self.users == 0:
                 for library, count in zip(_blas().lib_controllers, self._allowed, strict=True):
-                    if count > 1 and library.num_threads == 1:  # not if it was set by others
+                    if count > 1 and library.num_threads == 1:  # else other code has set it
                         _set_threads(library, count)
                 self._changed.notify_all()
 
@@ -112,10 +112,10 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def threads() -> int:
-    """As many workers as NumPy's BLAS may use threads.
+    """As many workers as NumPy's BLAS may use threads, whatever calls are running.
 
-    ``OPENBLAS_NUM_THREADS``, ``OMP_NUM_THREADS`` and :func:`threadpoolctl.threadpool_limits` are
-    honoured thereby. Calls that are running do not change the number.
+    So ``OPENBLAS_NUM_THREADS``, ``OMP_NUM_THREADS`` and :func:`threadpoolctl.threadpool_limits`
+    limit the workers, too.
     """
     return _single_threaded_blas.allowed()
 
@@ -123,9 +123,9 @@ def threads() -> int:
 class ThreadWorkers:
     """As many threads as there are workers; see :class:`cupy_rnnt.ops.Workers`.
 
-    They live as long as a pass over some tiles. The calling thread waits, so that a call is the
-    same in every thread, and interrupts reach it at once. A worker without a thread, as Python
-    starts none when it is about to end, runs in the calling thread.
+    The threads live as long as one call of :meth:`run`. The calling thread only waits, so a call
+    works the same from every thread, and an interrupt reaches it at once. If Python starts no
+    thread, because it is about to end, the calling thread runs the tiles of that worker.
     """
 
     def __init__(self, count: int) -> None:
@@ -146,10 +146,10 @@ class ThreadWorkers:
         registry = threading.Lock()
 
         def work(worker: int) -> None:
-            own = (tiles[i] for i in range(worker, len(tiles), self._count))
+            assigned = (tiles[i] for i in range(worker, len(tiles), self._count))
             try:
                 with np.errstate(all="ignore"):
-                    for tile in own if fixed else shared:
+                    for tile in assigned if fixed else shared:
                         with _single_threaded_blas:
                             if stop.is_set():
                                 return
@@ -195,7 +195,7 @@ class ThreadWorkers:
 
 
 class _Shared:
-    """An iterator several threads may advance."""
+    """An iterator that several threads may advance."""
 
     def __init__(self, tiles: Sequence[Tile]) -> None:
         self._tiles = iter(tiles)
