@@ -125,8 +125,8 @@ class Sizes(NamedTuple):
     stored_bytes: int
     """The most bytes of logits that pass 1 stores for pass 2."""
     group_share: float
-    """The share of the workspace without tiles that a group of several samples takes at most; logits
-    are stored in the rest."""
+    """The share of the workspace without tiles that a group of several samples takes at most. The
+    rest stores logits."""
     cuts_groups: bool
     """Whether fewer samples take less time to solve, so that a group may be cut into parts whose
     logits can all be stored."""
