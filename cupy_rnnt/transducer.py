@@ -371,9 +371,8 @@ def _joined(kinds: Iterable[list[tuple[int, int]]]) -> tuple[tuple[int, int], ..
     joined: list[tuple[int, int]] = []
     for start, stop in sorted(span for ranges in kinds for span in ranges if span[0] < span[1]):
         if joined and joined[-1][1] == start:
-            joined[-1] = joined[-1][0], stop
-        else:
-            joined.append((start, stop))
+            start, _ = joined.pop()
+        joined.append((start, stop))
     return tuple(joined)
 
 
