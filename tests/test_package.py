@@ -154,7 +154,9 @@ def own_and_referred(function, pattern):
 
 def assert_documented(function):
     """In sections of NumPy's style, with no parameter left out."""
-    docstring, *others = own_and_referred(function, r"(?i)parameters (?:are those )?of :func:`(\w+)`")
+    docstring, *others = own_and_referred(
+        function, r"(?i)parameters (?:are those )?of :func:`(\w+)`"
+    )
     assert docstring.splitlines()[0].endswith(".")
     for section in "Parameters", "Returns", "Raises", "Examples":
         assert f"\n{section}\n{'-' * len(section)}\n" in docstring, section
