@@ -7,7 +7,8 @@ from . import reference
 from .joint import joint_rnnt_loss, joint_rnnt_loss_and_grad
 from .logits import rnnt_loss, rnnt_loss_and_grad
 from .results import Info, JointGradients
-from .transducer import Arc, Head, Score, Topology, Transducer
+from .topology import Arc, Score, Topology
+from .transducer import Head, Transducer
 
 __all__ = [
     "Arc",

@@ -12,41 +12,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
-KINDS = "blank", "label", "duration"
+from .topology import BLANK, KINDS, LABEL, Arc, Score, Topology, check_entries
+
 LABEL_COLUMN = -1
 """In :attr:`Row.columns`: the column of the next label of the cell, which differs by row."""
-
-
-class Score(NamedTuple):
-    """A log-probability of a cell: its kind, and its number among the scores of that kind.
-
-    Kinds are ``"blank"``, ``"label"``, which has the number 0 only, and ``"duration"``.
-    """
-
-    kind: str
-    number: int = 0
-
-
-BLANK, LABEL = Score("blank"), Score("label")
-
-
-class Arc(NamedTuple):
-    """A transition from ``(t, u)`` to ``(t + frames, u + labels)``.
-
-    Its log-probability is the sum of `scores` at ``(t, u)`` and, unless it is None, of the score
-    `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc
-    without `ends` may not lead there.
-    """
-
-    frames: int
-    labels: int
-    scores: tuple[Score, ...]
-    then: Score | None = None
-    ends: bool = True
 
 
 class Head(NamedTuple):
@@ -74,96 +48,6 @@ class Head(NamedTuple):
 
 SOFTMAX = (Head(KINDS),)
 """One softmax over the whole row."""
-
-
-@dataclass(frozen=True)
-class Topology:
-    """The arcs that leave every cell.
-
-    Raises
-    ------
-    ValueError
-        If an arc does not lead ahead, if its scores do not fit the labels that it emits, or if no
-        arc can end a path.
-
-    Examples
-    --------
-    >>> from cupy_rnnt import Arc, Score, Topology
-    >>> wait, emit = Arc(1, 0, (Score("blank"),)), Arc(1, 1, (Score("label"),))
-    >>> topology = Topology((wait, emit))
-    >>> topology.reach
-    2
-    """
-
-    arcs: tuple[Arc, ...]
-
-    def __post_init__(self) -> None:
-        for i, arc in enumerate(self.arcs):
-            fault = self._fault_of(arc)
-            if arc in self.arcs[:i]:
-                fault = f"is the same as arcs[{self.arcs.index(arc)}]"
-            if fault:
-                raise ValueError(f"arcs[{i}] {fault}")
-        if not any(arc.ends and arc.frames for arc in self.arcs):
-            raise ValueError("no arc leads to the end of a path: one with frames must end paths")
-
-    def _fault_of(self, arc: Arc) -> str:
-        scores = self.read_by(arc)
-        unknown = [score for score in scores if score.kind not in KINDS or score.number < 0]
-        if arc.frames < 0 or arc.labels not in (0, 1) or arc.frames + arc.labels == 0:
-            ahead = f"leads {arc.frames} frames and {arc.labels} labels ahead"
-            return f"{ahead}, but must lead at least one of them ahead, and at most one label"
-        if unknown:
-            return f"has the score {unknown[0]}, but kinds are {KINDS}"
-        if any(score.kind == "label" and score != LABEL for score in scores):
-            return "has a second score of the label, but there is one column for it"
-        if not arc.scores or len(set(arc.scores)) < len(arc.scores):
-            return f"has the scores {arc.scores}, but must have at least one, and none twice"
-        if arc.scores.count(LABEL) != arc.labels or arc.then == LABEL:
-            emits = f"emits {arc.labels} labels, but its scores are {arc.scores} then {arc.then}"
-            return f"{emits}: that of the label must be among the first once for each label"
-        return ""
-
-    @staticmethod
-    def read_by(arc: Arc) -> tuple[Score, ...]:
-        return arc.scores if arc.then is None else (*arc.scores, arc.then)
-
-    @cached_property
-    def scores(self) -> tuple[Score, ...]:
-        """The K different scores: blanks, the label, durations."""
-        different = {score for arc in self.arcs for score in self.read_by(arc)}
-        return tuple(sorted(different, key=lambda score: (KINDS.index(score.kind), score.number)))
-
-    @cached_property
-    def reach(self) -> int:
-        """How many anti-diagonals ``t + u`` the longest arc crosses."""
-        return max(arc.frames + arc.labels for arc in self.arcs)
-
-    @cached_property
-    def looks_aside(self) -> bool:
-        """Whether some arc reads the score of a second cell."""
-        return any(arc.then is not None and arc.labels > 0 for arc in self.arcs)
-
-    @cached_property
-    def cpp(self) -> str:
-        """The template argument of kernels, see ``kernels/topology.cuh``."""
-        return f"Topology<{', '.join(map(self._cpp_of, self.arcs))}>"
-
-    def _cpp_of(self, arc: Arc) -> str:
-        number = self.scores.index
-        then = -1 if arc.then is None else number(arc.then)
-        values = arc.frames, arc.labels, str(arc.ends).lower(), then, *map(number, arc.scores)
-        return f"Arc<{', '.join(map(str, values))}>"
-
-    def path_arcs(self, frames: Any, labels: Any) -> tuple[Any, Any]:
-        """Bounds of the fewest and the most arcs of a path of so many frames and labels, exact if
-        all arcs with a label take equally many frames, and all arcs without one do."""
-        emitting = [arc.frames for arc in self.arcs if arc.labels] or [0]
-        waiting = [arc.frames for arc in self.arcs if not arc.labels]
-        if not waiting:
-            return labels, labels
-        least, most = (np.maximum(frames - labels * take(emitting), 0) for take in (max, min))
-        return labels - (-least // max(waiting)), labels + most // min(waiting)
 
 
 class RowHead(NamedTuple):
@@ -204,14 +88,20 @@ class Row(NamedTuple):
 @dataclass(frozen=True)
 class Transducer:
     """A topology, the heads that its scores are charged, and `sigma`, which is subtracted from the
-    scores of tokens.
+    scores of tokens, also from log-probabilities that are given as such.
 
-    Tokens come first in a row of logits: the labels, the blank and, in front of the blank, the
-    second, third and further blanks. Durations follow. V is the number of tokens, and an index of
-    the blank below 0 counts from their end.
+    Tokens come first in a row of logits: labels and blanks. Score ``("blank", i)`` is in column
+    ``blank - i``. Durations follow: score ``("duration", i)`` is in the i-th column behind the
+    tokens. The largest numbers in the arcs say how many columns of either kind there are. V is the
+    number of tokens, and an index of the blank below 0 counts from their end.
+
+    By default one head is a softmax over the whole row. A kind of score that no head charges counts
+    as it is in the row.
 
     Raises
     ------
+    TypeError
+        If an argument is not of its type.
     ValueError
         If a kind of score is in two heads, or is unknown, if a head is over no column, or if
         `sigma` is not finite or below 0.
@@ -237,21 +127,25 @@ class Transducer:
     sigma: float = 0.0
 
     def __post_init__(self) -> None:
-        kinds = [kind for head in self.heads for kind in head.kinds]
-        twice = {kind for kind in kinds if kinds.count(kind) > 1 or kind not in KINDS}
+        for name, value, kind in ("topology", self.topology, Topology), ("sigma", self.sigma, Real):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is {value!r}, but a {kind.__name__} is needed")
+        check_entries("heads", self.heads, Head, "a tuple of heads")
+        heads = tuple(map(_head_of, range(len(self.heads)), self.heads))
+        object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "sigma", float(self.sigma))
+        kinds = [kind for head in heads for kind in head.kinds]
+        twice = {kind for kind in kinds if kinds.count(kind) > 1}
         if twice:
             raise ValueError(
-                f"heads name {sorted(twice)}, but each of {', '.join(KINDS)} may be in one head"
+                f"heads name {sorted(twice)} twice, but a kind may be in one head only"
             )
         absent = set() if self.durations else {"duration"}
-        for g, head in enumerate(self.heads):
+        for g, head in enumerate(heads):
             if not head.kinds:
                 raise ValueError(f"heads[{g}] is over no kinds, but needs some of {KINDS}")
             if not head.zero and not set(head.kinds) - absent:
                 raise ValueError(f"heads[{g}] is over the columns of {head.kinds}, but none exists")
-            unknown = set(head.charged) - set(KINDS)
-            if unknown:
-                raise ValueError(f"heads[{g}] charges {sorted(unknown)}, but kinds are {KINDS}")
         if not 0 <= self.sigma < np.inf:
             raise ValueError(f"sigma is {self.sigma}, but it must be finite and at least 0")
 
@@ -352,7 +246,10 @@ class Transducer:
         """The inverse of :func:`str`."""
         if text in NAMED:
             return NAMED[text]
-        (arcs,), heads, sigma = json.loads(text)
+        try:
+            (arcs,), heads, sigma = json.loads(text)
+        except ValueError:
+            raise ValueError(f"text is {text!r}, but that of a transducer is needed") from None
         return Transducer(Topology(tuple(map(_arc, arcs))), tuple(map(_head, heads)), sigma)
 
 
@@ -364,6 +261,17 @@ def _arc(fields: list[Any]) -> Arc:
 def _head(fields: list[Any]) -> Head:
     kinds, zero, charges = fields
     return Head(tuple(kinds), zero, None if charges is None else tuple(charges))
+
+
+def _head_of(g: int, head: Any) -> Head:
+    """A head with tuples of kinds, as it must be to be hashed."""
+    for name, kinds in ("kinds", head.kinds), ("charges", head.charged):
+        check_entries(f"heads[{g}].{name}", kinds, str, "a tuple of kinds")
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(f"heads[{g}].{name} has {unknown[0]!r}, but kinds are {KINDS}")
+    charges = None if head.charges is None else tuple(head.charges)
+    return Head(tuple(head.kinds), bool(head.zero), charges)
 
 
 def _joined(kinds: Iterable[list[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,7 @@ from . import ROOT
 
 PACKAGE = "cupy_rnnt"
 # What does not compute does not know how: values and plain types come before all operations.
-PLAIN = f"{PACKAGE}.transducer", f"{PACKAGE}.ops.types"
+PLAIN = f"{PACKAGE}.topology", f"{PACKAGE}.ops.types"
 
 
 def module_of(path):

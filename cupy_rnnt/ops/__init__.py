@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..transducer import Row, Topology, Transducer
+from ..topology import Topology
+from ..transducer import Row, Transducer
 from .types import (
     Cells,
     DeviceArray,

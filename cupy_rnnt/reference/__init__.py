@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
 from ..results import JointGradients
-from ..transducer import LABEL, LABEL_COLUMN, Row, Topology, Transducer, transducer_of
+from ..topology import LABEL, Topology
+from ..transducer import LABEL_COLUMN, Row, Transducer, transducer_of
 from .activations import ACTIVATIONS, Pair
 from .lattice import FloatArray, alphas, betas, occupancies, quiet
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..transducer import NAMED, Arc, Topology
+from ..topology import Arc, Topology
+from ..transducer import NAMED
 
 FloatArray = NDArray[np.float64]
 PLAIN = NAMED["regular"].topology

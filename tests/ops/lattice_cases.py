@@ -10,7 +10,8 @@ import numpy as np
 from cupy_rnnt.ops.cuda import lattice as cuda_lattice
 from cupy_rnnt.ops.numpy import bounded, lattice
 from cupy_rnnt.ops.types import Cells
-from cupy_rnnt.transducer import LABEL, NAMED, Transducer
+from cupy_rnnt.topology import LABEL
+from cupy_rnnt.transducer import NAMED, Transducer
 
 RAGGED = (5, 5), (4, 5), (1, 1), (1, 9), (9, 1), (7, 2), (12, 3), (3, 40)
 """(T, S) of the samples of a small group."""

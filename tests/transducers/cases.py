@@ -13,18 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 
-from cupy_rnnt.transducer import (
-    BLANK,
-    KINDS,
-    LABEL,
-    NAMED,
-    Arc,
-    Head,
-    Score,
-    Topology,
-    Transducer,
-    transducer_of,
-)
+from cupy_rnnt.topology import BLANK, KINDS, LABEL, Arc, Score, Topology
+from cupy_rnnt.transducer import NAMED, Head, Transducer, transducer_of
 
 PLAIN = NAMED["regular"]
 WAIT, EMIT = Arc(1, 0, (BLANK,)), Arc(0, 1, (LABEL,))

@@ -10,19 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cupy_rnnt
-from cupy_rnnt.transducer import (
-    BLANK,
-    LABEL,
-    LABEL_COLUMN,
-    NAMED,
-    SOFTMAX,
-    Arc,
-    Head,
-    Score,
-    Topology,
-    Transducer,
-    transducer_of,
-)
+from cupy_rnnt.topology import BLANK, LABEL, Arc, Score, Topology
+from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, SOFTMAX, Head, Transducer, transducer_of
 
 from .cases import (
     EMIT,
@@ -231,7 +220,10 @@ WRONG_ARCS = [
     ((WAIT, Arc(0, 1, (Score("label", 1),))), r"arcs\[1\] has a second score of the label"),
     ((WAIT, Arc(0, 1, (LABEL, Score("label", 1)))), r"arcs\[1\] has a second score of the label"),
     ((Arc(1, 0, (Score("wait"),)),), r"arcs\[0\] has the score .*'wait'.*, but kinds are"),
-    ((Arc(1, 0, (Score("blank", -1),)),), r"arcs\[0\] has the score .*-1.*, but kinds are"),
+    (
+        (Arc(1, 0, (Score("blank", -1),)),),
+        r"arcs\[0\] has the score .*-1.*, but numbers begin",
+    ),
     ((Arc(1, 0, (BLANK,), then=Score("wait")),), r"arcs\[0\] has the score .*'wait'"),
     ((WAIT, EMIT, WAIT), r"arcs\[2\] is the same as arcs\[0\]"),
     ((), "no arc leads to the end of a path"),
@@ -249,8 +241,8 @@ def test_arcs_that_make_no_topology(arcs, text):
 WRONG_HEADS = [
     ((Head(("blank",)), Head(("label", "blank"))), r"heads name \['blank'\]"),
     ((Head(("blank", "blank")),), r"heads name \['blank'\]"),
-    ((Head(("token",)),), r"heads name \['token'\]"),
-    ((Head(("blank",), charges=("token",)),), r"heads\[0\] charges \['token'\]"),
+    ((Head(("token",)),), r"heads\[0\].kinds has 'token', but kinds are"),
+    ((Head(("blank",), charges=("token",)),), r"heads\[0\].charges has 'token', but kinds are"),
     ((Head(("blank",)), Head(("duration",))), r"heads\[1\] is over the columns of \('duration',\)"),
     ((Head(()),), r"heads\[0\] is over no kinds"),
     ((Head(("label",)), Head((), zero=True)), r"heads\[1\] is over no kinds"),
@@ -261,6 +253,43 @@ WRONG_HEADS = [
 def test_heads_that_make_no_transducer(heads, text):
     with pytest.raises(ValueError, match=text):
         Transducer(PLAIN.topology, heads)
+
+
+WRONG_TYPES = [
+    (lambda: Topology(WAIT), r"arcs is Arc\(.*, but a tuple of arcs is needed"),
+    (lambda: Topology((BLANK,)), r"arcs\[0\] is Score\(.*, but Arc is needed"),
+    (lambda: Topology((Arc(0.5, 0, (BLANK,)),)), r"arcs\[0\].frames is 0.5, but an integer"),
+    (lambda: Topology((Arc(1, "1", (BLANK,)),)), r"arcs\[0\].labels is '1', but an integer"),
+    (lambda: Topology((Arc(1, 0, BLANK),)), r"arcs\[0\].scores is Score\(.*, but a tuple of"),
+    (lambda: Topology((Arc(1, 0, ("blank",)),)), r"arcs\[0\].scores\[0\] is 'blank', but Score"),
+    (lambda: Topology((Arc(1, 0, (BLANK,), "blank"),)), r"arcs\[0\].then\[0\] is 'blank', but"),
+    (lambda: Topology((Arc(1, 0, (Score("blank", 1.0),)),)), r"number of Score.* is 1.0, but an"),
+    (lambda: Transducer((WAIT, EMIT)), r"topology is \(Arc\(.*, but a Topology is needed"),
+    (lambda: Transducer(PLAIN.topology, Head(("blank",))), "but a tuple of heads is needed"),
+    (lambda: Transducer(PLAIN.topology, ("blank",)), r"heads\[0\] is 'blank', but Head is needed"),
+    (lambda: Transducer(PLAIN.topology, (Head("blank"),)), r"heads\[0\].kinds is 'blank', but a"),
+    (lambda: Transducer(PLAIN.topology, sigma="a"), "sigma is 'a', but a Real is needed"),
+]
+
+
+@pytest.mark.parametrize(("make", "text"), WRONG_TYPES)
+def test_what_transducers_are_not_made_of(make, text):
+    with pytest.raises(TypeError, match=text):
+        make()
+
+
+def test_lists_are_as_good_as_tuples():
+    """Which are hashed, and told apart by JAX."""
+    arcs = [Arc(np.int64(1), 0, [BLANK]), Arc(0, 1, [LABEL])]
+    made = Transducer(Topology(arcs), [Head(["blank", "label", "duration"])], np.float32(0))
+    assert made == PLAIN
+    assert hash(made) == hash(PLAIN)
+    assert str(made) == "regular"
+
+
+def test_a_text_that_is_no_transducer():
+    with pytest.raises(ValueError, match="text is 'foo', but that of a transducer is needed"):
+        Transducer.parse("foo")
 
 
 @pytest.mark.parametrize("sigma", [-0.1, np.inf, np.nan])

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...transducer import LABEL, NAMED, Topology, Transducer
+from ...topology import LABEL, Topology
+from ...transducer import NAMED, Transducer
 from ..types import Cells, DeviceArray, HostArray
 from .launch import BLOCK, MOST_SHARED_BYTES, Kernel, cupy
 

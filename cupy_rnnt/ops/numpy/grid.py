@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ...transducer import Arc
+from ...topology import Arc
 from ..types import HostArray
 
 

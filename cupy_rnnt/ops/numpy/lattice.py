@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...transducer import Arc, Topology, Transducer
+from ...topology import Arc, Topology
+from ...transducer import Transducer
 from ..types import Cells, HostArray
 from .grid import Grid
 

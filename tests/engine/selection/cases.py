@@ -19,7 +19,8 @@ from cupy_rnnt import joint, reference
 from cupy_rnnt.engine import joint_source, selection
 from cupy_rnnt.engine.joint_source import JointSource
 from cupy_rnnt.engine.plan import Tiles, make_plan
-from cupy_rnnt.transducer import LABEL, Transducer
+from cupy_rnnt.topology import LABEL
+from cupy_rnnt.transducer import Transducer
 
 from ...device_calls import joint_rnnt_loss, joint_rnnt_loss_and_grad, to_device, to_host
 from ...helpers import JointCase, least_budget

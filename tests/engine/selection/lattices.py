@@ -13,7 +13,8 @@ import numpy as np
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
 from cupy_rnnt.ops import BoundedLattice
-from cupy_rnnt.transducer import LABEL, Topology, Transducer
+from cupy_rnnt.topology import LABEL, Topology
+from cupy_rnnt.transducer import Transducer
 
 from ...device_calls import operations, to_device, to_host
 from ...helpers import occupancies

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from cupy_rnnt import reference
-from cupy_rnnt.transducer import BLANK, LABEL, NAMED, Arc, Head, Score, Topology, Transducer
+from cupy_rnnt.topology import BLANK, LABEL, Arc, Score, Topology
+from cupy_rnnt.transducer import NAMED, Head, Transducer
 
 from ...device_calls import joint_rnnt_loss, joint_rnnt_loss_and_grad
 from ...helpers import JointCase

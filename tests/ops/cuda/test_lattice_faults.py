@@ -18,7 +18,8 @@ from cupy_rnnt.ops.cuda import (
     rows as cuda_rows,
 )
 from cupy_rnnt.ops.types import LogitRows
-from cupy_rnnt.transducer import LABEL, NAMED, Arc, Topology, Transducer
+from cupy_rnnt.topology import LABEL, Arc, Topology
+from cupy_rnnt.transducer import NAMED, Transducer
 
 from ... import devices
 from ...emulated.memory import UninitialisedRead
