@@ -15,7 +15,6 @@ from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 SECTOR = 32  # bytes: memory is read and written by sectors
-CHUNK = 32  # rows that add_rows sums at once
 
 
 class Machine(NamedTuple):
@@ -130,7 +129,7 @@ KERNELS = {
     "hidden": Kernel(
         "cell of a pass",
         "H",
-        lambda n, e, c: Work(2 * n * c + 24, cached=2 * n * e, float32=14 * n, special=2 * n),
+        lambda n, e, c: Work(n * c + 24, cached=2 * n * e, float32=14 * n, special=2 * n),
     ),
     "row_scores": Kernel("cell of pass 1", "V", _row_scores),
     "logits_grad": Kernel(
@@ -141,11 +140,14 @@ KERNELS = {
         ),
     ),
     "column_sum": Kernel("cell of pass 2", "V", lambda n, e, c: Work(n * e, float32=n)),
-    "hidden_grad": Kernel(
-        "cell of pass 2", "H", lambda n, e, c: Work(3 * n * c, float32=17 * n, special=2 * n)
+    # The gradient of a cell is read for its frame and for its position, each time with one input.
+    "input_grads": Kernel(
+        "cell of pass 2",
+        "H",
+        lambda n, e, c: Work(2 * n * c, cached=2 * n * e + 16, float32=32 * n, special=4 * n),
     ),
-    "add_rows": Kernel("cell of pass 2, twice", "H", lambda n, e, c: Work(n * c + 16, float32=n)),
-    "add_long_runs": Kernel("piece of a run", "H", lambda n, e, c: Work(2 * n * c, float32=n)),
+    "frame_starts": Kernel("frame of pass 2", "", lambda n, e, c: Work(8, cached=89)),
+    "write_input_grads": Kernel("frame or position", "H", lambda n, e, c: Work(n * (e + c))),
     "gather": Kernel("row", "V", _moved_row),
     "scatter": Kernel("row", "V", _moved_row),
     "fold_rows": Kernel("row", "H", lambda n, e, c: Work(n * e, float32=n)),
@@ -303,14 +305,16 @@ class Engine:
 
     def second_pass(self, kept: float) -> None:
         v, h = self._widths["V"], self._widths["H"]
-        targets = self._batch.frames + self._batch.prefixes
+        frames, positions = self._batch.frames, self._batch.prefixes
+        targets = frames + positions
         self.launch("pass 2", kept, "lattice_occupancies", "coordinates", "hidden", "logits_grad")
-        self.launch("pass 2", kept, "column_sum", "hidden_grad")
-        self.launch("pass 2", 2 * kept, "add_rows")
-        for count in self._batch.frames, self._batch.prefixes:
-            chunks = kept / count / CHUNK  # of rows with one target
-            self.launch("pass 2", count * (1 + min(2 * chunks, 1 + chunks)), "add_long_runs")
-        self.launch("pass 2", targets, "scatter", width="H")
+        self.launch("pass 2", kept, "column_sum", "input_grads")
+        self.launch("pass 2", frames, "frame_starts")
+        # A target reads its own input and its sum. Each of its cells is looked for by bisection.
+        of_target = Work(2 * 4 * h, cached=self._itemsize * h).times(targets)
+        bisection = Work(cached=164).times(self._batch.cells)
+        self.operations.append(Operation("pass 2", "input_grads", of_target + bisection))
+        self.launch("pass 2", targets, "write_input_grads")
         self.products("pass 2", kept, "logits", "d_weight", "d_hidden")
         self.lists("pass 2", kept, self._KEPT)
         self.lists("pass 2", 4 * (self._TARGET * h * targets + 4 * v * h), 1)  # zeros, copies

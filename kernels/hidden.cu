@@ -1,10 +1,10 @@
-// Hidden vectors of some cells: pre = encoder[sample, frame] + predictor[sample, position] and
-// act(pre), the joint network of Graves, Mohamed and Hinton (arXiv 1303.5778) up to its output
+// Hidden vectors of some cells: act(pre), with pre = encoder[sample, frame] + predictor[sample,
+// position], the joint network of Graves, Mohamed and Hinton (arXiv 1303.5778) up to its output
 // layer. If T is a half type, act(pre) becomes two vectors of it, one behind the other: act(pre)
 // rounded, and the rounding error. Tensor cores multiply both by weights of type T, with the
 // accuracy of a float act(pre).
 //
-// Grid: `warps` warps a cell. Moves 12 H + 24 bytes a cell for half types, 16 H + 24 for float.
+// Grid: `warps` warps a cell. Moves 8 H + 24 bytes a cell for half types, 12 H + 24 for float.
 
 #include "activations.cuh"
 #include "common.cuh"
@@ -14,13 +14,11 @@ template <typename T> constexpr bool kSplit = sizeof(T) == 2;
 template <typename T, typename Activation> struct HiddenRow {
     const T *of_frame, *of_prefix;
     int64 e2, p2;
-    Compute<T>* pre;
     T *out, *rest;
 
     template <int n> __device__ void operator()(int64 j, Count<n>) const {
         auto x = load<n>(of_frame + j * e2);
         x += load<n>(of_prefix + j * p2);
-        store<n>(pre + j, x);
         for (int k = 0; k < n; ++k) x[k] = Activation::apply(x[k]);
         store<n>(out + j, x);
         if constexpr (kSplit<T>) {
@@ -38,19 +36,19 @@ hidden(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
        const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
        const int64* __restrict__ samples, const int64* __restrict__ frames,
        const int64* __restrict__ positions, int64 cells, int64 width, int64 warps,
-       Compute<T>* __restrict__ pre, T* __restrict__ out) {
+       T* __restrict__ out) {
     constexpr int N = kPack<Compute<T>>;
     for (int64 item = first_item(32); item < cells * warps; item += item_stride(32)) {
         Share share(item, warps);
         int64 i = share.row, sample = samples[i];
         HiddenRow<T, Activation> row = {encoder + sample * e0 + frames[i] * e1,
                                         predictor + sample * p0 + positions[i] * p1, e2, p2,
-                                        pre + i * width, out, nullptr};
+                                        out, nullptr};
         row.out += i * width * (kSplit<T> ? 2 : 1);
         if (kSplit<T>) row.rest = row.out + width;
         bool dense = e2 == 1 && p2 == 1;
         int64 first = width;
-        if (dense) first = head<N>(width, row.of_frame, row.of_prefix, row.pre, row.out, row.rest);
+        if (dense) first = head<N>(width, row.of_frame, row.of_prefix, row.out, row.rest);
         sweep<N>(width, first, share.thread, share.threads, row);
     }
 }

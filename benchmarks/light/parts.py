@@ -11,7 +11,7 @@ import numpy as np
 
 from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops.cuda.launch import cupy
-from cupy_rnnt.ops.types import Cells, JointInputs, LogitRows, RowPosteriors
+from cupy_rnnt.ops.types import Cells, HiddenRows, InputSums, JointInputs, LogitRows, RowPosteriors
 from cupy_rnnt.transducer import NAMED
 
 from . import Report
@@ -183,17 +183,20 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     packed = xp.arange(rows)
     sample, frame, position = packed // (4 * frames), packed // 4 % frames, packed % 4
     labels = xp.full(rows, 1)
-    cells = Cells(sample, frame, position, labels, position < 3)
+    cells = Cells(sample, frame, position, labels, position < 3, packed)
     inputs = JointInputs(encoder, predictor, None, None)
     factor = cuda.factor_dtype(dtype)
     pre = xp.empty((rows, hidden_size), float32)
     factors = pre if factor is None else xp.empty((rows, 2 * hidden_size), factor)
-    hidden = xp.empty_like(pre)
+    hidden_rows, hidden = HiddenRows(inputs, cells, "tanh", pre, factors), xp.empty_like(pre)
     logits, bias = normal(float32, rows, width), xp.zeros(width, float32)
     d_logits = logits.copy() if factor is None else xp.empty((rows, width), factor)
     d_bias, d_hidden = xp.zeros(width, float32), normal(float32, rows, hidden_size)
     column_scratch = xp.empty((cuda.scratch_rows(rows, width), width), float32)
-    row_scratch, sums = xp.empty_like(d_hidden), xp.zeros((rows, hidden_size), float32)
+    of_frames, of_positions = np.full(samples, frames), np.full(samples, 4)
+    first = 4 * frames * np.arange(samples)
+    table = cuda.group_table(0, first, of_frames, of_positions)
+    sums = InputSums(*(xp.zeros((samples * n, hidden_size), float32) for n in (frames, 4)))
     layout = cuda.device_row(REGULAR.row(width, 0))
     of_logits = LogitRows(logits, bias, layout, labels, None)
     of_tile = of_logits._replace(logits=d_logits if factor is None else logits)
@@ -202,13 +205,12 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     gathered = xp.empty((rows, width), float32)
 
     def run() -> None:
-        cuda.hidden(inputs, cells, "tanh", pre, factors)
+        cuda.hidden(hidden_rows)
         cuda.activate("tanh", pre, hidden)
         cuda.row_scores(of_logits)
         cuda.logits_grad(of_tile, posteriors, None if factor is None else d_logits)
         cuda.add_column_sum(d_logits, d_bias, column_scratch)
-        cuda.hidden_grad(d_hidden, hidden, pre, "tanh")
-        cuda.add_rows(d_hidden, sample * frames + frame, sums, row_scratch)
+        cuda.add_input_grad(d_hidden, hidden_rows, table, sums)
         cuda.gather(logits, (packed,), gathered)
         cuda.scatter(gathered, (packed,), logits)
         cuda.row_dots(pre, hidden)
@@ -223,7 +225,7 @@ def _rates(
     """Gigabytes a second of the kernels that take an item a row, by the bytes of costs.py."""
     rates = {}
     for name, seconds in times.items():
-        if name == "add_long_runs":  # on pieces of rows
+        if name == "frame_starts":
             continue
         call = costs.Engine(costs.Batch(0, 0, rows), width, hidden_size, dtype.itemsize)
         call.launch("alone", rows, name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..batch import Batch
 from ..ops import operations_for
-from ..ops.types import Cells, DeviceArray, JointInputs, LogitRows, Shape, compute_dtype
+from ..ops.types import Cells, DeviceArray, HiddenRows, JointInputs, LogitRows, Shape, compute_dtype
 from ..options import Options
 from .plan import ROW_BYTES
 
@@ -113,7 +113,10 @@ class JointRows:
         return LogitRows(logits, self.bias, self.device_row, cells.label, scratch.block)
 
     def write_hidden(self, cells: Cells, scratch: JointScratch) -> None:
-        self.ops.hidden(self.inputs, cells, self.activation, scratch.pre, scratch.factors)
+        self.ops.hidden(self.hidden_rows(cells, scratch))
+
+    def hidden_rows(self, cells: Cells, scratch: JointScratch) -> HiddenRows:
+        return HiddenRows(self.inputs, cells, self.activation, scratch.pre, scratch.factors)
 
     def write_logits(self, factors: DeviceArray, logits: DeviceArray) -> None:
         """``logits = factors @ weight.T``, without the bias."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..ops import Operations
-from ..ops.types import Cells, DeviceArray, HostArray, OutputSums, RowPosteriors
+from ..ops.types import Cells, DeviceArray, InputSums, OutputSums, RowPosteriors
 from ..results import JointGradients
 from .exponents import WeightExponents
 from .joint_rows import JointRows, JointScratch
@@ -33,7 +32,7 @@ class JointSums:
         largest: DeviceArray,
     ) -> None:
         ops, dtype = joint.ops, joint.dtype
-        self._joint, self.ops, self._gradients = joint, ops, gradients
+        self.joint, self.ops, self._gradients = joint, ops, gradients
         self._workers, self.weights = workers, weights
         self._d_weight = ops.zeros((workers, joint.width, joint.hidden_size), dtype)
         self._d_bias = ops.zeros((workers, joint.width), dtype)
@@ -52,23 +51,22 @@ class JointSums:
     @contextmanager
     def of_group(self, group: Group, kept: DeviceArray) -> Iterator[_GroupSums]:
         """See :meth:`cupy_rnnt.engine.sources.Sums.of_group`."""
-        joint, gradients = self._joint, self._gradients
-        frames = _Places.of(self.ops, group, joint.batch.frames)
-        positions = _Places.of(self.ops, group, joint.batch.positions)
-        sums = _GroupSums(self, group.start, frames, positions)
-        yield sums
-        for parts, places, gradient in (
-            (sums.d_encoder, frames, gradients.encoder_out),
-            (sums.d_predictor, positions, gradients.predictor_out),
-        ):
-            total = self._total(parts)
-            if self._exponents is not None:
-                self._exponents.put_back(total, places.sample)
-            self.ops.scatter(total, (places.sample, places.row), gradient)
+        joint, gradients = self.joint, self._gradients
+        samples = slice(group.start, group.stop)
+        lengths = joint.batch.frames[samples], joint.batch.positions[samples]
+        table = self.ops.group_table(group.start, joint.batch.offsets[samples], *lengths)
+        parts = [self._zeros(int(counts.sum())) for counts in lengths]
+        yield _GroupSums(self, table, *parts)
+        sums = InputSums(*map(_total, parts))
+        if self._exponents is not None:
+            for total, counts in zip(sums, lengths, strict=True):
+                numbers = np.arange(group.start, group.stop)
+                self._exponents.put_back(total, np.repeat(numbers, counts))
+        self.ops.write_input_grads(sums, table, self._scale, *gradients[:2])
 
-    def zeros(self, rows: int) -> Any:
+    def _zeros(self, rows: int) -> Any:
         """Sums of every worker, all 0, (workers, rows, H)."""
-        return self.ops.zeros((self._workers, rows, self._joint.hidden_size), self._joint.dtype)
+        return self.ops.zeros((self._workers, rows, self.joint.hidden_size), self.joint.dtype)
 
     def add(
         self,
@@ -78,10 +76,10 @@ class JointSums:
         stored: tuple[DeviceArray, DeviceArray] | None,
         scratch: JointScratch,
     ) -> None:
-        """Add the gradients of weight and bias from some cells. Leave the gradient of ``encoder_out
-        + predictor_out`` of each cell in ``scratch.d_hidden``."""
-        ops, joint = self.ops, self._joint
-        logits, block, pre, _, factors, _, d_hidden, slab = scratch
+        """Add the gradients of weight and bias from some cells. Leave the gradient of their hidden
+        vectors in ``scratch.d_hidden``."""
+        ops, joint = self.ops, self.joint
+        logits, block, _, _, factors, _, d_hidden, slab = scratch
         hidden = factors[:, : joint.hidden_size]
         joint.write_hidden(cells, scratch)
         if stored is None:
@@ -98,7 +96,6 @@ class JointSums:
             # Here and not before: what belongs to a single sample is on the scale of the sample.
             self._exponents.align(worker, cells.sample, d_logits, sums[:2])
         ops.add_output_grad(d_logits, hidden, sums)
-        ops.hidden_grad(d_hidden, hidden, pre, joint.activation)
 
     def _scaled(self, posteriors: RowPosteriors) -> RowPosteriors:
         weights, occupancies = posteriors.weights, posteriors.occupancies
@@ -115,43 +112,28 @@ class JointSums:
             if self._exponents is not None:
                 self._exponents.put_back_into_sums(parts)
             if gradient is not None:
-                self.ops.assign(self._total(parts), gradient)
-
-    def _total(self, parts: Any) -> Any:
-        """The sum over the workers, which overwrites the part of the first."""
-        total = parts[0]
-        for part in parts[1:]:
-            total += part
-        if self._scale is not None:
-            total /= self._scale
-        return total
+                total = _total(parts)
+                if self._scale is not None:
+                    total /= self._scale
+                self.ops.assign(total, gradient)
 
 
-class _Places(NamedTuple):
-    """Where the frames (or the positions) of a group belong."""
-
-    first: Any  # (samples,): where each sample's frames begin among those of the group
-    sample: DeviceArray  # (frames,): the sample of each frame, numbered in the batch
-    row: Any  # (frames,): the number of each frame in its sample
-
-    @staticmethod
-    def of(ops: Operations, group: Group, lengths: HostArray) -> _Places:
-        counts = lengths[group.start : group.stop]
-        ends = counts.cumsum()
-        firsts = ends - counts
-        samples = np.repeat(np.arange(group.start, group.stop), counts)
-        rows = np.arange(int(ends[-1])) - np.repeat(firsts, counts)
-        return _Places(*map(ops.asarray, (firsts, samples, rows)))
+def _total(parts: DeviceArray) -> DeviceArray:
+    """The sum over the workers, which overwrites the part of the first."""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 class _GroupSums:
     """Sums over the cells of each frame, and of each position, of a group."""
 
-    def __init__(self, sums: JointSums, start: int, frames: _Places, positions: _Places) -> None:
-        self._sums, self._start = sums, start
-        self._first_frame, self._first_position = frames.first, positions.first
-        self.d_encoder = sums.zeros(len(frames.sample))
-        self.d_predictor = sums.zeros(len(positions.sample))
+    def __init__(
+        self, sums: JointSums, table: Any, d_encoder: DeviceArray, d_predictor: DeviceArray
+    ) -> None:
+        self._sums, self._table = sums, table
+        self._d_encoder, self._d_predictor = d_encoder, d_predictor  # of each worker
 
     def add(
         self,
@@ -163,8 +145,6 @@ class _GroupSums:
     ) -> None:
         scratch = scratch.rows(len(cells.sample))
         self._sums.add(worker, cells, posteriors, stored, scratch)
-        add_rows, sample = self._sums.ops.add_rows, cells.sample - self._start
-        frames = self._first_frame[sample] + cells.frame
-        positions = self._first_position[sample] + cells.position
-        add_rows(scratch.d_hidden, frames, self.d_encoder[worker], scratch.pre)
-        add_rows(scratch.d_hidden, positions, self.d_predictor[worker], scratch.pre)
+        rows = self._sums.joint.hidden_rows(cells, scratch)
+        sums = InputSums(self._d_encoder[worker], self._d_predictor[worker])
+        self._sums.ops.add_input_grad(scratch.d_hidden, rows, self._table, sums)

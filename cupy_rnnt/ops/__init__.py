@@ -24,8 +24,9 @@ from .types import (
     Cells,
     DeviceArray,
     FrameTangents,
+    HiddenRows,
     HostArray,
-    JointInputs,
+    InputSums,
     Layout,
     LogitRows,
     OutputSums,
@@ -191,20 +192,8 @@ class Operations(Protocol):
     def assign(self, values: DeviceArray, out: DeviceArray) -> None:
         """``out[...] = values``, cast to the dtype of `out`."""
 
-    def hidden(
-        self,
-        inputs: JointInputs,
-        cells: Cells,
-        activation: str,
-        pre: DeviceArray,
-        out: DeviceArray,
-    ) -> None:
-        """``pre = encoder_out[sample, frame] + predictor_out[sample, position]``, (n, H) compute,
-        and ``out = act(pre)``, (n, H) compute.
-
-        If the inputs have a factor dtype, `out` has it, and is (n, 2 H): ``act(pre)`` rounded, and
-        behind it the rounding error.
-        """
+    def hidden(self, rows: HiddenRows) -> None:
+        """Write ``rows.out``."""
 
     def activate(self, activation: str, pre: DeviceArray, out: DeviceArray) -> None:
         """``out = act(pre)``; `out` may be `pre`."""
@@ -270,16 +259,29 @@ class Operations(Protocol):
         """``weight += d_logits.T @ hidden`` and ``bias += d_logits.sum(axis=0)``; the dtypes of the
         factors are as for :meth:`matmul`."""
 
-    def hidden_grad(
-        self, d_hidden: DeviceArray, hidden: DeviceArray, pre: DeviceArray, activation: str
-    ) -> None:
-        """``d_hidden *= act'(pre)``, given the results `pre` and `hidden` of :meth:`hidden`. The
-        operation may overwrite `pre`."""
+    def group_table(
+        self, start: int, cells: HostArray, frames: HostArray, positions: HostArray
+    ) -> Any:
+        """What the next two operations need of a group: the number of its first sample in the
+        batch, and of each sample the packed index of the first cell, T and S, int64 (n,)."""
 
-    def add_rows(
-        self, tile: DeviceArray, rows: DeviceArray, out: DeviceArray, scratch: DeviceArray
+    def add_input_grad(
+        self, d_hidden: DeviceArray, rows: HiddenRows, table: Any, sums: InputSums
     ) -> None:
-        """``out[rows[i]] += tile[i]`` for every i, in a fixed order; rows may repeat."""
+        """Add the gradient of hidden vectors, (n, H) compute, to those of their inputs, in a fixed
+        order. `rows` are as :meth:`hidden` has left them, their cells in packed order. The
+        operation may overwrite `d_hidden` and `rows`."""
+
+    def write_input_grads(
+        self,
+        sums: InputSums,
+        table: Any,
+        scale: DeviceArray | None,
+        encoder: DeviceArray,
+        predictor: DeviceArray,
+    ) -> None:
+        """Write the sums of a group, divided by `scale`, to its samples in gradients (B, T, H) and
+        (B, U + 1, H), cast to the dtype of these gradients."""
 
 
 def operations_for(array: DeviceArray) -> Operations:

@@ -44,6 +44,7 @@ class Cells(NamedTuple):
     position: DeviceArray
     label: DeviceArray  # the next label to emit; 0 at the last position
     has_label: DeviceArray
+    packed: DeviceArray = None  # the indices in packed order
 
 
 class LogitRows(NamedTuple):
@@ -68,6 +69,28 @@ class RowPosteriors(NamedTuple):
         """The posteriors of a slice of the rows."""
         weights = None if self.weights is None else self.weights[rows]
         return RowPosteriors(self.lse[:, rows], self.occupancies[:, rows], self.clamp, weights)
+
+
+class HiddenRows(NamedTuple):
+    """A tile of hidden vectors, (n, H): ``out = activation(pre)``, with ``pre = encoder_out[sample,
+    frame] + predictor_out[sample, position]``.
+
+    If the inputs have a factor dtype, `out` has it, and is (n, 2 H): ``activation(pre)`` rounded,
+    and behind it the rounding error.
+    """
+
+    inputs: JointInputs
+    cells: Cells
+    activation: str
+    pre: DeviceArray  # compute, (n, H): working memory, left as it is until the gradient
+    out: DeviceArray
+
+
+class InputSums(NamedTuple):
+    """The gradients of the hidden inputs of a group so far, sample by sample."""
+
+    frames: DeviceArray  # compute, (frames of the group, H)
+    positions: DeviceArray  # compute, (positions of the group, H)
 
 
 class OutputSums(NamedTuple):

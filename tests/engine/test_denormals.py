@@ -12,7 +12,7 @@ import cupy_rnnt
 from cupy_rnnt import reference
 from cupy_rnnt.engine.exponents import WeightExponents
 from cupy_rnnt.ops import numpy as cpu
-from cupy_rnnt.ops.types import OutputSums
+from cupy_rnnt.ops.types import InputSums, OutputSums
 
 from ..helpers import least_budget, random_joint_case, random_logits_case
 from ..tolerances import DTYPES, gradient_tolerance
@@ -46,8 +46,8 @@ def joint_case(dtype, scale=5.0):
     return random_joint_case(rng, 4, FRAMES, LABELS, 40, 16, dtype=dtype, scale=scale)
 
 
-READ = {"matmul": 2, "add_output_grad": 2, "hidden_grad": 1, "add_rows": 1}
-WRITTEN = {"matmul": 2, "add_output_grad": 2, "hidden_grad": 0, "add_rows": 2}
+READ = {"matmul": 2, "add_output_grad": 2, "add_input_grad": 1}
+WRITTEN = {"matmul": [2], "add_output_grad": [2], "add_input_grad": [0, 3]}
 
 
 class Watch:
@@ -64,9 +64,11 @@ class Watch:
             numbers = [array.copy() for array in read if array.dtype.kind == "f"]
             operation(*arguments)
             self.calls += 1
-            written = arguments[WRITTEN[name]]
-            sums = written[:2] if isinstance(written, OutputSums) else [written]
-            for array in (*numbers, *sums):
+            written = [arguments[i] for i in WRITTEN[name]]
+            for sums in written:
+                if isinstance(sums, (OutputSums, InputSums)):
+                    written = [*written[:-1], *sums[:2]]
+            for array in (*numbers, *written):
                 sizes = np.abs(array)
                 self.denormal += np.count_nonzero(
                     (sizes > 0) & (sizes < np.finfo(array.dtype).tiny)

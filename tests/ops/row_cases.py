@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.types import (
     Cells,
+    HiddenRows,
+    InputSums,
     JointInputs,
     LogitRows,
     RowPosteriors,
@@ -49,7 +52,7 @@ class Host:
 class Device:
     """In the memory of CuPy, some elements behind an aligned address."""
 
-    ops: ModuleType = cuda_rows
+    ops: ModuleType = cuda
 
     def __init__(self, xp: Any, offset: int = 0) -> None:
         self.xp, self._offset = xp, offset
@@ -119,16 +122,13 @@ def scatter(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
 def hidden(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
     encoder = on.array(rng.standard_normal((3, 5, width)), dtype)
     predictor = on.array(rng.standard_normal((3, 4, width)), dtype)
-    inputs = JointInputs(encoder, predictor, None, None)
     cells = Cells(*(on.array(rng.integers(0, most, ROWS)) for most in (3, 5, 4, 9, 2)))
-    pre, compute = on.empty((ROWS, width), compute_dtype(dtype)), compute_dtype(dtype)
-    if on.ops is cpu or dtype == compute:
-        out = on.empty((ROWS, width), compute)
-        on.ops.hidden(inputs, cells, name, pre, out)
-        return [pre, out]
-    halves = on.empty((ROWS, 2 * width), dtype)
-    on.ops.hidden(inputs, cells, name, pre, halves)
-    return [pre, halves[:, :width].astype(compute) + halves[:, width:].astype(compute)]
+    compute = compute_dtype(dtype)
+    halves = 1 if on.ops is cpu or dtype == compute else 2
+    out = on.empty((ROWS, halves * width), dtype if halves == 2 else compute)
+    inputs = JointInputs(encoder, predictor, None, None)
+    on.ops.hidden(HiddenRows(inputs, cells, name, on.empty((ROWS, width), compute), out))
+    return [sum(out[:, k * width : (k + 1) * width].astype(compute) for k in range(halves))]
 
 
 def row_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
@@ -200,19 +200,76 @@ def activate(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh")
     return [out, pre]
 
 
-def hidden_grad_inputs(dtype: np.dtype, width: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Arguments of an activation, and the gradient of its values."""
-    values = 2 * rng.standard_normal((ROWS, width))
-    return values.astype(dtype), rng.standard_normal((ROWS, width)).astype(dtype)
+FRAMES, POSITIONS = np.array([5, 1, 3]), np.array([4, 3, 1])
+"""Of a group of samples, those from the second one of a batch on."""
+KEPT = np.array([0, 1, 3, 4, 6, 7, 12, 13, 14, 15, 19, 20, 22, 23, 25])
+"""Cells of the group, in packed order: no frame, one, and all of a frame."""
+CELLS_BEFORE = 9
 
 
-def hidden_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
-    values, d_values = hidden_grad_inputs(dtype, width, rng)
-    value = np.empty_like(values)
-    cpu.activate(name, values, value)
-    d_hidden = on.array(d_values)
-    on.ops.hidden_grad(d_hidden, on.array(value), on.array(values), name)
-    return [d_hidden]
+class InputGrad(NamedTuple):
+    """The gradient of hidden vectors, on the host."""
+
+    encoder: np.ndarray
+    predictor: np.ndarray
+    index: tuple[np.ndarray, np.ndarray, np.ndarray]  # sample, frame, position
+    d_hidden: np.ndarray
+
+    def pre(self) -> np.ndarray:
+        sample, frame, position = self.index
+        rows = self.encoder[sample, frame], self.predictor[sample, position]
+        return np.add(*rows, dtype=compute_dtype(self.encoder.dtype))
+
+
+def input_grad_of(dtype: np.dtype, width: int, rng: Any) -> InputGrad:
+    sizes = FRAMES * POSITIONS
+    sample = np.repeat(np.arange(3), sizes)[KEPT]
+    within = KEPT - (sizes.cumsum() - sizes)[sample]
+    index = 1 + sample, within // POSITIONS[sample], within % POSITIONS[sample]
+    encoder, predictor = (rng.standard_normal((4, n, width)).astype(dtype) for n in (6, 4))
+    d_hidden = rng.standard_normal((len(KEPT), width)).astype(compute_dtype(dtype))
+    return InputGrad(encoder, predictor, index, d_hidden)
+
+
+def add_input_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+    case, compute = input_grad_of(dtype, width, rng), compute_dtype(dtype)
+    inputs = JointInputs(on.array(case.encoder), on.array(case.predictor), None, None)
+    sample, frame, position = map(on.array, case.index)
+    cells = Cells(sample, frame, position, sample, sample, on.array(CELLS_BEFORE + KEPT))
+    pre, out = case.pre(), np.empty_like(case.d_hidden)
+    cpu.activate(name, pre, out)
+    sizes = FRAMES * POSITIONS
+    first = CELLS_BEFORE + sizes.cumsum() - sizes
+    table = on.ops.group_table(1, first, FRAMES, POSITIONS)
+    sums = InputSums(
+        *(on.array(rng.standard_normal((n.sum(), width)), compute) for n in (FRAMES, POSITIONS))
+    )
+    rows = HiddenRows(inputs, cells, name, on.array(pre), on.array(out))
+    on.ops.add_input_grad(on.array(case.d_hidden), rows, table, sums)
+    return list(sums)
+
+
+def write_input_grads(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    totals, compute = [FRAMES, POSITIONS], compute_dtype(dtype)
+    sums = InputSums(*(on.array(rng.standard_normal((n.sum(), width)), compute) for n in totals))
+    gradients = [on.array(np.zeros((4, n, width)), dtype) for n in (6, 4)]
+    table = on.ops.group_table(1, np.zeros(3, np.int64), FRAMES, POSITIONS)
+    on.ops.write_input_grads(sums, table, None, *gradients)
+    return gradients
+
+
+def slopes(on: Any, activation: str, pre: np.ndarray) -> Any:
+    """Derivatives of an activation: gradients of the inputs of one cell."""
+    value, none = np.empty_like(pre), np.zeros((1, 1, len(pre)), pre.dtype)
+    with np.errstate(all="ignore"):
+        cpu.activate(activation, pre, value)
+    inputs = JointInputs(on.array(pre[None, None]), on.array(none), None, None)
+    cells = Cells(*[on.array(np.zeros(1, np.int64))] * 6)
+    rows = HiddenRows(inputs, cells, activation, on.array(pre[None]), on.array(value[None]))
+    table = on.ops.group_table(0, np.zeros(1, np.int64), *[np.ones(1, np.int64)] * 2)
+    sums = InputSums(*(on.array(none[0]) for _ in range(2)))
+    on.ops.add_input_grad(on.array(np.ones_like(none[0])), rows, table, sums)
+    return sums.frames[0]
 
 
 def add_column_sum(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
@@ -230,17 +287,6 @@ def add_column_sum(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     return sums
 
 
-def add_rows(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
-    sums = []
-    for targets, rows in (5, 9), (2, 40), (1, 67):
-        out = on.array(rng.standard_normal((targets + 1, width)), dtype)
-        tile = on.array(rng.standard_normal((rows, width)), dtype)
-        scratch = on.empty(tile.shape, dtype)
-        on.ops.add_rows(tile, on.array(rng.integers(0, targets, rows)), out, scratch)
-        sums.append(out)
-    return sums
-
-
 class Operation(NamedTuple):
     case: Callable[..., list[Any]]
     dtypes: tuple[np.dtype, ...]
@@ -252,14 +298,14 @@ OPERATIONS = {
     for operation in (
         Operation(activate, COMPUTE),
         Operation(add_column_sum, ALL),
-        Operation(add_rows, COMPUTE),
+        Operation(add_input_grad, ALL),
         Operation(gather, ALL, True),
         Operation(hidden, ALL),
-        Operation(hidden_grad, COMPUTE),
         Operation(log_probs_grad, ALL, True),
         Operation(logits_grad, COMPUTE),
         Operation(picked_scores, ALL, True),
         Operation(row_scores, ALL),
         Operation(scatter, ALL, True),
+        Operation(write_input_grads, ALL, True),
     )
 }

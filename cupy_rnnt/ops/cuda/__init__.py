@@ -16,17 +16,14 @@ from numpy.typing import DTypeLike
 
 from ..types import Cells, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
 from .bounds import label_softmax, row_dots, upper_bounds
+from .inputs import activate, add_input_grad, group_table, hidden, write_input_grads
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
 from .launch import Kernel, cupy
 from .products import add_matmul, factor_dtype, matmul
 from .rows import (
-    activate,
     add_column_sum,
-    add_rows,
     device_row,
     gather,
-    hidden,
-    hidden_grad,
     logits_grad,
     row_scores,
     scatter,
@@ -36,8 +33,8 @@ from .samples import largest_row_sum, magnitudes, means
 
 __all__ = [
     "activate",
+    "add_input_grad",
     "add_output_grad",
-    "add_rows",
     "asarray",
     "assign",
     "batch_table",
@@ -50,8 +47,8 @@ __all__ = [
     "exact_lattice",
     "factor_dtype",
     "gather",
+    "group_table",
     "hidden",
-    "hidden_grad",
     "host",
     "indices",
     "label_softmax",
@@ -71,6 +68,7 @@ __all__ = [
     "start_workers",
     "threads",
     "upper_bounds",
+    "write_input_grads",
     "xp",
     "zeros",
 ]
@@ -163,7 +161,7 @@ def coordinates(table: tuple[DeviceArray, int, int], packed: DeviceArray) -> Cel
     results, has_label = cupy().empty((4, count), np.int64), cupy().empty(count, np.bool_)
     _COORDINATES[()](count, count, packed, *table, results, has_label)
     sample, frame, position, label = results
-    return Cells(sample, frame, position, label, has_label)
+    return Cells(sample, frame, position, label, has_label, packed)
 
 
 def block_rows(rows: int, width: int) -> int:

@@ -7,8 +7,9 @@ from itertools import product
 import numpy as np
 
 from ..types import DeviceArray, FrameTangents, LogitRows, PositionTangents, Runs
+from .inputs import FUNCTORS
 from .launch import BLOCK, COMPUTE, WARP, Kernel, cupy
-from .rows import FUNCTORS, DeviceRow, by_width
+from .rows import DeviceRow, by_width
 
 __all__ = ["label_softmax", "row_dots", "upper_bounds"]
 

@@ -8,40 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import chain, product
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
-from ..numpy.activations import ACTIVATIONS
 from ..numpy.rows import EXPONENT_FLOOR
-from ..types import Cells, DeviceArray, JointInputs, LogitRows, RowPosteriors, compute_dtype
-from .launch import BLOCK, COMPUTE, FLOATS, WARP, Kernel, Launch, cupy, element_strides
+from ..types import DeviceArray, LogitRows, RowPosteriors, compute_dtype
+from .launch import BLOCK, FLOATS, WARP, Kernel, Launch, cupy, element_strides
 
 __all__ = [
-    "FUNCTORS",
     "DeviceRow",
-    "activate",
     "add_column_sum",
-    "add_rows",
     "by_width",
     "device_row",
     "gather",
-    "hidden",
-    "hidden_grad",
     "logits_grad",
     "row_scores",
     "scatter",
     "scratch_rows",
 ]
 
-FUNCTORS = {name: name.capitalize() for name in ACTIVATIONS}
-"""The types of kernels/activations.cuh, by the names of the activations."""
 _LONG_ROW = 2048  # elements from which on a block shares a row, not a warp
 _WARP_ELEMENTS = 1024  # of a row; several warps share a longer one
-_CHUNK = 32  # rows, as in add_rows.cu
 
 
 def by_width(
@@ -56,34 +47,23 @@ def by_width(
     return lambda dtype, width: long[dtype, 256] if width >= _LONG_ROW else short[dtype, 32]
 
 
-_ACTIVATED = tuple((*c, name) for c, name in product(COMPUTE, FUNCTORS.values()))
 _GRADS = tuple(("double" if t == "double" else "float", t) for (t,) in FLOATS)
 
 _GATHER = Kernel("gather", "gather.cu", threads=WARP)
 _SCATTER = Kernel("scatter", "gather.cu", threads=WARP)
-_HIDDEN = Kernel(
-    "hidden",
-    "hidden.cu",
-    threads=WARP,
-    variants=tuple((*t, name) for t, name in product(FLOATS, FUNCTORS.values())),
-)
-_ACTIVATE = Kernel("activate", "activate.cu", variants=_ACTIVATED)
-_HIDDEN_GRAD = Kernel("hidden_grad", "hidden_grad.cu", variants=_ACTIVATED)
 _row_scores = by_width("row_scores", "row_scores.cu", FLOATS)
 _LOGITS_GRAD = Kernel("logits_grad", "logits_grad.cu", threads=WARP, variants=_GRADS)
 _COLUMN_SUM = Kernel("column_sum", "column_sum.cu", threads=WARP)
-_ADD_ROWS = Kernel("add_rows", "add_rows.cu", threads=BLOCK, block=128, variants=COMPUTE)
-_ADD_LONG_RUNS = Kernel("add_long_runs", "add_rows.cu", threads=BLOCK, block=128, variants=COMPUTE)
 
 
-def _shares(shape: tuple[int, int]) -> tuple[int, tuple[int, int, int]]:
+def shares_of(shape: tuple[int, int]) -> tuple[int, tuple[int, int, int]]:
     """The items of a launch whose warps share rows, and (rows, width, warps of a row)."""
     rows, width = shape
     warps = max(1, -(-width // _WARP_ELEMENTS))
     return rows * warps, (rows, width, warps)
 
 
-def _entries(array: DeviceArray, dtype: DTypeLike = np.int64) -> DeviceArray:
+def entries_of(array: DeviceArray, dtype: DTypeLike = np.int64) -> DeviceArray:
     """An array with an entry for each row, as kernels read it."""
     return cupy().ascontiguousarray(array, dtype)
 
@@ -94,46 +74,20 @@ def _index(
     """Three arrays of indices, and the strides of their axes and of the last axis."""
     *strides, last = element_strides(array)
     missing = 3 - len(index)
-    indices = tuple(map(_entries, index))
+    indices = tuple(map(entries_of, index))
     return (*indices, *indices[:1] * missing), (*strides, *(0,) * missing, last)
 
 
 def gather(source: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
     indices, strides = _index(source, index)
-    items, shares = _shares(out.shape)
+    items, shares = shares_of(out.shape)
     _GATHER[source.dtype](items, source, *strides, *indices, *shares, out)
 
 
 def scatter(tile: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
     indices, strides = _index(out, index)
-    items, shares = _shares(tile.shape)
+    items, shares = shares_of(tile.shape)
     _SCATTER[out.dtype](items, tile, *indices, *shares, out, *strides)
-
-
-def hidden(
-    inputs: JointInputs, cells: Cells, activation: str, pre: DeviceArray, out: DeviceArray
-) -> None:
-    encoder, predictor, *_ = inputs
-    items, shares = _shares(pre.shape)
-    indices = map(_entries, (cells.sample, cells.frame, cells.position))
-    arrays = encoder, *element_strides(encoder), predictor, *element_strides(predictor)
-    _HIDDEN[encoder.dtype, FUNCTORS[activation]](items, *arrays, *indices, *shares, pre, out)
-
-
-def activate(activation: str, pre: DeviceArray, out: DeviceArray) -> None:
-    _ACTIVATE[pre.dtype, FUNCTORS[activation]](_packs(pre), pre, pre.size, out)
-
-
-def hidden_grad(
-    d_hidden: DeviceArray, hidden: DeviceArray, pre: DeviceArray, activation: str
-) -> None:
-    """``d_hidden *= act'(pre)``, without a use for `hidden`; `pre` is not changed."""
-    _HIDDEN_GRAD[pre.dtype, FUNCTORS[activation]](_packs(pre), pre, pre.size, d_hidden)
-
-
-def _packs(array: DeviceArray) -> int:
-    """The packs of 16 bytes that an array fills."""
-    return -(-int(array.nbytes) // 16)
 
 
 class DeviceRow(NamedTuple):
@@ -174,7 +128,7 @@ def row_scores(rows: LogitRows) -> tuple[DeviceArray, DeviceArray]:
     count, width = logits.shape
     lse = cupy().empty((layout.heads, count), np.float64)
     scores = cupy().empty((layout.scores, count), np.float64)
-    inputs = logits, bias, *layout.table, _entries(labels), count, width
+    inputs = logits, bias, *layout.table, entries_of(labels), count, width
     _row_scores(logits.dtype, width)(count, *inputs, lse, scores)
     return lse, scores
 
@@ -185,11 +139,11 @@ def logits_grad(rows: LogitRows, posteriors: RowPosteriors, out: DeviceArray | N
     lse, occupancies, clamp, weights = posteriors
     out = logits if out is None else out
     dtype = compute_dtype(logits.dtype)
-    items, shares = _shares(logits.shape)
-    softmax = _entries(lse, np.float64), EXPONENT_FLOOR[dtype.name]
+    items, shares = shares_of(logits.shape)
+    softmax = entries_of(lse, np.float64), EXPONENT_FLOOR[dtype.name]
     bound = float(clamp) if clamp > 0 else math.inf
-    weights = None if weights is None else _entries(weights, dtype)
-    grads = _entries(occupancies, dtype), _entries(labels), bound, weights
+    weights = None if weights is None else entries_of(weights, dtype)
+    grads = entries_of(occupancies, dtype), entries_of(labels), bound, weights
     inputs = logits, bias, *layout.table, *softmax, *grads
     _LOGITS_GRAD[dtype, out.dtype](items, *inputs, *shares, out)
 
@@ -207,13 +161,3 @@ def add_column_sum(d_logits: DeviceArray, out: DeviceArray, scratch: DeviceArray
     first, second = _COLUMN_SUM[d_logits.dtype], _COLUMN_SUM[out.dtype]
     first(chunks * strips, d_logits, rows, width, chunk, False, scratch)
     second(strips, scratch, chunks, width, max(1, chunks), True, out)
-
-
-def add_rows(tile: DeviceArray, rows: DeviceArray, out: DeviceArray, scratch: DeviceArray) -> None:
-    """See the contract; `scratch` is as large as `tile`."""
-    order = cupy().argsort(rows, kind="stable")
-    targets = rows[order]
-    count, width = tile.shape
-    chunks = -(-count // _CHUNK)
-    _ADD_ROWS[tile.dtype](chunks, tile, order, targets, count, width, out, scratch)
-    _ADD_LONG_RUNS[tile.dtype](chunks, scratch, targets, count, width, out)

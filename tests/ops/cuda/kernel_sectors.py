@@ -13,11 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.costs import CHUNK, KERNELS, SECTOR, Work
+from benchmarks.costs import KERNELS, SECTOR, Work
+from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.cuda import samples as cuda_samples
-from cupy_rnnt.ops.types import Cells, JointInputs, LogitRows, RowPosteriors, compute_dtype
+from cupy_rnnt.ops.types import (
+    Cells,
+    HiddenRows,
+    JointInputs,
+    LogitRows,
+    RowPosteriors,
+    compute_dtype,
+)
 from cupy_rnnt.transducer import NAMED, Transducer
 
 from ... import devices
@@ -105,7 +113,8 @@ def hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
     inputs = ones(gpu, 2, 5, width, dtype=dtype), ones(gpu, 2, 4, width, dtype=dtype)
     pre, halves = gpu.xp.empty((ROWS, width), compute_dtype(dtype)), 1 + (dtype.itemsize == 2)
     out = gpu.xp.empty((ROWS, halves * width), dtype)
-    cuda_rows.hidden(JointInputs(*inputs, None, None), Cells(*[labels(gpu)] * 5), "tanh", pre, out)
+    cells = Cells(*[labels(gpu)] * 5)
+    cuda.hidden(HiddenRows(JointInputs(*inputs, None, None), cells, "tanh", pre, out))
     return work("hidden", dtype, width)
 
 
@@ -177,28 +186,8 @@ def column_sum(gpu: Device, dtype: np.dtype, width: int) -> Work:
 
 def activate(gpu: Device, dtype: np.dtype, width: int) -> Work:
     pre, out = (ones(gpu, ROWS, width, dtype=dtype) for _ in range(2))
-    cuda_rows.activate("tanh", pre, out)
+    cuda.activate("tanh", pre, out)
     return work("activate", dtype, width)
-
-
-def hidden_grad(
-    gpu: Device, dtype: np.dtype, width: int, activation: str = "tanh", arrays: int = 3
-) -> Work:
-    pre, value, d_hidden = (ones(gpu, ROWS, width, dtype=dtype) for _ in range(3))
-    cuda_rows.hidden_grad(d_hidden, value, pre, activation)
-    return work("hidden_grad", dtype, width) + Work((arrays - 3) * pre.nbytes)
-
-
-def add_rows(gpu: Device, dtype: np.dtype, width: int, run: int = 40) -> Work:
-    """Runs of so many rows with one target, and the sums of those that leave their chunk."""
-    rows = 200
-    tile, out = ones(gpu, rows, width, dtype=dtype), ones(gpu, rows // run, width, dtype=dtype)
-    targets = np.arange(rows) // run
-    cuda_rows.add_rows(tile, gpu.asarray(targets), out, gpu.xp.empty(tile.shape, dtype))
-    pieces = np.unique(np.stack([targets, np.arange(rows) // CHUNK]), axis=1)
-    counts = np.bincount(pieces[0])  # of chunks that hold rows of a target
-    further = len(out) + counts[counts > 1].sum()
-    return work("add_rows", dtype, width, rows) + work("add_long_runs", dtype, width, further)
 
 
 def row_dots(gpu: Device, dtype: np.dtype, width: int) -> Work:
@@ -245,10 +234,6 @@ class Case(NamedTuple):
 
 CASES = {
     "activate": Case(activate, "H"),
-    "add_rows, one row a target": Case(partial(add_rows, run=1), "H"),
-    "add_rows, 5 rows a target": Case(partial(add_rows, run=5), "H"),
-    "add_rows, 40 rows a target": Case(add_rows, "H"),
-    "add_rows, 200 rows a target": Case(partial(add_rows, run=200), "H"),
     "bounds": Case(bounds, "H"),
     "bounds of three more scores": Case(partial(bounds, transducer=tdt(range(4))), "H"),
     "column_sum": Case(column_sum, "V", ALL),
@@ -256,8 +241,6 @@ CASES = {
     "fold_rows of the weights": Case(fold_rows_of_weights, "H", COMPUTE[:1]),
     "gather": Case(gather, "V", ALL),
     "hidden": Case(hidden, "H", ALL),
-    "hidden_grad": Case(hidden_grad, "H"),
-    "hidden_grad of identity": Case(partial(hidden_grad, activation="identity", arrays=2), "H"),
     "label_softmax": Case(label_softmax, "V"),
     "logits_grad": Case(logits_grad, "V", ALL),
     "logits_grad under no head": Case(gradient_under_no_head, "V", ALL),
@@ -360,9 +343,8 @@ of H hidden values, or a lattice of T frames by U + 1 positions. No cache is cou
 
 {rows}
 
-``add_rows`` adds the rows of each target, with ``add_long_runs``; ``bounds`` of more scores than
-those of blank and label are with ``exact_logits``. ``hidden_grad`` is that of tanh
-unless it says otherwise. Each row of ``label_softmax`` is read three times, and each of ``bounds``
+``bounds`` of more scores than those of blank and label are with ``exact_logits``. Each row of
+``label_softmax`` is read three times, and each of ``bounds``
 by all tiles that it is part of; the table counts all of them as asked for. On which rows, and how
 many: ``tests/ops/cuda/kernel_sectors.py``.
 """

@@ -20,6 +20,8 @@ FRAMES, POSITIONS = np.array([60, 40]), np.array([30, 40])
 # What small samples add to it: tables of samples, and rows and diagonals that end inside a sector.
 LEAST, MOST = 0.8, 1.02
 # Scores are not read of arcs that lead nowhere, or out of the cells that were computed.
+# A tile looks for all frames of its group, of which it may have few.
+LEAST_OF = {"frame_starts": 0.4}
 MOST_OF = {"lattice_sweep": 1.06, "lattice_occupancies": 1.35}
 
 
@@ -67,13 +69,13 @@ def test_the_engine_launches_what_is_computed(monkeypatch, tolerance):
     computed = Counter()
     for _, name, work in costs.engine(batch, VOCABULARY, HIDDEN, *shares, selects=selects):
         computed[name] += work.touched
-    for counted in found, computed:  # which of both adds a run of rows depends on where it lies
-        counted["add_rows"] += counted.pop("add_long_runs")
     del computed["products"], computed["lists"]  # no kernels of ours
     assert set(found) == set(computed)
     ratios = {name: computed[name] / found[name] for name in found}
     wrong = {
-        name: ratio for name, ratio in ratios.items() if not LEAST < ratio < MOST_OF.get(name, MOST)
+        name: ratio
+        for name, ratio in ratios.items()
+        if not LEAST_OF.get(name, LEAST) < ratio < MOST_OF.get(name, MOST)
     }
     assert not wrong
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
+from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.numpy import activations
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
-from cupy_rnnt.ops.types import Cells, JointInputs, LogitRows, RowPosteriors
+from cupy_rnnt.ops.types import Cells, HiddenRows, InputSums, JointInputs, LogitRows, RowPosteriors
 
 from ...devices import Device as OnHost
 from ...tolerances import unit_roundoff
@@ -23,10 +24,11 @@ from ..row_cases import (
     Device,
     Host,
     activate,
+    add_input_grad,
     hidden,
-    hidden_grad,
-    hidden_grad_inputs,
+    input_grad_of,
     rows_of,
+    slopes,
 )
 
 # Around the elements of a pack, a warp and a block, and primes; and elements behind an alignment.
@@ -41,7 +43,8 @@ ROUNDINGS = 32
 TANH_UNITS = 4
 
 WIDTH = 45
-ACTIVATED = hidden, hidden_grad, activate
+ACTIVATED = {hidden: "hidden", add_input_grad: "input_grads", activate: "activate"}
+"""Cases, and the kernels that apply an activation in them."""
 
 every_width = pytest.mark.parametrize("width", WIDTHS)
 every_shape = pytest.mark.parametrize(("width", "offset"), SHAPES)
@@ -86,11 +89,18 @@ def roundings(case, dtype, activation, seed):
     The derivative of gelu is ((1 - g^2) s + g + 1) / 2, with a tanh g and a polynomial s, which is
     large where x is. An error of g reaches it multiplied by 1 / 2 - g s.
     """
-    if case is not hidden_grad or activation != "gelu":
+    if case is not add_input_grad or activation != "gelu":
         return ROUNDINGS
-    x, d_values = hidden_grad_inputs(dtype, WIDTH, np.random.default_rng(seed))
+    inputs = input_grad_of(dtype, WIDTH, np.random.default_rng(seed))
+    x = inputs.pre()
     s = np.sqrt(2 / np.pi) * x * (1 + 3 * 0.044715 * x**2)
-    return ROUNDINGS + TANH_UNITS * float(np.abs((np.abs(s) + 0.5) * d_values).max())
+    terms = np.bincount(inputs.index[0] * 100 + inputs.index[2]).max()  # of a position
+    return ROUNDINGS + TANH_UNITS * terms * float(np.abs((np.abs(s) + 0.5) * inputs.d_hidden).max())
+
+
+def of_activations(variants):
+    """Of kernels that apply an activation: their types, and the activation."""
+    return {(name, variant[:2]) for name, variant in variants if name in ACTIVATED.values()}
 
 
 @every_activation
@@ -106,25 +116,20 @@ def test_it_knows_every_activation(gpu, launched, case, dtype, activation):
     )
     count = roundings(case, dtype, activation, 0)
     assert_twins(actual, desired, gpu, dtype, roundings=count)
-    assert launched == {(case.__name__, (launch.ELEMENTS[dtype.name], activation.capitalize()))}
+    arguments = launch.ELEMENTS[dtype.name], activation.capitalize()
+    assert of_activations(launched) == {(ACTIVATED[case], arguments)}
 
 
 def test_every_activation_is_launched():
     """By the test above, of all types that are declared."""
     tested = {
-        (case.__name__, (launch.ELEMENTS[dtype.name], activation.capitalize()))
-        for case in ACTIVATED
+        (name, (launch.ELEMENTS[dtype.name], activation.capitalize()))
+        for case, name in ACTIVATED.items()
         for dtype in OPERATIONS[case.__name__].dtypes
         for activation in ACTIVATIONS
     }
-    names = {case.__name__ for case in ACTIVATED}
-    declared = {
-        (kernel.name, variant)
-        for kernel in launch.KERNELS
-        for variant in kernel.variants
-        if kernel.name in names
-    }
-    assert declared == tested
+    declared = {(kernel.name, variant) for kernel in launch.KERNELS for variant in kernel.variants}
+    assert of_activations(declared) == tested
 
 
 @pytest.mark.parametrize("towards", [-np.inf, np.inf])
@@ -134,28 +139,26 @@ def test_gelu_may_have_a_tanh_that_is_off_by_one_unit(monkeypatch, dtype, toward
     exact, gate = Host(), activations._gelu_gate
     for seed in range(20):
         monkeypatch.setattr(activations, "_gelu_gate", gate)
-        (desired,) = hidden_grad(exact, dtype, WIDTH, np.random.default_rng(seed), "gelu")
+        desired = add_input_grad(exact, dtype, WIDTH, np.random.default_rng(seed), "gelu")
         monkeypatch.setattr(
             activations, "_gelu_gate", lambda pre: np.nextafter(gate(pre), dtype.type(towards))
         )
-        (actual,) = hidden_grad(exact, dtype, WIDTH, np.random.default_rng(seed), "gelu")
-        count = roundings(hidden_grad, dtype, "gelu", seed)
-        assert_twins([actual], [desired], OnHost("numpy", np), dtype, roundings=count)
+        actual = add_input_grad(exact, dtype, WIDTH, np.random.default_rng(seed), "gelu")
+        count = roundings(add_input_grad, dtype, "gelu", seed)
+        assert_twins(actual, desired, OnHost("numpy", np), dtype, roundings=count)
 
 
 @every_activation
 @every_compute_dtype
 def test_activations_of_numbers_that_are_not_finite_or_large(gpu, dtype, activation):
     pre = np.array([np.nan, np.inf, -np.inf, 0.0, 90.0, -90.0, 1e30, -1e30], dtype)
-    value, slope = np.empty_like(pre), np.ones_like(pre)
+    value, on = np.empty_like(pre), Device(gpu.xp)
+    values = on.empty(pre.shape, dtype)
+    on.ops.activate(activation, on.array(pre), values)
     with np.errstate(all="ignore"):
         cpu.activate(activation, pre, value)
-        cpu.hidden_grad(slope, value, pre.copy(), activation)
-    on = Device(gpu.xp)
-    values, slopes = on.empty(pre.shape, dtype), on.array(np.ones_like(pre))
-    on.ops.activate(activation, on.array(pre), values)
-    on.ops.hidden_grad(slopes, on.array(value), on.array(pre), activation)
-    assert_twins([values, slopes], [value, slope], gpu, dtype)
+        desired = [value, slopes(Host(), activation, pre)]
+    assert_twins([values, slopes(on, activation, pre)], desired, gpu, dtype)
 
 
 @every_dtype
@@ -172,10 +175,11 @@ def test_inputs_may_have_strides(gpu, dtype):
     # A transposed encoder, every other frame of it, and one predictor for all samples.
     frames = on.array(encoder).transpose(0, 2, 1)[:, ::2]
     prefixes = gpu.xp.broadcast_to(on.array(predictor)[:1], (3, 4, 45))
-    on.ops.hidden(JointInputs(frames, prefixes, None, None), cells, "identity", pre, halves)
+    inputs = JointInputs(frames, prefixes, None, None)
+    on.ops.hidden(HiddenRows(inputs, cells, "identity", pre, halves))
     sums = encoder.transpose(0, 2, 1)[index[0], 2 * index[1]].astype(compute)
     sums += predictor[0, index[2]]
-    assert_twins([pre, halves[:, :45]], [sums, sums], gpu, dtype, exact=True)
+    assert_twins([halves[:, :45]], [sums], gpu, dtype, exact=True)
     on.ops.gather(frames, (sample, frame), out)
     assert_twins(
         [out], [encoder.transpose(0, 2, 1)[index[0], 2 * index[1]]], gpu, dtype, exact=True
@@ -259,17 +263,42 @@ def test_the_gradient_may_go_to_a_narrower_type(gpu, dtype, width):
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(runs=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 70)), max_size=6))
-def test_rows_with_repeated_targets_in_any_order(gpu, runs):
-    rows = np.array([target for target, count in runs for _ in range(count)], np.int64)
-    rng, on = np.random.default_rng(len(rows)), Device(gpu.xp)
-    tile = rng.integers(-99, 99, (len(rows), 6)).astype(np.float32)  # their sums are exact
-    out = rng.integers(-99, 99, (5, 6)).astype(np.float32)
-    expected = out.copy()
-    np.add.at(expected, rows, tile)
-    actual, scratch = on.array(out), on.empty(tile.shape, np.float32)
-    on.ops.add_rows(on.array(tile), on.array(rows), actual, scratch)
-    np.testing.assert_array_equal(gpu.asnumpy(actual), expected)
+@given(data=st.data())
+def test_gradients_of_inputs_of_any_cells(gpu, data):
+    """Of integers, whose sums are exact."""
+    samples = data.draw(st.lists(st.tuples(st.integers(1, 70), st.integers(1, 5)), min_size=1))
+    frames, positions = np.array(samples, np.int64).T
+    sizes = frames * positions
+    first = sizes.cumsum() - sizes
+    rng, on = np.random.default_rng(int(sizes.sum())), Device(gpu.xp)
+    kept = np.flatnonzero(rng.random(sizes.sum()) < data.draw(st.sampled_from([0, 0.1, 0.9, 1])))
+    sample = np.repeat(np.arange(len(sizes)), sizes)[kept]
+    frame, position = np.divmod(kept - first[sample], positions[sample])
+    d_hidden = rng.integers(-99, 99, (len(kept), 3)).astype(np.float32)
+    expected = [rng.integers(-99, 99, (n.sum(), 3)).astype(np.float32) for n in (frames, positions)]
+    sums = InputSums(*map(on.array, expected))
+    for total, counts, row in zip(expected, (frames, positions), (frame, position), strict=True):
+        np.add.at(total, (counts.cumsum() - counts)[sample] + row, d_hidden)
+    shapes = (len(sizes), frames.max(), 3), (len(sizes), positions.max(), 3)
+    inputs = JointInputs(*(on.array(np.zeros(shape, np.float32)) for shape in shapes), None, None)
+    cells = Cells(*map(on.array, (sample, frame, position, sample, sample, kept)))
+    rows = HiddenRows(inputs, cells, "identity", on.array(d_hidden), on.array(d_hidden))
+    table = on.ops.group_table(0, first, frames, positions)
+    on.ops.add_input_grad(on.array(d_hidden), rows, table, sums)
+    for actual, desired in zip(sums, expected, strict=True):
+        np.testing.assert_array_equal(gpu.asnumpy(actual), desired)
+
+
+@every_compute_dtype
+def test_sums_of_inputs_are_written_without_their_scale(gpu, dtype):
+    on, counts = Device(gpu.xp), (np.array([2, 1]), np.array([1, 2]))
+    sums = InputSums(*(on.array(8.0 * np.ones((3, 5)), dtype) for _ in counts))
+    gradients = [on.array(np.zeros((2, 2, 5)), dtype) for _ in counts]
+    table = on.ops.group_table(0, np.array([0, 2]), *counts)
+    on.ops.write_input_grads(sums, table, on.array(np.array(4.0), dtype), *gradients)
+    for gradient, rows in zip(gradients, counts, strict=True):
+        expected = 2.0 * (np.arange(2)[None, :, None] < rows[:, None, None]) * np.ones(5)
+        np.testing.assert_array_equal(gpu.asnumpy(gradient), expected)
 
 
 @every_compute_dtype
@@ -284,8 +313,7 @@ def test_there_may_be_no_rows(gpu, dtype):
     row, empty = on.ops.device_row(REGULAR.row(5, 0)), [on.empty((n, 0), dtype) for n in (1, 2)]
     no_rows = LogitRows(none, None, row, nothing, None)
     on.ops.logits_grad(no_rows, RowPosteriors(*empty, -1.0, None))
-    on.ops.add_rows(none, nothing, out[None], none)
-    on.ops.add_column_sum(none, out, on.empty((1, 5), dtype))
+    cuda_rows.add_column_sum(none, out, on.empty((1, 5), dtype))
     scores = on.ops.row_scores(no_rows)
     assert [each.shape for each in scores] == [(1, 0), (2, 0)]
     np.testing.assert_array_equal(gpu.asnumpy(out), np.ones(5, dtype))

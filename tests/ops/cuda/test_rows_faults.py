@@ -46,7 +46,7 @@ FAULTS = {
         "out-of-bounds",
     ),
     "output not written": (
-        *("hidden", 64, "hidden.cu", "store<n>(pre + j, x);", ""),
+        *("hidden", 64, "hidden.cu", "store<n>(out + j, x);", ""),
         "uninitialised",
     ),
     "parts of warps read too early": (
@@ -83,36 +83,26 @@ FAULTS = {
         *("add_column_sum", 33, "column_sum.cu", "if (j >= width) continue;", ""),
         "race|out-of-bounds",
     ),
-    "runs read before they are known": (
+    "a frame behind the last": (
+        *("add_input_grad", 64, "input_grads.cu", "f <= frames;", "f <= frames + 1;"),
+        "out-of-bounds",
+    ),
+    "rows of two frames": (
+        *("add_input_grad", 64, "input_grads.cu", "starts[target + 1]", "starts[target + 2]"),
+        "out-of-bounds|uninitialised",
+    ),
+    "a position behind the last": (
         *(
-            "add_rows",
+            "add_input_grad",
             64,
-            "add_rows.cu",
-            f"        {BARRIER}\n        int count",
-            "        int count",
+            "input_grads.cu",
+            "item < (frames + positions) * warps",
+            "item < (frames + positions + 1) * warps",
         ),
-        "race|uninitialised",
+        "out-of-bounds|race",
     ),
-    "runs overwritten before they are added": (
-        *("add_rows", 64, "add_rows.cu", f"runs}});\n        {BARRIER}", "runs});"),
-        "race",
-    ),
-    "a run summed up by two blocks": (
-        *("add_rows", 64, "add_rows.cu", "(i == 0 || targets[i - 1] != target) &&", ""),
-        "race|uninitialised",
-    ),
-    "a long run added once for each chunk": (
-        *(
-            "add_rows",
-            64,
-            "add_rows.cu",
-            "if (begin > 0 && targets[begin - 1] == target) continue;",
-            "",
-        ),
-        "race|uninitialised",
-    ),
-    "sorted rows beyond the last": (
-        *("add_rows", 64, "add_rows.cu", "i < rows ? targets[i] : -1", "targets[i]"),
+    "a cell behind the last": (
+        *("add_input_grad", 64, "input_grads.cu", "found < range[1] && ", ""),
         "out-of-bounds",
     ),
 }

@@ -136,17 +136,13 @@ def test_far_rows_of_gradients(row):
 def test_far_elements():
     first_block, size = 2**22, 256 * 4
     first = first_block * size
-    pre, hidden, d_hidden = random(size), ptxemu.empty(size), np.ones(size, np.float32)
-    far = [shifted(values, first) for values in (pre, hidden, d_hidden)]
-    expected = [np.empty_like(pre), np.ones_like(pre)]
-    cpu.activate("silu", pre, expected[0])
+    pre, hidden = random(size), ptxemu.empty(size)
+    far = [shifted(values, first) for values in (pre, hidden)]
+    expected = np.empty_like(pre)
+    cpu.activate("silu", pre, expected)
     args = far[0], first + size, far[1]
     run_far("activate.cu", "activate<float, Silu>", first_block, *args)
-    np.testing.assert_allclose(hidden, expected[0], atol=1e-6)
-    args = far[0], first + size, far[2]
-    run_far("hidden_grad.cu", "hidden_grad<float, Silu>", first_block, *args)
-    cpu.hidden_grad(expected[1], hidden, pre, "silu")
-    np.testing.assert_allclose(d_hidden, expected[1], atol=1e-6)
+    np.testing.assert_allclose(hidden, expected, atol=1e-6)
 
 
 def test_far_chunks_of_a_matrix():
@@ -162,20 +158,3 @@ def test_far_chunks_of_a_matrix():
         shifted(sums, first),
     )
     np.testing.assert_allclose(sums[0], matrix[:chunk].sum(axis=0), atol=1e-5)
-
-
-def test_far_runs_of_rows():
-    tile, out = random(70, WIDTH), np.zeros((3, WIDTH), np.float32)
-    sums = ptxemu.empty(tile.shape)
-    targets = np.repeat([0, FAR, FAR + 1, FAR + 2], [1, 20, 45, 5])  # the first one is before tile
-    order = FAR + np.arange(70)[::-1]
-    far = [shifted(values, FAR) for values in (tile, order, targets[1:], out, sums)]
-    for block in range(FAR // 32, FAR // 32 + 3):
-        args = *far[:3], FAR + 70, WIDTH, *far[3:]
-        run_far("add_rows.cu", "add_rows<float>", block, *args)
-    for block in range(FAR // 32, FAR // 32 + 3):
-        args = far[4], far[2], FAR + 70, WIDTH, far[3]
-        run_far("add_rows.cu", "add_long_runs<float>", block, *args)
-    expected = np.zeros_like(out)
-    np.add.at(expected, targets[1:] - FAR, tile[::-1])
-    np.testing.assert_allclose(out, expected, atol=1e-5)

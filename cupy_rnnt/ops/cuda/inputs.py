@@ -1,0 +1,109 @@
+"""Hidden vectors from the two inputs of a joint network, and gradients back to them, on CuPy."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from ..numpy.activations import ACTIVATIONS
+from ..types import DeviceArray, HiddenRows, HostArray, InputSums
+from .launch import BLOCK, COMPUTE, FLOATS, WARP, Kernel, cupy, element_strides
+from .rows import entries_of, shares_of
+
+FUNCTORS = {name: name.capitalize() for name in ACTIVATIONS}
+"""The types of kernels/activations.cuh, by the names of the activations."""
+_HIDDEN = Kernel(
+    "hidden",
+    "hidden.cu",
+    threads=WARP,
+    variants=tuple((*t, name) for t, name in product(FLOATS, FUNCTORS.values())),
+)
+_ACTIVATE = Kernel(
+    "activate",
+    "activate.cu",
+    variants=tuple((*c, name) for c, name in product(COMPUTE, FUNCTORS.values())),
+)
+_FRAME_STARTS = Kernel("frame_starts", "input_grads.cu", variants=((),))
+_INPUT_GRADS = Kernel(
+    "input_grads",
+    "input_grads.cu",
+    threads=BLOCK,
+    variants=tuple(
+        (t, name, pack)
+        for (t,), name in product(FLOATS, FUNCTORS.values())
+        for pack in ("1", "2" if t == "double" else "4")
+    ),
+)
+_WRITE_INPUT_GRADS = Kernel("write_input_grads", "input_grads.cu", threads=WARP)
+
+
+class GroupTable(NamedTuple):
+    """The samples of a group, as kernels read them, see ``kernels/input_grads.cu``."""
+
+    entries: DeviceArray  # int64: of frames, then of positions
+    samples: int
+    start: int
+    frames: int
+    positions: int
+
+
+def group_table(
+    start: int, cells: HostArray, frames: HostArray, positions: HostArray
+) -> GroupTable:
+    firsts = [counts.cumsum() - counts for counts in (frames, positions)]
+    entries = [np.stack([first, firsts[0], cells, frames, positions], axis=1) for first in firsts]
+    words = np.concatenate(entries).astype(np.int64)
+    return GroupTable(
+        cupy().asarray(words), len(frames), start, int(frames.sum()), int(positions.sum())
+    )
+
+
+def activate(activation: str, pre: DeviceArray, out: DeviceArray) -> None:
+    packs = -(-int(pre.nbytes) // 16)
+    _ACTIVATE[pre.dtype, FUNCTORS[activation]](packs, pre, pre.size, out)
+
+
+def hidden(rows: HiddenRows) -> None:
+    """As the contract says, without `pre`."""
+    (encoder, predictor, *_), cells, activation, pre, out = rows
+    items, shares = shares_of(pre.shape)
+    indices = map(entries_of, (cells.sample, cells.frame, cells.position))
+    arrays = encoder, *element_strides(encoder), predictor, *element_strides(predictor)
+    _HIDDEN[encoder.dtype, FUNCTORS[activation]](items, *arrays, *indices, *shares, out)
+
+
+def add_input_grad(
+    d_hidden: DeviceArray, rows: HiddenRows, table: GroupTable, sums: InputSums
+) -> None:
+    encoder, predictor, *_ = rows.inputs
+    count, width = d_hidden.shape
+    frames, packed = table.frames, rows.cells.packed
+    starts = cupy().empty(frames + 1, np.int64)
+    of_frames = table.entries, table.samples
+    _FRAME_STARTS[()](frames + 1, frames, packed, count, *of_frames, starts)
+    pack = 16 // d_hidden.itemsize
+    strides = *element_strides(encoder), *element_strides(predictor)
+    places = *(strides[k] for k in (0, 1, 3, 4)), width
+    pointers = (array.data.ptr // array.itemsize for array in (encoder, predictor))
+    if strides[2] != 1 or strides[5] != 1 or any(p % pack for p in (*places, *pointers)):
+        pack = 1
+    strips = -(-width // (_INPUT_GRADS.block * pack))
+    _INPUT_GRADS[encoder.dtype, FUNCTORS[rows.activation], pack](
+        (frames + table.positions) * strips,
+        *(d_hidden, encoder, *strides[:3], predictor, *strides[3:], packed, starts),
+        *(*table, width, strips, *sums),
+    )
+
+
+def write_input_grads(
+    sums: InputSums,
+    table: GroupTable,
+    scale: DeviceArray | None,
+    encoder: DeviceArray,
+    predictor: DeviceArray,
+) -> None:
+    gradients = encoder, *element_strides(encoder), predictor, *element_strides(predictor)
+    items, width = table.frames + table.positions, sums.frames.shape[1]
+    _WRITE_INPUT_GRADS[encoder.dtype](items, *sums, scale, *table, width, *gradients)

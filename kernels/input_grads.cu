@@ -1,0 +1,147 @@
+// Gradients of hidden vectors, (n, H), back through the activation and the sum that they are made
+// of: added up over the cells of each frame, and over those of each position. The cells of a tile
+// are in packed order, so that the rows of a frame follow each other, and those of a position are
+// found in each frame by bisection. A sum has a fixed order: that of frames and positions.
+
+#include "activations.cuh"
+#include "common.cuh"
+#include "entries.cuh"
+
+// A sample of a group, in a table of its frames and in one of its positions: the `first` of either
+// in the group, its first frame there, its first cell, and how many frames and positions it has.
+struct Entry { int64 first, frame, cell, frames, positions; };
+
+// The first of some ascending numbers, from `begin` to `end`, that is not below a limit.
+__device__ inline int64 lower_bound(const int64* numbers, int64 begin, int64 end, int64 limit) {
+    while (begin < end) {
+        const int64 middle = (begin + end) / 2;
+        if (numbers[middle] < limit) begin = middle + 1;
+        else end = middle;
+    }
+    return begin;
+}
+
+// Where the rows of each frame begin in a tile, and behind the last frame how many rows there are.
+//
+// Grid: a thread a frame. Moves 8 bytes a frame and what bisection reads.
+__global__ void __launch_bounds__(256)
+frame_starts(int64 frames, const int64* __restrict__ packed, int64 rows, const Entry* entries,
+             int64 samples, int64* __restrict__ starts) {
+    for (int64 f = first_item(1); f <= frames; f += item_stride(1)) {
+        starts[f] = rows;
+        if (f == frames) continue;
+        const Entry& entry = entry_of(f, entries, samples);
+        const int64 cell = entry.cell + (f - entry.first) * entry.positions;
+        starts[f] = lower_bound(packed, 0, rows, cell);
+    }
+}
+
+template <typename T, typename Activation, int N> struct Back {
+    using C = Compute<T>;
+    const C* d_hidden;
+    int64 width, j;
+    bool active;
+    Pack<C, N> sum;
+
+    __device__ Pack<C, N> at(const T* row, int64 stride) const {
+        return active ? load<N>(row + j * stride) : Pack<C, N>{};
+    }
+    __device__ void add(int64 row, Pack<C, N> pre, Pack<C, N> other) {
+        if (!active) return;
+        auto d = load<N>(d_hidden + row * width + j);
+        pre += other;
+        for (int k = 0; k < N; ++k) sum[k] += d[k] * Activation::derivative(pre[k]);
+    }
+    __device__ void finish(C* out) const {
+        if (!active) return;
+        auto total = load<N>(out + j);
+        total += sum;
+        store<N>(out + j, total);
+    }
+};
+
+// Entries are those of frames, then those of positions; `start` is the first sample's number in the
+// batch, in which the strides e and p are counted, in elements. Where N is more than 1, all rows are
+// aligned to packs of N, and the last strides are 1.
+//
+// Grid: `strips` blocks a frame, then as many a position. Moves 2 (sizeof(C) + sizeof(T)) H bytes a
+// cell, and what bisection reads: a frame and a position for each thread.
+template <typename T, typename Activation, int N>
+__global__ void __launch_bounds__(256, 2)
+input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encoder, int64 e0,
+            int64 e1, int64 e2, const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
+            const int64* __restrict__ packed, const int64* __restrict__ starts,
+            const Entry* entries, int64 samples, int64 start, int64 frames, int64 positions,
+            int64 width, int64 strips, Compute<T>* of_frames, Compute<T>* of_positions) {
+    __shared__ int64 row_of_frame[256];
+    const int thread = threadIdx.x;
+    for (int64 i = first_item(256); i < (frames + positions) * strips; i += item_stride(256)) {
+        const int64 target = i / strips, j = (i % strips * 256 + thread) * N;
+        Back<T, Activation, N> back = {d_hidden, width, j, j < width, {}};
+        if (target < frames) {
+            const int64 begin = starts[target], end = starts[target + 1];
+            if (begin == end) continue;
+            const Entry& entry = entry_of(target, entries, samples);
+            const int64 frame = target - entry.first, sample = start + (&entry - entries);
+            const int64 cell = entry.cell + frame * entry.positions;
+            const auto of_frame = back.at(encoder + sample * e0 + frame * e1, e2);
+            const T* const rows = predictor + sample * p0;
+            for (int64 r = begin; r < end; ++r)
+                back.add(r, of_frame, back.at(rows + (packed[r] - cell) * p1, p2));
+            back.finish(of_frames + target * width);
+            continue;
+        }
+        const int64 behind = target - frames;
+        const Entry& entry = entry_of(behind, entries + samples, samples);
+        const int64 position = behind - entry.first, sample = start + (&entry - entries) - samples;
+        const auto of_position = back.at(predictor + sample * p0 + position * p1, p2);
+        const T* const rows = encoder + sample * e0;
+        bool empty = true;
+        for (int64 first = 0; first < entry.frames; first += 256) {
+            __syncthreads();  // the frames before have been read
+            const int64 frame = first + thread;
+            row_of_frame[thread] = -1;
+            if (frame < entry.frames) {
+                const int64* const range = starts + entry.frame + frame;
+                const int64 cell = entry.cell + frame * entry.positions + position;
+                const int64 row = lower_bound(packed, range[0], range[1], cell);
+                if (row < range[1] && packed[row] == cell) row_of_frame[thread] = row;
+            }
+            __syncthreads();
+            for (int k = 0; k < 256 && first + k < entry.frames; ++k) {
+                const int64 row = row_of_frame[k];
+                if (row < 0) continue;
+                back.add(row, of_position, back.at(rows + (first + k) * e1, e2));
+                empty = false;
+            }
+        }
+        if (!empty) back.finish(of_positions + behind * width);
+    }
+}
+
+// Writes the sums of a group to where its samples are in the gradients, less the factor `scale`.
+// Strides e and p are those of the gradients, in elements.
+//
+// Grid: a warp a frame, then one a position. Moves (sizeof(C) + sizeof(T)) H bytes a row.
+template <typename T>
+__global__ void __launch_bounds__(256)
+write_input_grads(const Compute<T>* __restrict__ of_frames,
+                  const Compute<T>* __restrict__ of_positions, const Compute<T>* scale,
+                  const Entry* entries, int64 samples, int64 start, int64 frames, int64 positions,
+                  int64 width, T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
+                  T* __restrict__ predictor, int64 p0, int64 p1, int64 p2) {
+    const Compute<T> factor = scale ? *scale : Compute<T>(1);
+    for (int64 item = first_item(32); item < frames + positions; item += item_stride(32)) {
+        const bool is_frame = item < frames;
+        const int64 row = is_frame ? item : item - frames;
+        const Entry* const table = is_frame ? entries : entries + samples;
+        const Entry& entry = entry_of(row, table, samples);
+        const int64 sample = start + (&entry - table), within = row - entry.first;
+        const Compute<T>* const from = (is_frame ? of_frames : of_positions) + row * width;
+        T* const to = is_frame ? encoder + sample * e0 + within * e1
+                               : predictor + sample * p0 + within * p1;
+        const int64 stride = is_frame ? e2 : p2;
+        for (int64 j = threadIdx.x % 32; j < width; j += 32)
+            to[j * stride] = static_cast<T>(from[j] / factor);
+    }
+}
