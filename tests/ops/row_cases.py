@@ -267,7 +267,7 @@ def slopes(on: Any, activation: str, pre: np.ndarray) -> Any:
     cells = Cells(*[on.array(np.zeros(1, np.int64))] * 6)
     rows = HiddenRows(inputs, cells, activation, on.array(pre[None]), on.array(value[None]))
     table = on.ops.group_table(0, np.zeros(1, np.int64), *[np.ones(1, np.int64)] * 2)
-    sums = InputSums(*(on.array(none[0]) for _ in range(2)))
+    sums = InputSums(*(on.array(np.zeros_like(none[0])) for _ in range(2)))
     on.ops.add_input_grad(on.array(np.ones_like(none[0])), rows, table, sums)
     return sums.frames[0]
 
