@@ -122,9 +122,9 @@ class _Extent(NamedTuple):
 
 
 def workspace_budget(options: Options, sizes: Sizes) -> int:
-    """Bytes that a call may allocate beyond its arguments and results."""
+    """Bytes that a call may allocate beyond its arguments and results; 2**62 is no bound."""
     budget = options.max_workspace_bytes
-    return sizes.workspace_bytes if budget is None else budget
+    return sizes.workspace_bytes if budget is None else min(budget, 2**62)
 
 
 def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:

@@ -183,3 +183,10 @@ def test_tiles_cover_their_cells_once_and_evenly(count, rows, workers, first):
         assert (parts[0][0], parts[-1][1]) == (first, first + count)
         sizes = [stop - start for start, stop in parts]
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("budget", [2**62, 10**400], ids=["2**62", "10**400"])
+def test_a_budget_may_be_any_number(device, budget):
+    case = random_joint_case(np.random.default_rng(0), 3, 40, 9, dtype=np.float32)
+    *_, info = joint_rnnt_loss_and_grad(*case, max_workspace_bytes=budget, return_info=True)
+    assert info.workspace_bytes < 2**30

@@ -202,7 +202,7 @@ def activate(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh")
 
 FRAMES, POSITIONS = np.array([5, 1, 3]), np.array([4, 3, 1])
 """Of a group of samples, those from the second one of a batch on."""
-KEPT = np.array([0, 1, 3, 4, 6, 7, 12, 13, 14, 15, 19, 20, 22, 23, 25])
+KEPT = np.array([0, 1, 3, 4, 6, 7, 12, 13, 14, 15, 19, 20, 22, 23, 24])
 """Cells of the group, in packed order: no frame, one, and all of a frame."""
 CELLS_BEFORE = 9
 

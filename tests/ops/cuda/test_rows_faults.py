@@ -91,18 +91,18 @@ FAULTS = {
         *("add_input_grad", 64, "input_grads.cu", "starts[target + 1]", "starts[target + 2]"),
         "out-of-bounds|uninitialised",
     ),
-    "a position behind the last": (
+    "a position taken for a frame": (
         *(
             "add_input_grad",
             64,
             "input_grads.cu",
-            "item < (frames + positions) * warps",
-            "item < (frames + positions + 1) * warps",
+            "if (target < frames)",
+            "if (target <= frames)",
         ),
-        "out-of-bounds|race",
+        "out-of-bounds",
     ),
     "a cell behind the last": (
-        *("add_input_grad", 64, "input_grads.cu", "found < range[1] && ", ""),
+        *("add_input_grad", 64, "input_grads.cu", "row < range[1] && ", ""),
         "out-of-bounds",
     ),
 }
