@@ -58,7 +58,8 @@ def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any]:
     within = packed - sample * (frames * columns)
     frame = within // columns
     position = within - frame * columns
-    cells = Cells(sample, frame, position, xp.zeros(len(packed), np.int64), position < columns - 1)
+    labels, has_label = xp.zeros(len(packed), np.int64), position < columns - 1
+    cells = Cells(sample, frame, position, labels, has_label, packed)
     return cells, xp.full((2, len(packed)), np.log(0.5))
 
 
@@ -186,8 +187,8 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     cells = Cells(sample, frame, position, labels, position < 3, packed)
     inputs = JointInputs(encoder, predictor, None, None)
     factor = cuda.factor_dtype(dtype)
-    pre = xp.empty((rows, hidden_size), float32)
-    factors = pre if factor is None else xp.empty((rows, 2 * hidden_size), factor)
+    pre = normal(float32, rows, hidden_size)
+    factors = pre.copy() if factor is None else xp.empty((rows, 2 * hidden_size), factor)
     hidden_rows, hidden = HiddenRows(inputs, cells, "tanh", pre, factors), xp.empty_like(pre)
     logits, bias = normal(float32, rows, width), xp.zeros(width, float32)
     d_logits = logits.copy() if factor is None else xp.empty((rows, width), factor)
