@@ -70,7 +70,7 @@ class Options:
     fused_log_softmax: bool = field(default=True, metadata=_check(checks.boolean))
     activation: str = field(default="tanh", metadata=_check(checks.choice, choices=(*ACTIVATIONS,)))
     transducer: Transducer = field(default=NAMED["regular"], metadata=_check(transducer_of))
-    delay_penalty: float = field(default=0.0, metadata=_check(checks.number))
+    delay_penalty: float = field(default=0.0, metadata=_check(checks.number, low=-1e6, below=1e6))
     fastemit_lambda: float = field(default=0.0, metadata=_check(checks.number, low=0.0, below=1e6))
     zero_infinity: bool = field(default=False, metadata=_check(checks.boolean))
     tolerance: float = field(default=_ABSENT, metadata=_check(checks.number, low=0.0, below=1.0))

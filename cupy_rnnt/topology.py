@@ -147,7 +147,13 @@ def _arc_of(i: int, arc: Any) -> Arc:
     check_entries(f"arcs[{i}].then", then, Score, "a Score or None")
     for score in (*arc.scores, *then):
         _integer(f"arcs[{i}]: the number of {score}", score.number)
-    return Arc(frames, labels, tuple(arc.scores), arc.then, bool(arc.ends))
+    return Arc(frames, labels, tuple(arc.scores), arc.then, boolean(f"arcs[{i}].ends", arc.ends))
+
+
+def boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}, but True or False is needed")
+    return bool(value)
 
 
 def check_entries(name: str, values: Any, kind: type, needed: str) -> None:

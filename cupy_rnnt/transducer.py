@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .topology import BLANK, KINDS, LABEL, Arc, Score, Topology, check_entries
+from .topology import BLANK, KINDS, LABEL, Arc, Score, Topology, boolean, check_entries
 
 LABEL_COLUMN = -1
 """In :attr:`Row.columns`: the column of the next label of the cell, which differs by row."""
@@ -271,7 +271,7 @@ def _head_of(g: int, head: Any) -> Head:
         if unknown:
             raise ValueError(f"heads[{g}].{name} has {unknown[0]!r}, but kinds are {KINDS}")
     charges = None if head.charges is None else tuple(head.charges)
-    return Head(tuple(head.kinds), bool(head.zero), charges)
+    return Head(tuple(head.kinds), boolean(f"heads[{g}].zero", head.zero), charges)
 
 
 def _joined(kinds: Iterable[list[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:

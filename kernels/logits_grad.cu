@@ -51,13 +51,16 @@ logits_grad(const C* logits, const C* __restrict__ bias, const int64* words, int
             // exp(x - lse) with lse split into what C holds and the rest: the difference is exact
             // where the softmax is large, whatever the offset of the row.
             C shift = 0, factor = 0;
-            if (g >= 0) {
+            if (g >= 0) factor = grad.mass(g);
+            // A head without mass may have a log-sum-exp that is not finite.
+            const bool counts = factor != 0;
+            if (counts) {
                 const double sum = lse[g * rows + i];
                 shift = sum;
-                factor = exp(C(shift - sum)) * grad.mass(g);
+                factor *= exp(C(shift - sum));
             }
             const LogitGradRow<C, T> row = {logits + i * width, bias, shift, factor, C(least), grad,
-                                            out + i * width,    start, g >= 0};
+                                            out + i * width,    start, counts};
             const int64 aligned = head<N>(count, row.logits + start, bias ? bias + start : nullptr,
                                           row.out + start);
             sweep<N>(count, aligned, share.thread, share.threads, row);

@@ -9,6 +9,7 @@ from cupy_rnnt.options import REDUCTIONS
 from ..device_calls import joint_rnnt_loss_and_grad, rnnt_loss_and_grad
 from ..helpers import random_joint_case, random_logits_case
 from ..tolerances import assert_costs_close, assert_gradient_close, assert_gradients_close
+from ..transducers.cases import HAT
 
 
 @pytest.mark.parametrize(
@@ -165,3 +166,31 @@ def test_gradients_that_overflow_float16_are_inf(device, kind, clamp):
         assert large.any()
         np.testing.assert_array_equal(one[large], np.sign(other[large]) * np.inf)
         assert not np.isnan(one).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_labels_that_are_not_read_have_no_gradient(device, bad):
+    """Behind the last label, the head of the labels has no score, and its sum may be anything."""
+    logits = np.random.default_rng(0).standard_normal((2, 3, 2, 4))
+    logits[0, 1, 1, :2] = bad
+    arguments = logits, [[1], [0]], [3, 3], [1, 1]
+    costs, grad = rnnt_loss_and_grad(*arguments, reduction="none", transducer=HAT)
+    expected = reference.rnnt_loss_and_grad(*arguments, reduction="none", transducer=HAT)
+    assert np.isfinite(costs).all()
+    np.testing.assert_allclose(costs, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(grad, expected[1], rtol=0, atol=1e-12)
+
+
+def test_labels_that_are_not_read_have_no_part_in_gradients_of_a_joint(device):
+    """Of one sample they overflow in float32; its blank and the other sample do not."""
+    encoder_out = np.array([[[1e30, 0]], [[0.5, 0]]], np.float32)
+    weight = np.array([[1e10, 0], [-1, 1], [0, 1]], np.float32)
+    inputs = encoder_out, np.zeros((2, 1, 2), np.float32), weight, None
+    options = {"activation": "identity", "reduction": "sum", "transducer": HAT}
+    integers = np.zeros((2, 0), int), [1, 1], [0, 0]
+    loss, gradients = joint_rnnt_loss_and_grad(*inputs, *integers, **options)
+    expected_loss, expected = reference.joint_rnnt_loss_and_grad(*inputs, *integers, **options)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for actual, desired in zip(gradients[:3], expected[:3], strict=True):
+        scale = np.abs(desired).max()
+        np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-6 * max(scale, 1.0))

@@ -76,7 +76,7 @@ class Side:
 
     def write(self, to: Any, some: Any) -> None:
         """Scores of some cells."""
-        cells = Cells(*(self.asarray(values[some]) for values in self.case.cells))
+        cells = Cells(*(self.asarray(values[some]) for values in self.case.cells[:5]))
         to.write(cells, self.asarray(np.ascontiguousarray(self.case.scores[:, some])))
 
     def costs(self, of: Any) -> np.ndarray:

@@ -264,6 +264,8 @@ WRONG_TYPES = [
     (lambda: Topology((Arc(1, 0, ("blank",)),)), r"arcs\[0\].scores\[0\] is 'blank', but Score"),
     (lambda: Topology((Arc(1, 0, (BLANK,), "blank"),)), r"arcs\[0\].then\[0\] is 'blank', but"),
     (lambda: Topology((Arc(1, 0, (Score("blank", 1.0),)),)), r"number of Score.* is 1.0, but an"),
+    (lambda: Topology((Arc(1, 0, (BLANK,), ends="no"), EMIT)), r"arcs\[0\].ends is 'no', but True"),
+    (lambda: Transducer(PLAIN.topology, (Head(("blank",), 1),)), r"heads\[0\].zero is 1, but True"),
     (lambda: Transducer((WAIT, EMIT)), r"topology is \(Arc\(.*, but a Topology is needed"),
     (lambda: Transducer(PLAIN.topology, Head(("blank",))), "but a tuple of heads is needed"),
     (lambda: Transducer(PLAIN.topology, ("blank",)), r"heads\[0\] is 'blank', but Head is needed"),

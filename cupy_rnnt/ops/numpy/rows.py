@@ -110,9 +110,12 @@ def logits_grad(rows: LogitRows, posteriors: RowPosteriors, out: None = None) ->
         if bias is not None:
             x += bias
         for g, head in enumerate(row.heads):
+            without_mass = masses[g, part] == 0  # whose log-sum-exp may be NaN or infinite
             for first, stop in head.ranges:
                 columns = slice(first, stop)
                 _softmax_times(x[:, columns], lse[g, part], masses[g, part], scratch[:, columns])
+                if without_mass.any():
+                    x[without_mass, columns] = 0
         for first, stop in row.under_no_head:
             x[:, first:stop] = 0
     for occupancy, column in zip(occupancies, row.columns, strict=True):
