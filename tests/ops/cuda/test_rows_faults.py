@@ -72,7 +72,7 @@ FAULTS = {
         "out-of-bounds|misaligned|race",
     ),
     "a softmax of columns under no head": (
-        *("log_probs_grad", 64, "logits_grad.cu", "if (g >= 0) {", "if (true) {"),
+        *("log_probs_grad", 64, "logits_grad.cu", "if (counts) {", "if (true) {"),
         "out-of-bounds",
     ),
     "rows beyond the last chunk": (
