@@ -113,8 +113,8 @@ def rnnt_loss(
         :class:`Transducer` of one's own.
     delay_penalty : float
         As in k2, ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every
-        label emitted at frame t, in a sample of T frames. The cost includes it. It is at least -1e6,
-        and below 1e6.
+        label emitted at frame t, in a sample of T frames. The cost includes it. It must be at least
+        -1e6 and below 1e6.
     fastemit_lambda : float
         Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
     zero_infinity : bool
