@@ -11,7 +11,7 @@ using int64 = long long;
 struct Offset { int64 first; };
 
 // The table has `samples` + 1 offsets, then U + 1 of each sample, then its `longest` labels.
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 coordinates(int64 count, const int64* __restrict__ packed, const int64* table, int64 samples,
             int64 longest, int64* __restrict__ results, bool* __restrict__ has_label) {
     const auto offsets = reinterpret_cast<const Offset*>(table);

@@ -24,7 +24,7 @@ __device__ inline int64 lower_bound(const int64* numbers, int64 begin, int64 end
 // Where the rows of each frame begin in a tile, and behind the last frame how many rows there are.
 //
 // Grid: a thread a frame. Moves 8 bytes a frame and what bisection reads.
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 frame_starts(int64 frames, const int64* __restrict__ packed, int64 rows, const Entry* entries,
              int64 samples, int64* __restrict__ starts) {
     for (int64 f = first_item(1); f <= frames; f += item_stride(1)) {
@@ -86,6 +86,7 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
             const int64 cell = entry.cell + frame * entry.positions;
             const auto of_frame = back.at(encoder + sample * e0 + frame * e1, e2);
             const T* const rows = predictor + sample * p0;
+#pragma unroll 1
             for (int64 r = begin; r < end; ++r)
                 back.add(r, of_frame, back.at(rows + (packed[r] - cell) * p1, p2));
             back.finish(of_frames + target * width);
@@ -97,6 +98,7 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
         const auto of_position = back.at(predictor + sample * p0 + position * p1, p2);
         const T* const rows = encoder + sample * e0;
         bool empty = true;
+#pragma unroll 1
         for (int64 first = 0; first < entry.frames; first += 256) {
             __syncthreads();  // the frames before have been read
             const int64 frame = first + thread;
@@ -108,6 +110,7 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
                 if (row < range[1] && packed[row] == cell) row_of_frame[thread] = row;
             }
             __syncthreads();
+#pragma unroll 1
             for (int k = 0; k < 256 && first + k < entry.frames; ++k) {
                 const int64 row = row_of_frame[k];
                 if (row < 0) continue;
@@ -124,7 +127,7 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
 //
 // Grid: a warp a frame, then one a position. Moves (sizeof(C) + sizeof(T)) H bytes a row.
 template <typename T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 write_input_grads(const Compute<T>* __restrict__ of_frames,
                   const Compute<T>* __restrict__ of_positions, const Compute<T>* scale,
                   const Entry* entries, int64 samples, int64 start, int64 frames, int64 positions,

@@ -31,6 +31,7 @@ SWEEPS = "bounded_beta", "bounded_leaving", "bounded_likely", "lattice_sweep"
 # A thread of `bounds` has 8 cells with 4 sums each (`exact_logits` 3): enough that do not wait for
 # each other.
 LESS = dict.fromkeys(SWEEPS, 0.0) | dict.fromkeys(("bounds", "exact_logits"), 3 / 16)
+LESS["input_grads"] = 3 / 8  # of doubles, whose packs take more registers
 FUNCTION = re.compile(
     r"""__global__ \s+ (?:__launch_bounds__\(.*?\) \s+)? void \s+
         (?:__launch_bounds__\(.*?\) \s+)? (\w+) \s* \(""",
