@@ -19,10 +19,10 @@ VOCABULARY, HIDDEN = 512, 128
 FRAMES, POSITIONS = np.array([60, 40]), np.array([30, 40])
 # What small samples add to it: tables of samples, and rows and diagonals that end inside a sector.
 LEAST, MOST = 0.8, 1.02
-# Scores are not read of arcs that lead nowhere, or out of the cells that were computed.
 # A tile looks for all frames of its group, of which it may have few.
 LEAST_OF = {"frame_starts": 0.4}
-# Logits are not read of rows without mass, which are kept if the tolerance is 0.
+# Scores are not read of arcs that lead nowhere, or out of the cells that were computed; logits are
+# not read of rows without mass, which are kept if the tolerance is 0.
 MOST_OF = {"lattice_sweep": 1.06, "lattice_occupancies": 1.35, "logits_grad": 1.9}
 
 
