@@ -17,6 +17,8 @@ import numpy as np
 from . import dlpack
 from .ops import is_on_cuda, on_host
 from .ops.types import FLOATING_DTYPES, ArrayLike, DeviceArray, HostArray, Shape
+from .topology import boolean as boolean
+from .topology import integer as integer
 
 _CELL_LIMIT = 2**62
 
@@ -232,22 +234,6 @@ def blank(value: Any, vocabulary: int, blanks: int) -> int:
             f"must be between {blanks - 1} and {vocabulary - 1}"
         )
     return index % vocabulary
-
-
-def boolean(name: str, value: Any) -> bool:
-    """True or False, and no other type: the text ``"False"`` would count as true."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}, but True or False is needed")
-    return bool(value)
-
-
-def integer(name: str, value: Any) -> int:
-    try:
-        if not isinstance(value, np.bool_):  # an index in older NumPy, which warns
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(f"{name} is {value!r}, but an integer is needed")
 
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:

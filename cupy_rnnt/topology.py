@@ -140,20 +140,14 @@ class Topology:
 def _arc_of(i: int, arc: Any) -> Arc:
     """An arc of integers and a tuple of scores, as it must be to be hashed."""
     frames, labels = (
-        _integer(f"arcs[{i}].{name}", getattr(arc, name)) for name in ("frames", "labels")
+        integer(f"arcs[{i}].{name}", getattr(arc, name)) for name in ("frames", "labels")
     )
     check_entries(f"arcs[{i}].scores", arc.scores, Score, "a tuple of scores")
     then = () if arc.then is None else (arc.then,)
     check_entries(f"arcs[{i}].then", then, Score, "a Score or None")
     for score in (*arc.scores, *then):
-        _integer(f"arcs[{i}]: the number of {score}", score.number)
+        integer(f"arcs[{i}]: the number of {score}", score.number)
     return Arc(frames, labels, tuple(arc.scores), arc.then, boolean(f"arcs[{i}].ends", arc.ends))
-
-
-def boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}, but True or False is needed")
-    return bool(value)
 
 
 def check_entries(name: str, values: Any, kind: type, needed: str) -> None:
@@ -165,8 +159,17 @@ def check_entries(name: str, values: Any, kind: type, needed: str) -> None:
             raise TypeError(f"{name}[{i}] is {value!r}, but {kind.__name__} is needed")
 
 
-def _integer(name: str, value: Any) -> int:
+def boolean(name: str, value: Any) -> bool:
+    """True or False, and no other type: the text ``"False"`` would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}, but True or False is needed")
+    return bool(value)
+
+
+def integer(name: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        if not isinstance(value, np.bool_):  # an index in older NumPy, which warns
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}, but an integer is needed") from None
+        pass
+    raise TypeError(f"{name} is {value!r}, but an integer is needed")

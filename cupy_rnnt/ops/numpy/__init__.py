@@ -111,7 +111,7 @@ def zeros(shape: Shape, dtype: DTypeLike) -> HostArray:
     """Zeros, aligned to 64 bytes: XLA takes such an array over and copies any other."""
     dtype = np.dtype(dtype)
     memory = np.zeros(math.prod(shape) * dtype.itemsize + 63, np.uint8)
-    return HostArray(shape, dtype, memory, -memory.ctypes.data % 64)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
 def indices(mask: HostArray, count: int | None = None) -> HostArray:
