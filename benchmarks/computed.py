@@ -1,7 +1,8 @@
-"""What must kernels and training steps take on a GPU, by its data sheet? Computed, not measured.
+"""What must a training step take on a GPU, by its data sheet? Computed, not measured.
 
-The model is in ``costs.py``. Tables of the documentation go to ``docs/costs/``. There need be no
-GPU, nor PyTorch.
+The model is in ``costs.py``. Two things are read from ``results``: host times of a call
+(``host_bfloat16.json``, ``host_float32.json``) and steps of sweeps (``sweeps.json``). Tables of the
+documentation go to ``docs/costs/``. There need be no GPU, nor PyTorch.
 """
 
 from __future__ import annotations
@@ -10,65 +11,190 @@ import argparse
 import csv
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import costs
-from costs import KERNELS, MACHINES, Batch, Kernel, Machine, Operation
+from costs import KERNELS, MACHINES, Batch, Kernel, Machine, Operation, Parts
 from matplotlib.figure import Figure
+
+from cupy_rnnt.ops.cuda import sizes
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parents[1] / "docs" / "costs"
 
-SAMPLES, FRAMES, POSITIONS = 25, 400, 100  # a million cells, without padding
-BATCH = Batch.of([FRAMES] * SAMPLES, [POSITIONS] * SAMPLES)
-VOCABULARIES, HIDDEN = (1024, 4096), 640
-SHARES = (1.0, 1.0), (0.67, 0.63), (0.27, 0.25), (0.12, 0.10), (0.05, 0.04)
-ITEMSIZES = {"float32": 4, "TF32": 4, "bfloat16": 2}  # of the inputs, by what products multiply
-IN_WORDS = {"float32": "float32", "TF32": "if TF32", "bfloat16": "bfloat16"}
-AUTOGRAD = "batched autograd"
+HIDDEN = 640
+ITEMSIZES = {"float32": 4, "bfloat16": 2}  # of the inputs, by what products multiply
+MEMORY = {"A100": 80e9, "H100": 80e9, "RTX 4090": 24e9}
+DRIVER = 2e-6  # seconds that a real driver adds to an operation of the stand-in for one
+EAGER = 10e-6  # that PyTorch takes to run an operation and to note it for the gradient
+OF_AUTOGRAD, OF_TILE, OF_FUSED = 30, 20, 12  # operations of a call, of each sample, of a call
+STORING = 0.5  # of the workspace, at most: logits that pass 1 stores
+
+
+class Shape(NamedTuple):
+    """A batch without padding."""
+
+    name: str
+    samples: int
+    frames: int
+    positions: int
+    vocabulary: int
+
+    @property
+    def batch(self) -> Batch:
+        return Batch.of([self.frames] * self.samples, [self.positions] * self.samples)
+
+    @property
+    def title(self) -> str:
+        of = f"T = {self.frames}, U = {self.positions - 1}, V = {self.vocabulary}"
+        return f"B = {self.samples}, {of}"
+
+
+SHAPES = (
+    Shape("1024", 25, 400, 100, 1024),  # a million cells
+    Shape("4096", 25, 400, 100, 4096),
+    Shape("small", 16, 370, 64, 1024),
+)
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+# Steps
+
+
+class Step(NamedTuple):
+    """What a training step asks of the device and of the host."""
+
+    operations: list[Operation]
+    host: float
+    """Seconds, for the device to run beside them."""
+    sweeps: float
+    """Seconds that the steps of sweeps take at least, one after the other."""
+
+    def stages(self, machine: Machine, products: str) -> dict[str, float]:
+        """Seconds of each on the device, at least, with products apart."""
+        found: dict[str, float] = {}
+        for stage, name, work in self.operations:
+            key = f"{stage}, {name}" if name == "products" else stage
+            found[key] = found.get(key, 0.0) + work.seconds(machine, products)
+        return found | {"sweeps": max(found["sweeps"], self.sweeps)}
+
+
+def parts_of(computed: float, kept: float, vocabulary: int) -> Parts:
+    """Of a call that is one group, certified by its first round."""
+    rows = min(max(sizes.tile_elements // vocabulary, sizes.full_rows), sizes.most_rows)
+    return Parts(references=3, first=math.ceil(computed / rows), second=math.ceil(kept / rows))
+
+
+def host_seconds(parts: Parts, products: str) -> float:
+    """By the operations, from the call whose host time the stand-in took."""
+    of = read(f"host_{products}")
+    asked = sum(of[name] for name in ("own kernels", "CuPy kernels", *ASKED))
+    measured = 1e-3 * of["host ms"]["median"] + DRIVER * asked
+    counted = parts_of(of["info"]["computed"], of["info"]["kept"], of["call"]["vocab"])
+    return measured * parts.total(costs.OPERATIONS) / counted.total(costs.OPERATIONS)
+
+
+ASKED = "memsets", "H2D", "D2H", "D2D", "GEMMs", "sorts", "CUB"
+
+
+def own_sweeps(shape: Shape, name: str) -> float:
+    machine, diagonals = MACHINES[name], shape.frames + shape.positions - 1
+    return diagonals * sum(
+        machine.diagonal(of["cycles"][name], of["issued"], of["float64"])
+        for of in read("sweeps")["positions"][str(shape.positions)]
+    )
+
+
+def their_sweeps(shape: Shape, name: str) -> float:
+    """Alpha and beta side by side."""
+    machine = MACHINES[name]
+    cycles = costs.log_space_cycles(machine, math.ceil(shape.positions / 32))
+    return (shape.frames + shape.positions - 1) * cycles / machine.clock
+
+
+def selecting(computed: float, kept: float) -> Callable[[Shape, str, str], Step]:
+    def step(shape: Shape, name: str, products: str) -> Step:
+        cells, v = shape.batch.cells, shape.vocabulary
+        room = STORING * sizes.workspace_bytes / (4 * v)  # logits are float32
+        operations = costs.engine(
+            shape.batch,
+            v,
+            HIDDEN,
+            computed,
+            kept,
+            itemsize=ITEMSIZES[products],
+            stored=min(1.0, room / (computed * cells)),
+        )
+        host = host_seconds(parts_of(computed * cells, kept * cells, v), products)
+        return Step(operations, host, own_sweeps(shape, name))
+
+    return step
+
+
+def autograd(shape: Shape, name: str, products: str) -> Step:
+    operations = costs.autograd(shape.batch, shape.vocabulary, HIDDEN, ITEMSIZES[products])
+    return Step(operations, OF_AUTOGRAD * EAGER, their_sweeps(shape, name))
+
+
+def tiles(shape: Shape, name: str, products: str) -> Step:
+    itemsize = ITEMSIZES[products]
+    operations = costs.engine(
+        shape.batch, shape.vocabulary, HIDDEN, selects=False, itemsize=itemsize
+    )
+    return Step(operations, OF_TILE * shape.samples * EAGER, their_sweeps(shape, name))
+
+
+def fused(shape: Shape, name: str, products: str) -> Step:
+    operations = costs.fused(shape.batch, shape.vocabulary, HIDDEN, ITEMSIZES[products])
+    return Step(operations, OF_FUSED * EAGER, their_sweeps(shape, name))
+
+
+AUTOGRAD, SHARES = "batched autograd", ((0.67, 0.63), (0.27, 0.25), (0.12, 0.10), (0.05, 0.04))
 STAGED = "cupy_rnnt, f = 0.12, k = 0.10"
-
-Row = dict[str, Any]
-Step = Callable[[int, int], list[Operation]]
-"""Operations, by the vocabulary and the bytes of an input."""
-
-
-def selecting(computed: float, kept: float) -> Step:
-    return lambda v, itemsize: costs.engine(BATCH, v, HIDDEN, computed, kept, itemsize=itemsize)
-
-
-STEPS: dict[str, Step] = {
-    AUTOGRAD: lambda v, itemsize: costs.autograd(BATCH, v, HIDDEN, itemsize),
-    "recomputing tiles": lambda v, itemsize: costs.engine(
-        BATCH, v, HIDDEN, selects=False, itemsize=itemsize
-    ),
+STEPS: dict[str, Callable[[Shape, str, str], Step]] = {
+    AUTOGRAD: autograd,
+    "recomputing tiles": tiles,
+    "fused kernel": fused,
     **{f"cupy_rnnt, f = {f:.2f}, k = {k:.2f}": selecting(f, k) for f, k in SHARES},
 }
 
+Row = dict[str, Any]
 
-def stages(operations: list[Operation], machine: Machine, products: str) -> dict[str, float]:
-    """Seconds of each, at least, with products apart."""
-    found: dict[str, float] = {}
-    for stage, name, work in operations:
-        key = f"{stage}, {name}" if name == "products" else stage
-        found[key] = found.get(key, 0.0) + work.seconds(machine, products)
-    return found
+
+def fits(shape: Shape, name: str, products: str) -> bool:
+    """Whether autograd has room for logits, hidden values and their gradients."""
+    each = 2 * ITEMSIZES[products] * (shape.vocabulary + HIDDEN)
+    return each * shape.batch.cells <= MEMORY[name]
 
 
 def steps() -> list[Row]:
     rows = []
-    for vocabulary in VOCABULARIES:
+    for shape in SHAPES:
         for name, machine in MACHINES.items():
-            for products, itemsize in ITEMSIZES.items():
+            for products in ITEMSIZES:
                 for step, made in STEPS.items():
-                    operations = made(vocabulary, itemsize)
-                    seconds = costs.seconds(operations, machine, products)
-                    row = {"vocabulary": vocabulary, "machine": name, "products": products}
-                    row |= {"step": step, "seconds": seconds}
-                    row |= {"nanoseconds_per_cell": 1e9 * seconds / BATCH.cells}
-                    rows.append(row | {"stages": stages(operations, machine, products)})
+                    of = made(shape, name, products)
+                    stages = of.stages(machine, products)
+                    device = math.fsum(stages.values())
+                    rows.append(
+                        {
+                            "shape": shape.name,
+                            "machine": name,
+                            "products": products,
+                            "step": step,
+                            "fits": step != AUTOGRAD or fits(shape, name, products),
+                            "host": of.host,
+                            "device": device,
+                            "seconds": max(of.host, device),
+                            "stages": stages,
+                        }
+                    )
     return rows
 
 
@@ -99,44 +225,114 @@ def of_kernels() -> list[list[str]]:
 
 def of_machines() -> list[list[str]]:
     header = ["GPU", "memory (GB/s)", "special (T/s)", "float64 (TFLOP/s)"]
-    header += [f"{kind} (TFLOP/s)" for kind in ITEMSIZES]
+    header += [f"{kind} (TFLOP/s)" for kind in ITEMSIZES] + ["clock (GHz)", "multiprocessors"]
     rows = [
         [name, *(f"{x:.4g}" for x in (m.bandwidth / 1e9, m.special / 1e12, m.float64 / 1e12))]
-        + [f"{rate / 1e12:.4g}" for rate in m.products.values()]
+        + [f"{m.products[kind] / 1e12:.4g}" for kind in ITEMSIZES]
+        + [f"{m.clock / 1e9:.2f}", str(m.multiprocessors)]
         for name, m in MACHINES.items()
     ]
     return [header, *rows]
 
 
-def of_steps(rows: list[Row], vocabulary: int) -> list[list[str]]:
+def of_latencies() -> list[list[str]]:
+    """Cycles."""
+    kinds = next(iter(MACHINES.values())).latencies
+    rows = [
+        [IN_WORDS[kind], *(f"{m.latencies[kind]:g}" for m in MACHINES.values())] for kind in kinds
+    ]
+    return [["instruction", *MACHINES], *rows]
+
+
+IN_WORDS = {
+    "integer": "integers, comparisons, branches",
+    "float32": "float32",
+    "float64": "float64",
+    "special": "exponential, logarithm and the like, of float32",
+    "shared": "load from shared memory",
+    "global": "load from L2",
+    "store": "store, until it is on its way",
+    "shuffle": "shuffle, vote",
+    "barrier": "barrier",
+    "barrier_warp": "barrier, more for each warp",
+}
+
+
+def of_sweeps() -> list[list[str]]:
+    """Of a diagonal: instructions, and microseconds by machine."""
+    header = ["sweep", "U + 1", "instructions", "chain", "cycles, H100"]
+    rows = []
+    for positions, sweeps in read("sweeps")["positions"].items():
+        for of in sweeps:
+            times = [
+                m.diagonal(of["cycles"][name], of["issued"], of["float64"])
+                for name, m in MACHINES.items()
+            ]
+            counts = (f"{x:.0f}" for x in (of["instructions"], of["chain"], of["cycles"]["H100"]))
+            row = [f"``{of['kernel']}``", positions, *counts]
+            rows.append([*row, *(f"{1e6 * seconds:.2f}" for seconds in times)])
+    return [[*header, *(f"us, {name}" for name in MACHINES)], *rows]
+
+
+def of_host() -> list[list[str]]:
+    """What the stand-in counts, and the formula beside it."""
+    header = ["inputs", "operations", "by the formula", "allocations", "waits", "host (ms)"]
+    rows = []
+    for products in ITEMSIZES:
+        of = read(f"host_{products}")
+        asked = sum(of[name] for name in ("own kernels", "CuPy kernels", *ASKED))
+        parts = parts_of(of["info"]["computed"], of["info"]["kept"], of["call"]["vocab"])
+        counts = asked, parts.total(costs.OPERATIONS), of["allocations"], of["synchronisations"]
+        rows.append([products, *map(str, counts), f"{of['host ms']['median']:.1f}"])
+    return [header, *rows]
+
+
+def of_formula() -> list[list[str]]:
+    names = {
+        "calls": "call",
+        "groups": "group of samples",
+        "further_rounds": "further round of selection",
+        "incomplete": "group with logits stored of some cells only",
+        "references": "tile of references, or of bounds",
+        "first": "tile of pass 1",
+        "second": "tile of pass 2",
+    }
+    rows = [
+        [name, str(getattr(costs.OPERATIONS, part)), str(getattr(costs.WAITS, part))]
+        for part, name in names.items()
+    ]
+    return [["of each", "operations at most", "waits"], *rows]
+
+
+def of_steps(rows: list[Row], shape: Shape) -> list[list[str]]:
     """Milliseconds, and multiples of batched autograd."""
-    columns = [f"{machine}, {products}" for machine in MACHINES for products in IN_WORDS.values()]
+    columns = [f"{machine}, {products}" for machine in MACHINES for products in ITEMSIZES]
     table = {step: [step] for step in STEPS}
     for row in rows:
-        if row["vocabulary"] == vocabulary:
+        if row["shape"] == shape.name:
             milliseconds = 1e3 * row["seconds"]
             if row["step"] == AUTOGRAD:  # the first one of each column
                 base = milliseconds
-            table[row["step"]].append(f"{digits(milliseconds)} ({milliseconds / base:.2f})")
+            marks = "" if row["fits"] else "\\*"
+            text = f"{digits(milliseconds)}{marks} ({milliseconds / base:.2f})"
+            table[row["step"]].append(text + " h" * (row["host"] > row["device"]))
     return [["step", *columns], *table.values()]
 
 
-def of_stages(rows: list[Row], vocabulary: int) -> list[list[str]]:
+def of_stages(rows: list[Row], shape: Shape) -> list[list[str]]:
     """Milliseconds of the stages of one step."""
-    chosen = [row for row in rows if row["vocabulary"] == vocabulary and row["step"] == STAGED]
-    header = ["stage", *(f"{row['machine']}, {IN_WORDS[row['products']]}" for row in chosen)]
-    body = [
-        [stage, *(f"{1e3 * row['stages'][stage]:.2f}" for row in chosen)]
-        for stage in chosen[0]["stages"]
-    ]
-    return [header, *body]
+    chosen = [row for row in rows if row["shape"] == shape.name and row["step"] == STAGED]
+    header = ["stage", *(f"{row['machine']}, {row['products']}" for row in chosen)]
+    of = [row["stages"] | {"GPU, all": row["device"], "host": row["host"]} for row in chosen]
+    return [header, *([stage, *(f"{1e3 * each[stage]:.2f}" for each in of)] for stage in of[0])]
 
 
 def tables(rows: list[Row]) -> dict[str, str]:
     """Texts of the files in ``docs/costs/``, by their names."""
-    made = {"kernels": of_kernels(), "machines": of_machines()}
-    made |= {f"steps_{v}": of_steps(rows, v) for v in VOCABULARIES}
-    made |= {f"stages_{v}": of_stages(rows, v) for v in VOCABULARIES}
+    made = {"kernels": of_kernels(), "machines": of_machines(), "latencies": of_latencies()}
+    made |= {"sweeps": of_sweeps(), "host": of_host(), "formula": of_formula()}
+    made |= {f"steps_{shape.name}": of_steps(rows, shape) for shape in SHAPES}
+    made |= {f"stages_{shape.name}": of_stages(rows, shape) for shape in SHAPES}
     texts = {}
     for name, table in made.items():
         text = io.StringIO()
@@ -145,32 +341,55 @@ def tables(rows: list[Row]) -> dict[str, str]:
     return texts
 
 
+DRAWN = [step for step in STEPS if "f = 0.67" not in step]  # six bars a panel
+
+
+def message(rows: list[Row]) -> str:
+    """The title: times of a trained model as multiples of autograd."""
+    of = {(r["shape"], r["machine"], r["products"], r["step"]): r["seconds"] for r in rows}
+    ratios = [
+        seconds / of[(*case, AUTOGRAD)]
+        for (*case, step), seconds in of.items()
+        if step == STAGED and case[2] == "bfloat16" and case[0] in ("1024", "small")
+    ]
+    times = f"{min(ratios):.2f} to {max(ratios):.2f} times as long as batched autograd"
+    return f"A trained joint in bfloat16 takes {times}, on paper"
+
+
 def draw(rows: list[Row]) -> Figure:
-    chart = Figure(figsize=(11, 8), layout="constrained")
-    panels = chart.subplots(len(VOCABULARIES), len(MACHINES), sharey="row")
-    for vocabulary, line in zip(VOCABULARIES, panels, strict=True):
+    chart = Figure(figsize=(11, 6), layout="constrained")
+    shapes = [shape for shape in SHAPES if shape.vocabulary == 1024]
+    panels = chart.subplots(len(shapes), len(MACHINES), sharey=True)
+    for shape, line in zip(shapes, panels, strict=True):
         for machine, axes in zip(MACHINES, line, strict=True):
-            mine = [r for r in rows if (r["vocabulary"], r["machine"]) == (vocabulary, machine)]
-            for i, step in enumerate(STEPS):
-                places = [k + 0.12 * (i - 3) for k in range(len(ITEMSIZES))]
-                heights = [1e3 * row["seconds"] for row in mine if row["step"] == step]
-                drawn = axes.bar(places, heights, 0.12, label=step)
-                axes.bar_label(drawn, map(digits, heights), fontsize=6)
-            axes.set_yscale("log")
-            axes.set_xticks(range(len(ITEMSIZES)), IN_WORDS.values())
-            axes.set_title(f"{machine}, V = {vocabulary}", fontsize=10)
-    for line in panels:
-        line[0].set_ylabel("least milliseconds, or ns / cell")
-    handles = panels[0][0].get_legend_handles_labels()
-    chart.legend(*handles, loc="outside upper center", ncols=4)
-    chart.supxlabel("computed from data sheets, not measured", fontsize=10)
+            case = shape.name, machine, "bfloat16"
+            chosen = {
+                row["step"]: row
+                for row in rows
+                if (row["shape"], row["machine"], row["products"]) == case
+            }
+            bars = [chosen[step] for step in DRAWN]
+            colours = ["C1" if bar["host"] > bar["device"] else "C0" for bar in bars]
+            heights = [1e3 * bar["seconds"] for bar in bars]
+            drawn = axes.barh(DRAWN, heights, color=colours)
+            axes.bar_label(drawn, map(digits, heights), fontsize=8, padding=2)
+            axes.set_xlim(0, 1.2 * max(heights))
+            axes.set_title(f"{machine}\n{shape.title}", fontsize=9)
+            axes.set_xlabel("milliseconds a step", fontsize=8)
+            axes.tick_params(labelsize=8)
+    panels[0][0].invert_yaxis()
+    labels = {"C0": "the GPU decides", "C1": "the host decides"}
+    handles = [panels[0][0].barh([0], [0], color=c, label=text) for c, text in labels.items()]
+    chart.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    chart.suptitle(message(rows), fontsize=12)
     return chart
 
 
 def content(rows: list[Row]) -> Row:
     return {
         "note": "computed from data sheets, not measured",
-        "batch": {"samples": SAMPLES, "frames": FRAMES, "positions": POSITIONS, "hidden": HIDDEN},
+        "shapes": [shape._asdict() for shape in SHAPES],
+        "hidden": HIDDEN,
         "machines": {name: machine._asdict() for name, machine in MACHINES.items()},
         "steps": rows,
     }

@@ -3,8 +3,9 @@
 Nothing here is measured. Bytes and instructions of a kernel are those of its source; tests hold
 them against what an emulator counts. An operation takes as long as the slowest of what it needs:
 bytes at the bandwidth of the memory, or instructions at their rates, by the data sheet of a GPU.
-Times of several operations are added up. Left out are launches, waits of the host, and that each
-step of a sweep over a lattice waits for the one before.
+Times of several operations are added up. A step of a sweep over a lattice waits for the one before:
+:meth:`Machine.diagonal` is what that takes at least. What the host takes goes by how many
+operations it asks for, :data:`OPERATIONS`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,32 @@ class Machine(NamedTuple):
     """Reciprocals, exponentials and the like."""
     products: Mapping[str, float]
     """In GEMMs, by what they multiply; they add up in float32."""
+    clock: float
+    """Cycles a second."""
+    multiprocessors: int
+    latencies: Mapping[str, float]
+    """Cycles from an instruction to one that needs its result."""
+
+    def diagonal(self, cycles: float, issued: float, float64: float) -> float:
+        """Seconds of a step of a sweep, from the cycles of its longest chain, and from what the
+        warps of a block issue, in all and in float64: a block has one multiprocessor."""
+        units = self.float64 / (2 * self.clock * self.multiprocessors)
+        return max(cycles, issued / _SCHEDULERS, float64 * _WARP / units) / self.clock
 
 
-# 108 and 132 multiprocessors at 1.41 and 1.98 GHz, with 16 units for special functions each.
+_SCHEDULERS, _WARP = 4, 32  # instructions a cycle that a multiprocessor issues; threads
+
+
+def _latencies(float64: float, shared: float, l2: float) -> dict[str, float]:
+    """In cycles, by the kinds of instructions that ``tests/ptxemu/chains.py`` tells apart. Sources
+    and assumptions are in docs/costs.rst. What a sweep loads was written not long before: it comes
+    from L2."""
+    same = {"integer": 4.0, "float32": 4.0, "special": 18.0, "store": 4.0, "shuffle": 23.0}
+    barrier = {"barrier": 22.0, "barrier_warp": 2.0}
+    return same | {"float64": float64, "shared": shared, "global": l2} | barrier
+
+
+# 108, 132 and 128 multiprocessors with 16 units for special functions each.
 MACHINES = {
     "A100": Machine(
         bandwidth=2039e9,
@@ -37,6 +61,9 @@ MACHINES = {
         float64=9.7e12,
         special=16 * 108 * 1.41e9,
         products={"float32": 19.5e12, "TF32": 156e12, "bfloat16": 312e12},
+        clock=1.41e9,
+        multiprocessors=108,
+        latencies=_latencies(float64=8.0, shared=29.0, l2=261.5),
     ),
     "H100": Machine(
         bandwidth=3350e9,
@@ -44,6 +71,19 @@ MACHINES = {
         float64=33.5e12,
         special=16 * 132 * 1.98e9,
         products={"float32": 66.9e12, "TF32": 494.7e12, "bfloat16": 989.4e12},
+        clock=1.98e9,
+        multiprocessors=132,
+        latencies=_latencies(float64=8.0, shared=29.0, l2=263.0),
+    ),
+    "RTX 4090": Machine(
+        bandwidth=1008e9,
+        float32=82.6e12,
+        float64=1.29e12,
+        special=16 * 128 * 2.52e9,
+        products={"float32": 82.6e12, "TF32": 82.6e12, "bfloat16": 165.2e12},
+        clock=2.52e9,
+        multiprocessors=128,
+        latencies=_latencies(float64=48.0, shared=30.1, l2=273.0),
     ),
 }
 # Units for float32 of a multiprocessor, by the first compute capability that has so many, and for
@@ -54,11 +94,43 @@ _UNITS, _SPECIAL_UNITS = {75: 64, 86: 128}, 16
 def machine_of(attributes: Mapping[str, int], capability: int) -> Machine:
     """A device with attributes by CuPy's names, for products in float32."""
     bandwidth = 2e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 8
-    cycles = 1e3 * attributes["ClockRate"] * attributes["MultiProcessorCount"]
+    clock, count = 1e3 * attributes["ClockRate"], attributes["MultiProcessorCount"]
+    cycles = clock * count
     units = _UNITS[max(first for first in _UNITS if first <= capability)]
     float32, special = 2 * units * cycles, _SPECIAL_UNITS * cycles
-    float64 = float32 / attributes["SingleToDoublePrecisionPerfRatio"]
-    return Machine(bandwidth, float32, float64, special, {"float32": float32})
+    ratio = attributes["SingleToDoublePrecisionPerfRatio"]
+    latencies = MACHINES["H100" if ratio <= 2 else "RTX 4090"].latencies
+    rates = bandwidth, float32, float32 / ratio, special, {"float32": float32}
+    return Machine(*rates, clock, count, latencies)
+
+
+class Parts(NamedTuple):
+    """What the operations of a call are counted by, or how many of them each of these adds: of loss
+    and gradients of a joint, whose cells are selected."""
+
+    calls: float = 1
+    groups: float = 1
+    further_rounds: float = 0
+    """Of selection, in all groups."""
+    incomplete: float = 0
+    """Groups that store some of the logits for pass 2, but not those of all cells computed."""
+    references: float = 0
+    """Tiles of references, and of bounds."""
+    first: float = 0
+    """Tiles of pass 1."""
+    second: float = 0
+    """Tiles of pass 2."""
+
+    def total(self, each: Parts) -> float:
+        return sum(a * b for a, b in zip(self, each, strict=True))
+
+
+# ``python -m tests.ops.cuda.operation_counts`` prints what the emulated device counts. A test holds
+# that no call asks for more, and that the waits are these.
+OPERATIONS = Parts(38, 136, 13, 22, 9, 8, 13)
+"""Launches of any kind, fills, copies and products."""
+WAITS = Parts(2, 3, 2, 1, 0, 0, 0)
+"""Of the host for the device."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +375,8 @@ class Engine:
         self.launch("sweeps", self._batch.cells, "lattice_sweep", "lattice_keep")
         self.lists("sweeps", self._batch.cells, self._LATTICE)
 
-    def second_pass(self, kept: float) -> None:
+    def second_pass(self, kept: float, stored: float = 0.0) -> None:
+        """The logits of so many of the kept cells are stored by pass 1."""
         v, h = self._widths["V"], self._widths["H"]
         frames, positions = self._batch.frames, self._batch.prefixes
         targets = frames + positions
@@ -315,7 +388,10 @@ class Engine:
         bisection = Work(cached=164).times(self._batch.cells)
         self.operations.append(Operation("pass 2", "input_grads", of_target + bisection))
         self.launch("pass 2", targets, "write_input_grads")
-        self.products("pass 2", kept, "logits", "d_weight", "d_hidden")
+        self.products("pass 2", kept - stored, "logits")
+        self.products("pass 2", kept, "d_weight", "d_hidden")
+        if stored:
+            self.launch("pass 2", stored, "gather")
         self.lists("pass 2", kept, self._KEPT)
         self.lists("pass 2", 4 * (self._TARGET * h * targets + 4 * v * h), 1)  # zeros, copies
 
@@ -328,8 +404,10 @@ def engine(
     kept: float = 1.0,
     selects: bool = True,
     itemsize: int = 4,
+    stored: float = 0.0,
 ) -> list[Operation]:
-    """Loss and gradients of a joint network, of shares of the cells computed and kept.
+    """Loss and gradients of a joint network, of shares of the cells computed and kept, and of those
+    kept whose logits are stored.
 
     Without selection, this stands for tiles that others compute twice: of half types, they multiply
     what is rounded.
@@ -340,7 +418,7 @@ def engine(
         call.select(whole=computed == 1)
     call.first_pass(computed * batch.cells)
     call.lattice()
-    call.second_pass(kept * batch.cells)
+    call.second_pass(kept * batch.cells, stored * kept * batch.cells)
     return call.operations
 
 
@@ -368,7 +446,7 @@ def autograd(batch: Batch, vocabulary: int, hidden: int, itemsize: int = 4) -> l
         ("forward", "hidden values", Work(h, float32=14 * hidden, special=2 * hidden)),
         ("forward", "products", product),
         ("forward", "softmax", Work(v, float32=15 * vocabulary, special=vocabulary)),
-        ("lattice", "sweeps", KERNELS["lattice_sweep"].work(0, 4, 4)),
+        ("sweeps", "sweeps", _LOG_SPACE_CELL),
         ("backward", "softmax", Work(2 * v, float32=14.5 * vocabulary, special=vocabulary)),
         ("backward", "products", product),
         ("backward", "products", product),
@@ -377,6 +455,39 @@ def autograd(batch: Batch, vocabulary: int, hidden: int, itemsize: int = 4) -> l
         ("backward", "sums over frames and prefixes", Work(2 * h, float32=2 * hidden)),
     ]
     return [Operation(stage, name, work.times(batch.cells)) for stage, name, work in of_cell]
+
+
+def fused(batch: Batch, vocabulary: int, hidden: int, itemsize: int = 4) -> list[Operation]:
+    """The same by kernels that never write a logit: their softmax takes place beside the product,
+    in shared memory and registers, at no cost where the product takes longer. Backward, the logits
+    are multiplied again, and their gradient twice."""
+    v, h = vocabulary, hidden * itemsize
+    of_cell = [
+        ("forward", "hidden values", Work(h, float32=14 * hidden, special=2 * hidden)),
+        ("forward", "products", Work(h + 12, float32=15 * v, special=v, products=v * hidden)),
+        ("sweeps", "sweeps", _LOG_SPACE_CELL),
+        (
+            "backward",
+            "products",
+            Work(2 * h + 20, float32=14.5 * v, special=v, products=3 * v * hidden),
+        ),
+        ("backward", "hidden values", Work(3 * h, float32=3 * hidden)),
+        ("backward", "sums over frames and prefixes", Work(2 * h, float32=2 * hidden)),
+    ]
+    return [Operation(stage, name, work.times(batch.cells)) for stage, name, work in of_cell]
+
+
+# Of alpha and beta, side by side, by those who sweep in float32 and log space: two scores are read
+# twice, two values written and read again; an exponential, a logarithm and ten more instructions.
+_LOG_SPACE_CELL = Work(2 * 4 * 4 + 8, float32=2 * 10, special=2 * 2)
+
+
+def log_space_cycles(machine: Machine, warps: int = 4) -> float:
+    """Of a diagonal of such a sweep: a load of the scores, one of the values of the last diagonal,
+    the instructions above, a barrier."""
+    of = machine.latencies
+    of_cell = 2 * of["special"] + 10 * of["float32"] + of["store"]
+    return of["global"] + of["shared"] + of_cell + of["barrier"] + warps * of["barrier_warp"]
 
 
 def seconds(operations: Iterable[Operation], machine: Machine, kind: str = "float32") -> float:

@@ -38,6 +38,27 @@ def test_docs_and_results_are_what_is_computed(script):
     assert results == json.loads(json.dumps(computed.content(rows)))
 
 
+def test_times_on_paper_have_host_and_sweeps(script):
+    computed = script("computed")
+    for row in computed.steps():
+        stages = row["stages"]
+        assert row["seconds"] == max(row["host"], row["device"])
+        assert row["device"] == pytest.approx(sum(stages.values()))
+        if row["step"] == computed.STAGED:
+            shape = next(each for each in computed.SHAPES if each.name == row["shape"])
+            assert stages["sweeps"] >= computed.own_sweeps(shape, row["machine"]) > 0
+    for products in computed.ITEMSIZES:
+        call = computed.read(f"host_{products}")
+        info = call["info"]
+        measured = computed.parts_of(info["computed"], info["kept"], call["call"]["vocab"])
+        seconds = computed.host_seconds(measured, products)
+        assert seconds > 1e-3 * call["host ms"]["median"]
+        assert computed.host_seconds(measured._replace(groups=2), products) > 1.2 * seconds
+        more = measured._replace(second=measured.second + 1)
+        assert seconds < computed.host_seconds(more, products) < 1.1 * seconds
+    assert len(computed.DRAWN) <= 6
+
+
 def tiny(workloads: Any) -> dict[str, Any]:
     return {"tiny": lambda: workloads.fresh([9, 7], [3, 2], 130, 128)}
 

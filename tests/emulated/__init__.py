@@ -8,8 +8,9 @@ an emulated device, its own launch code included. What is stricter than CuPy:
 - Arguments of kernels must have the size of the parameters, and be on the current device.
 - No function takes a keyword that CuPy does not know, or an array of NumPy.
 
-``kernels.launches`` tells which kernels ran, ``kernels.options`` how; ``arrays.waits`` how often
-the host waited; ``get_default_memory_pool()`` which bytes are and were in use. The module
+``kernels.launches`` tells which kernels ran, ``kernels.options`` how; ``arrays.operations`` what
+the device was asked for, and how often; ``arrays.waits`` how often the host waited;
+``get_default_memory_pool()`` which bytes are and were in use. The module
 ``in_place_of_cupy`` is for programs that are no tests.
 """
 
@@ -117,7 +118,7 @@ def zeros_like(
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> ndarray:
     if stop is None:
         start, stop = 0, start
-    return arrays.to_device(np.arange(start, stop, step, dtype))
+    return arrays.to_device(arrays.asked("arrays", np.arange(start, stop, step, dtype)))
 
 
 def array(
@@ -135,7 +136,9 @@ def array(
         contiguous = order != "C" or obj.flags.c_contiguous
         if same and contiguous and not copy and obj.ndim >= ndmin:
             return obj
-        obj = memory.checked(obj.host)
+        obj = arrays.asked("arrays", memory.checked(obj.host))
+    else:
+        arrays.asked("copies", obj)
     return arrays.to_device(np.array(obj, dtype, order=order, ndmin=ndmin))
 
 

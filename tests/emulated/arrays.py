@@ -6,6 +6,7 @@ Names, parameters and their order are CuPy's; a test compares them with those of
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,10 @@ OPERATORS = {
 _HALF = {"float16", "bfloat16"}
 waits = 0
 """How often the host has waited for the device."""
+operations: Counter[str] = Counter()
+"""What the device was asked for: ``kernels`` of the package, operations on ``arrays``, ``fills``,
+``copies`` from the host and to it, ``products``. CuPy launches one kernel for most operations on
+arrays, and two or three for some; it does not launch any on nothing, and that is not counted."""
 
 
 def signature(parameters: str) -> inspect.Signature:
@@ -111,6 +116,13 @@ def signature(parameters: str) -> inspect.Signature:
 def wait() -> None:
     global waits
     waits += 1
+
+
+def asked(kind: str, array: Any) -> Any:
+    """Count an operation, and return the array that it makes or reads."""
+    several = array if isinstance(array, tuple | list) else [array]
+    operations[kind] += any(np.size(getattr(each, "host", each)) for each in several)
+    return array
 
 
 class ndarray:
@@ -159,17 +171,17 @@ class ndarray:
         return self.of(self.host.view(self.dtype if dtype is None else dtype))
 
     def fill(self, value: Any) -> None:
-        self[...] = value
+        self._set(..., asked("fills", value) if self.size else value)
 
     def get(self, stream: Any = None, order: str = "C", out: None = None, blocking=True) -> Any:
         if blocking:
             wait()
-        return memory.checked(self.host).copy(order)
+        return asked("copies", memory.checked(self.host).copy(order))
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         if not isinstance(arr, np.ndarray) or arr.shape != self.shape or arr.dtype != self.dtype:
             raise ValueError("only a NumPy array of the same shape and dtype can be set")
-        _write(self, arr)
+        _write(self, asked("copies", arr))
 
     def item(self) -> Any:
         return self.get().item()
@@ -215,10 +227,14 @@ class ndarray:
         if np.ndim(part) == 0 and _basic(key):  # NumPy gives a scalar where CuPy gives a view
             return self.of(self.host[(*(key if isinstance(key, tuple) else (key,)), ...)])
         memory.checked(self.host, key)
-        return to_device(part)
+        return to_device(asked("arrays", part))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         key = _key(key)
+        asked("arrays", self.host[key])
+        self._set(key, value)
+
+    def _set(self, key: Any, value: Any) -> None:
         self.host[key] = read(value)
         memory.mark_written(self.host, key)
 
@@ -286,13 +302,18 @@ def _write(out: ndarray, values: np.ndarray) -> None:
 
 
 def call(
-    function: Callable[..., Any], *args: Any, out: ndarray | None = None, **kwargs: Any
+    function: Callable[..., Any],
+    *args: Any,
+    out: ndarray | None = None,
+    counted: str = "arrays",
+    **kwargs: Any,
 ) -> Any:
-    """A function of NumPy on arrays of the device."""
+    """A function of NumPy on arrays of the device, counted among the operations of this kind."""
     if function is np.matmul:
-        function = _matmul
+        function, counted = _matmul, "products"
     with np.errstate(all="ignore"):
         result = function(*map(read, args), **{name: read(value) for name, value in kwargs.items()})
+    asked(counted, result)
     if out is None:
         return to_device(result)
     if np.shape(result) != out.shape:
@@ -358,7 +379,7 @@ def _view(name: str) -> Callable[..., Any]:
         if memory.allocation_of(result) is not None:
             return self.of(result)
         memory.checked(self.host)
-        return to_device(result)
+        return to_device(asked("arrays", result))
 
     return method
 

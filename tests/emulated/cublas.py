@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ptxemu
 from . import memory
-from .arrays import call, ndarray
+from .arrays import asked, call, ndarray
 
 __all__ = ["gemm"]
 
@@ -43,7 +43,7 @@ def gemm(
         return alpha * (x @ y) + sum(beta * z for z in before)
 
     before = () if beta == 0 or out is None else (out,)
-    return call(product, left, right, *before, out=out)
+    return call(product, left, right, *before, out=out, counted="products")
 
 
 def gemmEx(
@@ -75,7 +75,7 @@ def gemmEx(
     c = _matrix(C, Ctype, ldc, m, n, CUBLAS_OP_N)
     found = by * (memory.checked(a).astype(np.float32) @ memory.checked(b).astype(np.float32))
     c[...] = found if kept == 0 else found + kept * memory.checked(c)
-    memory.mark_written(c)
+    memory.mark_written(asked("products", c))
 
 
 def _matrix(at: int, kind: int, step: int, rows: int, columns: int, operation: int) -> np.ndarray:

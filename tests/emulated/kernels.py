@@ -14,7 +14,7 @@ from .. import ptxemu
 from ..ops.cuda.kernel_resources import CUPY_OPTIONS
 from ..ptxemu.compile import CompileError
 from . import cuda, memory
-from .arrays import ndarray
+from .arrays import ndarray, operations
 
 _SCALARS = {np.dtype(code).type for code in "?bhilqBHILQefdFD"}
 _MOST_LAUNCHES = 10_000
@@ -34,7 +34,7 @@ class Launched(NamedTuple):
 launches: deque[Launched] = deque(maxlen=_MOST_LAUNCHES)
 """Oldest first."""
 
-options = SimpleNamespace(races=True, counters=False, max_lanes=16384, seed=0)
+options = SimpleNamespace(races=True, counters=False, max_lanes=16384, seed=0, latencies=None)
 """Of launches. Blocks run in a random order that the seed chooses."""
 
 
@@ -117,8 +117,10 @@ class RawKernel:
             counters=options.counters,
             max_lanes=options.max_lanes,
             block_order=options.seed + len(launches),
+            latencies=options.latencies,
         )
         stream = cuda.get_current_stream()
+        operations["kernels"] += 1
         launches.append(Launched(self.name, grid, block, shared_mem, stream, report))
         if report.warnings:
             raise RuntimeError("\n".join(map(str, report.warnings)))

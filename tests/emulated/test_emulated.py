@@ -233,6 +233,41 @@ def test_the_host_waits(xp):
     assert arrays.waits == before + 4
 
 
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        (lambda xp, x: x + 1, "arrays"),
+        (lambda xp, x: xp.exp(x), "arrays"),
+        (lambda xp, x: x.sum(), "arrays"),
+        (lambda xp, x: x[x < 9], "arrays arrays"),
+        (lambda xp, x: x[xp.arange(2)], "arrays arrays"),
+        (lambda xp, x: x.__setitem__(0, x[1]), "arrays"),
+        (lambda xp, x: x.astype(np.int64), "arrays"),
+        (lambda xp, x: xp.flatnonzero(x), "arrays"),
+        (lambda xp, x: x.T.ravel(), "arrays"),
+        (lambda xp, x: xp.array(x), "arrays"),
+        (lambda xp, x: xp.zeros(3), "fills"),
+        (lambda xp, x: x.fill(2), "fills"),
+        (lambda xp, x: xp.asarray([1.0]), "copies"),
+        (lambda xp, x: x.get(), "copies"),
+        (lambda xp, x: x.set(np.ones((3, 4))), "copies"),
+        (lambda xp, x: x @ x.T, "products"),
+        (lambda xp, x: xp.cublas.gemm("N", "T", x, x), "products"),
+        (lambda xp, x: xp.RawKernel(EMPTY, "empty")((1,), (1,), ()), "kernels"),
+        (lambda xp, x: x[1:].T.reshape(-1, 2, copy=False)[:0].sum(axis=1), ""),
+        (lambda xp, x: (xp.empty(3), x.ravel(), xp.asarray(x), xp.zeros(0), xp.ones(0) + 1), ""),
+    ],
+)
+def test_operations_are_counted(xp, operation, kind):
+    x = xp.ones((3, 4))
+    before = arrays.operations.copy()
+    operation(xp, x)
+    assert sorted((arrays.operations - before).elements()) == kind.split()
+
+
+EMPTY = 'extern "C" __global__ void empty() {}'
+
+
 def test_bytes_are_counted(xp):
     pool, own = xp.get_default_memory_pool(), xp.cuda.MemoryPool()
     pool.free_all_blocks()

@@ -331,6 +331,8 @@ class Decoder:
 
     def decode(self, ins):
         f = self._handler(ins, "op_", ins.op)
+        if self.m.chains is not None:
+            f = self.m.chains.tracking(ins, f)
         if ins.pred is not None:
             p, neg, g = self.reg(ins.pred), ins.neg, f
 
@@ -1359,6 +1361,9 @@ class Decoder:
                         m.count_global(Ls, off, esz * vec, ins, True)
                     else:
                         m.count_shared(Ls, off, esz * vec, ins)
+                if m.chains is not None:
+                    m.chains.load(seg, off, esz * vec, Ls)
+                    m.chains.store(seg, off, esz * vec, Ls)
                 mem = seg.view(dt)
                 for k in range(len(v)):
                     ix = (off >> sh) + k
@@ -1577,7 +1582,7 @@ class Decoder:
         name = {"barrier": "bar"}.get(ins.op, ins.op)
         t = self._handler(ins, "term_", name)
         if ins.pred is None or (ins.op == "bra"):
-            return t
+            return self.branching(ins, t)
         p, neg, nxt = self.reg(ins.pred), ins.neg, ins.pc + 1
 
         def f(L):
@@ -1591,7 +1596,13 @@ class Decoder:
             rest = L.sub(~q)
             return t(L.sub(q)) + [(nxt, rest)]
 
-        return f
+        return self.branching(ins, f)
+
+    def branching(self, ins, f):
+        return f if self.m.chains is None else self.m.chains.branching(ins, f)
+
+    def joining(self, ins, finish):
+        return finish if self.m.chains is None else self.m.chains.joining(ins, finish)
 
     def term_bra(self, ins):
         to, nxt = self.prog.target(ins, 0), ins.pc + 1
@@ -1702,7 +1713,8 @@ class Decoder:
         if "warp" in mods:
             m.is_barwarp[ins.pc] = True
             mask = self._members(ins.args[0])
-            return lambda L: m.warp_sync(L, ins, mask(L), lambda L, k: None)
+            fin = m.finishers[ins.pc] = self.joining(ins, lambda L, k: None)
+            return lambda L: m.warp_sync(L, ins, mask(L), fin)
         kind = next((x for x in ("sync", "arrive", "red") if x in mods), None)
         if kind is None:
             self.unsupported(ins)
@@ -1760,7 +1772,7 @@ class Decoder:
     def _warp_term(self, ins, mask_arg, finish):
         """finish(L, masks or None)"""
         m, mask = self.m, self._members(mask_arg)
-        m.finishers[ins.pc] = finish
+        finish = m.finishers[ins.pc] = self.joining(ins, finish)
         return lambda L: m.warp_sync(L, ins, mask(L), finish)
 
     def _sources(self, L, masks, src, ins, what):

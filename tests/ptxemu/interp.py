@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from .chains import Chains
 from .decode import TERMINATORS, Decoder
 from .machine import Machine, Report, Segment, StepLimit
 from .numerics import u1
@@ -237,14 +238,16 @@ class Program:
             raise NotImplementedError(f"address of {v.space} variable {v.name}")
         return self.addr[v]
 
-    def machine(self, cap):
-        m = self.machines.pop(cap, None)
+    def machine(self, cap, latencies=None):
+        key = cap, repr(latencies)
+        m = self.machines.pop(key, None)
         if m is None:
             m = Machine(self, cap)
+            m.chains = latencies and Chains(m, latencies)
             self._decode(m)
             while len(self.machines) >= 3:
                 self.machines.pop(next(iter(self.machines)))
-        self.machines[cap] = m
+        self.machines[key] = m
         return m
 
     def _decode(self, m):
@@ -306,6 +309,7 @@ def launch(
     smem_limit=None,
     smem_opt_in=0,
     block_order=None,
+    latencies=None,
 ):
     t0 = time.perf_counter()
     T = block[0] * block[1] * block[2]
@@ -341,8 +345,10 @@ def launch(
     st.shared_template = tmpl
     per = max(1, max_lanes // P)
     per = max(1, min(per, nblocks, (256 << 20) // (len(tmpl) * 40)))
-    m = prog.machine(per * P)
+    m = prog.machine(per * P, latencies)
     m.setup(st)
+    if m.chains is not None:
+        m.chains.start_launch()
     m.param = Segment(
         "param",
         "param",
@@ -382,6 +388,8 @@ def launch(
         for seg in st.raced:
             seg.race = None
     _counters(rep, prog, m, st)
+    if m.chains is not None:
+        rep.counters.update(m.chains.finish())
     m.shared = m.local = m.const = m.param = None
     rep.seconds = time.perf_counter() - t0
     return rep

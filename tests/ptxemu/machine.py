@@ -77,7 +77,7 @@ class Segment:
         self.nbytes = len(data) if nbytes is None else nbytes
         self.state, self.guard, self.readonly = state, guard, readonly
         self._v, self._s = {}, {}
-        self.race = None
+        self.race = self.chains = None
 
     def view(self, dt):
         v = self._v.get(dt)
@@ -297,6 +297,7 @@ class Machine:
         self.check_race = self.check_mem = self.count = True
         self.steps = 0
         self.step_limit = 0
+        self.chains = None  # see chains.py; if it is not, closures are made for it
 
     # -- launch-time set-up
     def setup(self, launch):
@@ -403,6 +404,8 @@ class Machine:
                 "local", "local", np.full(ls * n, 0xFF, u1), 0, state=np.full(ls * n, 1, u1)
             )
         self.local_size = ls
+        if self.chains is not None:
+            self.chains.start_chunk()
         return Lanes.of(np.nonzero(~self.dead)[0])
 
     def prog_regs(self):
@@ -857,6 +860,8 @@ class Machine:
                         self.count_global(Ls, off, size, ins, False)
                     else:
                         self.count_shared(Ls, off, size, ins)
+            if self.chains is not None:
+                self.chains.load(seg, off, size, Ls)
             i0 = off >> sh
             if sel is None and len(parts) == 1:
                 v = seg.view(dts[0])
@@ -884,6 +889,8 @@ class Machine:
             if seg.readonly:
                 self.find("write-to-readonly", ins, Ls.idx, f"store into {seg.name}")
                 continue
+            if self.chains is not None:
+                self.chains.store(seg, off, size, Ls)
             mem = seg.view(vals[0].dtype.type)
             i0 = off >> sh
             if seg.space in ("shared", "global"):
@@ -917,6 +924,8 @@ class Machine:
         return L.idx // self.P
 
     def block_clock(self, blocks):
+        if self.chains is not None:
+            self.chains.meet(blocks)
         if not self.check_race:
             return
         P = self.P
@@ -1196,6 +1205,8 @@ class Machine:
                 bb = bbs[pc]
                 bb.lanes += L.n
                 bb.warps += L.nw
+                if self.chains is not None:
+                    self.chains.executed(L, bb.n)
                 for f in bb.fns:
                     f(L)
                 out = bb.term(L)

@@ -95,10 +95,13 @@ def test_products_are_those_of_the_method():
     f, k, references = 0.12, 0.1, 2 * (1 / 400 + 1 / 100)
     selected = costs.engine(batch, VOCABULARY, HIDDEN, f, k)
     assert multiply_adds(selected) == pytest.approx((f + 3 * k + references) * one)
+    storing = costs.engine(batch, VOCABULARY, HIDDEN, f, k, stored=0.5)
+    assert multiply_adds(storing) == pytest.approx((f + 2.5 * k + references) * one)
+    assert multiply_adds(costs.fused(batch, VOCABULARY, HIDDEN)) == 4 * one
 
 
 def test_time_is_that_of_the_slowest():
-    machine = costs.Machine(10.0, 4.0, 2.0, 1.0, {"float32": 8.0})
+    machine = costs.Machine(10.0, 4.0, 2.0, 1.0, {"float32": 8.0}, 1.0, 1, {})
     for work, seconds in (
         (costs.Work(bytes=30), 3),
         (costs.Work(bytes=30, cached=100, spread=100), 3),
@@ -111,17 +114,22 @@ def test_time_is_that_of_the_slowest():
         assert costs.seconds([costs.Operation("", "", work)] * 2, machine) == 2 * seconds
 
 
-# Compute capability, multiprocessors, clocks in kHz.
-DEVICES = {"A100": (80, 108, 1_410_000, 1_593_000), "H100": (90, 132, 1_980_000, 2_619_000)}
+# Compute capability, multiprocessors, clocks in kHz, bits of the bus, float32 over float64.
+DEVICES = {
+    "A100": (80, 108, 1_410_000, 1_593_000, 5120, 2),
+    "H100": (90, 132, 1_980_000, 2_619_000, 5120, 2),
+    "RTX 4090": (89, 128, 2_520_000, 10_501_000, 384, 64),
+}
 
 
 @pytest.mark.parametrize("name", costs.MACHINES)
 def test_data_sheets_follow_from_attributes(name):
     """To the digits that they print."""
-    capability, count, clock, memory_clock = DEVICES[name]
-    attributes = {"MultiProcessorCount": count, "SingleToDoublePrecisionPerfRatio": 2}
+    capability, count, clock, memory_clock, bits, ratio = DEVICES[name]
+    attributes = {"MultiProcessorCount": count, "SingleToDoublePrecisionPerfRatio": ratio}
     attributes |= {"ClockRate": clock, "MemoryClockRate": memory_clock}
-    attributes |= {"GlobalMemoryBusWidth": 5120}
+    attributes |= {"GlobalMemoryBusWidth": bits}
     found, sheet = costs.machine_of(attributes, capability), costs.MACHINES[name]
     assert found[:4] == pytest.approx(sheet[:4], rel=0.005)
     assert found.products["float32"] == found.float32
+    assert found[5:7] == sheet[5:7]
