@@ -9,7 +9,8 @@ some machines, a cell of memory that of the store that filled it. A chain goes o
 - through a barrier, from whatever a thread of the block has branched on or stored to all behind.
   A load that is under way does not hold up a barrier.
 
-A lower bound: instructions wait for nothing but these, each unit is free, caches do not miss.
+Nothing else is waited for: each unit is free, lanes of a warp run on their own, caches do not miss.
+The order is that of the PTX, though an assembler may move instructions over branches and barriers.
 """
 
 from __future__ import annotations
