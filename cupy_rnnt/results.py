@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
-from .ops import operations_for
 from .ops.types import DeviceArray, HostArray
 
 
@@ -56,20 +55,6 @@ class Info:
     certificate: DeviceArray
     rounds: int
     workspace_bytes: int
-
-
-def reportable(costs: DeviceArray, dtype: np.dtype) -> Any:
-    """Costs in float64; inf where `dtype`, in which the loss is returned, cannot hold them.
-
-    The gradient and `zero_infinity` depend on whether these costs are finite. Finite costs are not
-    rounded to `dtype`, since their mean is taken in float64.
-    """
-    if costs.dtype == dtype:
-        return costs
-    xp = operations_for(costs).xp
-    with np.errstate(over="ignore"):
-        reported = costs.astype(dtype)
-    return xp.where(xp.isfinite(reported), costs, reported)
 
 
 def reduced(costs: DeviceArray, reduction: str, dtype: np.dtype) -> Any:

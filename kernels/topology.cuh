@@ -8,20 +8,26 @@ template <int FRAMES, int LABELS, bool ENDS, int THEN, int... SCORES> struct Arc
     static constexpr int frames = FRAMES, labels = LABELS, ahead = FRAMES + LABELS, then = THEN;
     static constexpr bool ends = ENDS;
 
-    // of(score), added up.
-    template <typename Of> static __device__ double sum(Of of) { return (... + of(SCORES)); }
+    static constexpr int numbers[] = {SCORES..., THEN}, reads = sizeof...(SCORES) + (THEN >= 0);
+
+    template <typename Visit> static __device__ void each_score(Visit visit) { (visit(SCORES), ...); }
     static __device__ bool adds(int score) { return ((score == SCORES) || ...); }
 };
 
+constexpr int most(int count, const int* values) {
+    int largest = 0;
+    for (int i = 0; i < count; ++i) largest = values[i] > largest ? values[i] : largest;
+    return largest;
+}
+
 template <typename... Arcs> struct Topology {
-    static constexpr int most(int count, const int* values) {
-        int largest = 0;
-        for (int i = 0; i < count; ++i) largest = values[i] > largest ? values[i] : largest;
-        return largest;
-    }
     static constexpr int aheads[] = {Arcs::ahead...}, asides[] = {(Arcs::then < 0 ? 0 : Arcs::labels)...};
-    static constexpr int reach = most(sizeof...(Arcs), aheads);  // diagonals that an arc crosses
-    static constexpr int aside = most(sizeof...(Arcs), asides);  // positions to a score that is read
+    static constexpr int arcs = sizeof...(Arcs), reads = (0 + ... + Arcs::reads);
+    static constexpr int each_reads[] = {Arcs::reads...}, factors = most(arcs, each_reads);  // of an arc
+    static constexpr int last[] = {most(sizeof(Arcs::numbers) / sizeof(int), Arcs::numbers)...};
+    static constexpr int scores = 1 + most(arcs, last);
+    static constexpr int reach = most(arcs, aheads);  // diagonals that an arc crosses
+    static constexpr int aside = most(arcs, asides);  // positions to a score that is read
 
     template <typename Visit> static __device__ void each(Visit visit) { (visit(Arcs()), ...); }
 };

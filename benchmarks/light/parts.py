@@ -50,8 +50,8 @@ def sweeps(report: Report) -> None:
         cupy().get_default_memory_pool().free_all_blocks()
 
 
-def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any]:
-    """All cells of a batch of equal samples, and scores of a half for each, (K, cells)."""
+def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any, Any]:
+    """All cells of a batch of equal samples, scores of a half, (K, cells), and log-sum-exps."""
     xp = cupy()
     packed = xp.arange(frames * columns * size)
     sample = packed // (frames * columns)
@@ -60,16 +60,16 @@ def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any]:
     position = within - frame * columns
     labels, has_label = xp.zeros(len(packed), np.int64), position < columns - 1
     cells = Cells(sample, frame, position, labels, has_label, packed)
-    return cells, xp.full((2, len(packed)), np.log(0.5))
+    return cells, xp.full((2, len(packed)), np.log(0.5)), xp.zeros((1, len(packed)))
 
 
 def _solving(frames: int, columns: int, size: int, gradient: bool = True) -> Callable[[], Any]:
     lengths = np.full(size, frames), np.full(size, columns)
-    cells, halves = _all_cells(frames, columns, size)
+    cells, halves, lse = _all_cells(frames, columns, size)
 
     def run() -> None:
-        lattice = cuda.exact_lattice(REGULAR, *lengths, gradient, 0.0)
-        lattice.write(cells, halves)
+        lattice = cuda.exact_lattice(REGULAR, *lengths, gradient, 0.0, lse.dtype)
+        lattice.write(cells, lse, halves)
         lattice.solve()
 
     return run
@@ -83,17 +83,18 @@ def _certifying(frames: int, columns: int, size: int) -> Callable[[], Any]:
     """Bounds of selection, where every other cell is computed."""
     xp = cupy()
     lengths = np.full(size, frames), np.full(size, columns)
-    cells, halves = _all_cells(frames, columns, size)
+    cells, halves, lse = _all_cells(frames, columns, size)
     bounds = xp.full(halves.shape, np.log(0.6))
     some = Cells(*(array[::2].copy() for array in cells))
-    of_some, thresholds = halves[:, ::2].copy(), xp.full(size, -np.inf)
+    of_some = lse[:, ::2].copy(), halves[:, ::2].copy()
+    least = np.full(size, -np.inf)
 
     def run() -> None:
-        lattice = cuda.bounded_lattice(REGULAR, *lengths, True, 0.0)
+        lattice = cuda.bounded_lattice(REGULAR, *lengths, True, 0.0, lse.dtype)
         lattice.bound(bounds)
-        lattice.write(some, of_some)
+        lattice.candidates(least)
+        lattice.write(some, *of_some)
         lattice.certify()
-        lattice.candidates(thresholds)
 
     return run
 

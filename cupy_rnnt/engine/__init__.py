@@ -23,6 +23,7 @@ import numpy as np
 
 from ..batch import Batch
 from ..dlpack import exported
+from ..ops import Operations
 from ..ops.types import DeviceArray, HostArray
 from ..options import Options
 from ..results import Info, reduced
@@ -35,12 +36,13 @@ from .sources import Kept, Source
 class Result:
     """What :func:`scan` returns."""
 
+    ops: Operations
     batch: Batch
     options: Options
     dtype: np.dtype  # of the arithmetic and of the loss
     plan: Plan
     costs: DeviceArray  # float64, (B,)
-    certificate: DeviceArray  # float64, (B,)
+    certificate: HostArray  # float64, (B,)
     computed_count: int = 0
     kept_count: int = 0
     rounds: int = 1
@@ -64,7 +66,7 @@ class Result:
             cells=self.batch.cell_count,
             computed=self.computed_count,
             kept=self.kept_count,
-            certificate=self.certificate,
+            certificate=self.ops.asarray(self.certificate),
             rounds=self.rounds,
             workspace_bytes=self.plan.workspace_bytes,
         )
@@ -135,14 +137,14 @@ class Gradients:
 def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> Result:
     """Solve the lattices of a batch, part by part, and let `read_out` read each part."""
     plan = make_plan(source, batch, options, read_out.gradient, read_out.store)
-    arrays = source.ops.xp.empty((2, batch.size))
-    result = Result(batch, options, source.dtype, plan, *arrays)
+    costs, certificate = source.ops.empty((batch.size,), np.float64), np.empty(batch.size)
+    result = Result(source.ops, batch, options, source.dtype, plan, costs, certificate)
     with (
         _running(source, batch, options, plan, read_out.passes) as passes,
         read_out.reading(passes) as read,
     ):
         for part in passes.parts():
-            solved = passes.first(part, read_out.gradient)
+            solved = passes.first(part)
             result.add(solved)
             result.kept_count += read(solved)
     return result

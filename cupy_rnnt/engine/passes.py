@@ -11,11 +11,10 @@ import numpy as np
 
 from ..batch import Batch
 from ..ops import Lattice
-from ..ops.types import DeviceArray, Tile
+from ..ops.types import DeviceArray, HostArray, Tile
 from ..options import Options
-from ..results import reportable
 from .plan import Group, Plan
-from .selection import Selected, selection_of
+from .selection import Selected, bounded_lattice, selection_of
 from .sources import Kept, Source, Sums
 from .work import Work
 
@@ -34,9 +33,8 @@ class Solved:
     passes: Passes
     group: Group
     lattice: Lattice
-    lse: DeviceArray  # float64, (G, cells)
     costs: DeviceArray  # float64, (n,); finite where they are in the dtype that is reported
-    certificate: DeviceArray  # float64, (n,)
+    certificate: HostArray  # float64, (n,)
     computed: int
     rounds: int
 
@@ -50,20 +48,16 @@ class Solved:
         cell.
         """
         source, options = self.passes.source, self.passes.options
-        xp, lengths = source.ops.xp, self.passes.lengths(self.group)
+        lengths = self.passes.lengths(self.group)
         charges = max((len(charged) for charged in source.row.charged), default=1)
-        share = 2 / (1 + max(charges, 1))
-        means = source.ops.asarray(share * lengths.fewest_arcs / lengths.cells)
-        least = (options.tolerance - self.certificate) * means
-        cells = self.lattice.keep(xp.where(xp.isfinite(self.costs), least, np.inf))
-        of_labels = 1 + options.fastemit_lambda
-        occupancies = self.lattice.occupancies(cells, of_labels, source.dtype)
+        means = 2 / (1 + max(charges, 1)) * lengths.fewest_arcs / lengths.cells
+        packed = self.lattice.keep((options.tolerance - self.certificate) * means)
         # The occupancies of a frame add up to 1, so an occupancy below eps**2 does not matter. Its
         # product with a small softmax value would be a denormal number, and a single denormal
         # number in a row slows products of the row as much as many.
-        occupancies[occupancies < np.finfo(source.dtype).eps ** 2] = 0
-        first = int(self.passes.batch.offsets[self.group.start])
-        return Kept(cells + first, self.lse[:, cells], occupancies)
+        least = float(np.finfo(source.dtype).eps) ** 2
+        of_labels = 1 + options.fastemit_lambda
+        return Kept(packed, *self.lattice.posteriors(packed, of_labels, source.dtype, least))
 
 
 class Stored:
@@ -122,63 +116,65 @@ class Passes(Work):
     def parts(self) -> Iterator[Part]:
         """Select the cells of one group after the other, and cut each group into parts whose logits
         fit the store."""
-        most = self.plan.stored if self.source.ops.sizes.cuts_groups else 0
         for group in self.plan.groups:
-            selected = self._selection.first(self, group)
-            sizes = self.lengths(group).cells
-            ends = sizes.cumsum()
-            counts = sizes if selected is None else selected.counts
-            for start, stop in _runs(counts.tolist(), most):
-                part, samples = Group(group.start + start, group.start + stop), slice(start, stop)
-                if selected is None or (counts[samples] == sizes[samples]).all():
-                    yield Part(part)
-                else:
-                    cells = slice(ends[start] - sizes[start], ends[stop - 1])
-                    yield Part(part, selected.part(samples, cells))
+            yield from self._cut(group, self._selection.first(self, group))
 
-    def first(self, part: Part, gradient: bool) -> Solved:
-        """Pass 1 over a part. Occupancies can be read from its lattices only with `gradient`."""
-        group, ops = part.group, self.source.ops
+    def _cut(self, group: Group, selected: Selected | None) -> Iterator[Part]:
+        """The parts of a group, each with the cells selected in it."""
+        most = self.plan.stored if self.source.ops.sizes.cuts_groups else 0
+        sizes = self.lengths(group).cells
+        ends = sizes.cumsum()
+        counts = sizes if selected is None else selected.counts
+        runs = list(_runs(counts.tolist(), most))
+        for start, stop in runs:
+            part, samples = Group(group.start + start, group.start + stop), slice(start, stop)
+            if selected is None or (counts[samples] == sizes[samples]).all():
+                selected = selected and selected._replace(lattice=None)
+                yield Part(part)
+            elif len(runs) == 1:
+                yield Part(part, selected)
+            else:
+                selected = selected._replace(lattice=None)  # each part has a lattice of its own
+                cells = slice(ends[start] - sizes[start], ends[stop - 1])
+                yield Part(part, selected.part(samples, cells))
+
+    def first(self, part: Part) -> Solved:
+        """Pass 1 over a part."""
+        group, ops, selected = part.group, self.source.ops, part.selected
         lengths = self.lengths(group)
-        count = int(lengths.cells.sum())
-        lse = ops.empty((len(self.source.row.heads), count), np.float64)
-        make = ops.exact_lattice if part.selected is None else ops.bounded_lattice
-        lattice = self.lattice(make, group, gradient)
-
-        def compute(cells: DeviceArray, first: bool) -> None:
-            self._compute(group, cells, lattice, lse, first)
-
-        if part.selected is None:
-            compute(ops.xp.arange(count), True)
-            computed, rounds, certificate = count, 1, ops.zeros((len(lengths.frames),), np.float64)
+        if selected is None:
+            lattice: Any = self.lattice(ops.exact_lattice, group)
         else:
-            computed, rounds, certificate = part.selected.certify(lattice, lengths, compute)
-        self._stored.end(computed, rounds)
-        costs = reportable(lattice.solve(), self.source.dtype)
-        return Solved(self, group, lattice, lse, costs, certificate, computed, rounds)
+            lattice = selected.lattice or bounded_lattice(self, group, selected.bounds)
 
-    def _compute(
-        self, group: Group, cells: DeviceArray, lattice: Lattice, lse: DeviceArray, first: bool
-    ) -> None:
-        """Write scores of cells, numbered within the group, into the lattice. The `first` round
+        def compute(packed: DeviceArray, first: bool) -> None:
+            self._compute(group, packed, lattice, first)
+
+        if selected is None:
+            cells = self.batch.run(group.start, group.stop)
+            compute(ops.xp.arange(cells.start, cells.stop), True)
+            computed, rounds, certificate = len(cells), 1, np.zeros(len(lengths.frames))
+        else:
+            computed, rounds, certificate = selected.certify(lattice, lengths, compute)
+        self._stored.end(computed, rounds)
+        return Solved(self, group, lattice, lattice.solve(), certificate, computed, rounds)
+
+    def _compute(self, group: Group, packed: DeviceArray, lattice: Lattice, first: bool) -> None:
+        """Write scores of cells, given by their packed indices, into the lattice. The `first` round
         stores logits and reports progress."""
         source = self.source
-        packed = cells + int(self.batch.offsets[group.start])
         stored = self._stored.begin(packed) if first else 0
 
         def tile(worker: int, part: Tile) -> None:
             start, stop = part
-            coordinates = source.coordinates.of(packed[start:stop])
+            cells = source.coordinates.of(packed[start:stop])
             logits = self._stored.rows[start:stop] if stop <= stored else None
-            sums, scores = source.scores(coordinates, self.scratch[worker], logits)
-            lse[:, cells[start:stop]] = sums
-            within = coordinates._replace(sample=coordinates.sample - group.start)
-            lattice.write(within, scores)
+            lattice.write(cells, *source.scores(cells, self.scratch[worker], logits))
 
         def report(part: Tile) -> None:
-            self._report(group, part[1] / len(cells), 0)
+            self._report(group, part[1] / len(packed), 0)
 
-        self.run(tile, len(cells), stored, report=report if first else None)
+        self.run(tile, len(packed), stored, report=report if first else None)
 
     def sums(self, weights: DeviceArray) -> AbstractContextManager[Sums]:
         """A context that sums gradients, each cost multiplied by its weight."""

@@ -68,6 +68,8 @@ class Plan:
     groups : list of Group
     stored : int
         Rows of logits kept at most.
+    gradient : bool
+        Whether occupancies are needed, and not only costs.
     selecting : bool
         Whether the cells of pass 1 are selected by bounds.
     workspace_bytes : int
@@ -78,6 +80,7 @@ class Plan:
     rows: int
     groups: list[Group]
     stored: int
+    gradient: bool
     selecting: bool
     workspace_bytes: int
 
@@ -195,6 +198,7 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
         rows=rows,
         groups=[group for group, _ in groups],
         stored=stored,
+        gradient=gradient,
         selecting=selecting,
         workspace_bytes=budget - room + largest + stored * row_bytes,
     )

@@ -8,13 +8,14 @@ share of it. As long as it is above the tolerance, C grows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..ops import BoundedLattice, operations_for
-from ..ops.types import DeviceArray, HostArray, Tile
+from ..ops.types import DeviceArray, HostArray, PathMass, Tile
 from .plan import Group
 from .work import Lengths, Work
 
@@ -29,37 +30,38 @@ class Selected(NamedTuple):
     """The cells of some samples to compute first."""
 
     tolerance: float  # the largest certificate that is accepted
-    chosen: DeviceArray  # bool, (cells,), packed
+    packed: DeviceArray  # int64, their packed indices
     counts: HostArray  # of each sample
     bounds: DeviceArray  # float64, (K, cells): of the scores
+    lattice: BoundedLattice | None = None  # that holds them, if it was made
 
     def part(self, samples: slice, cells: slice) -> Selected:
         """The same for a run of the samples, whose cells are `cells` in packed order."""
-        chosen, bounds = self.chosen[cells], self.bounds[:, cells]
-        return Selected(self.tolerance, chosen, self.counts[samples], bounds)
+        before, count = self.counts[: samples.start].sum(), self.counts[samples].sum()
+        packed = self.packed[before : before + count]
+        return Selected(self.tolerance, packed, self.counts[samples], self.bounds[:, cells])
 
     def certify(
         self, lattice: BoundedLattice, lengths: Lengths, compute: Callable[[Any, bool], None]
-    ) -> tuple[int, int, Any]:
+    ) -> tuple[int, int, HostArray]:
         """Compute cells until all samples are certified; return the counts of cells and of rounds,
         and the certificates.
 
-        ``compute(cells, first)`` writes the scores of cells, numbered as in the lattice.
+        ``compute(packed, first)`` writes the scores of cells, given by their packed indices.
         """
-        ops = operations_for(self.chosen)
-        lattice.bound(self.bounds)
-        chosen = ops.xp.zeros_like(self.chosen)
-        cells = ops.indices(self.chosen, int(self.counts.sum()))
-        computed = rounds = 0
-        while True:
-            compute(cells, rounds == 0)
-            chosen[cells] = True
-            computed += len(cells)
-            rounds += 1
-            new, certificate = next_cells(lattice, lengths, chosen, rounds, self.tolerance)
-            cells = ops.indices(new) if new is not None else ()
-            if len(cells) == 0:
-                return computed, rounds, certificate
+        computed, packed = self.counts, self.packed
+        for rounds in itertools.count(1):
+            compute(packed, rounds == 1)
+            mass = lattice.certify()
+            certificate = certificates(mass, computed, lengths)
+            failing = ~(certificate <= self.tolerance)
+            if not failing.any():
+                break
+            least = thresholds(mass, lengths, rounds, self.tolerance)
+            least = np.where(failing, least, np.inf)
+            packed, added = next_cells(lattice, lengths, computed, least, rounds)
+            computed = computed + added
+        return int(computed.sum()), rounds, certificate
 
 
 class Everything:
@@ -74,7 +76,6 @@ class Certified:
 
     def first(self, work: Work, group: Group) -> Selected | None:
         """The cells of a group to compute first; None if selecting pays in none of its samples."""
-        ops = work.source.ops
         # The certificate may use half of the tolerance; the choice of kept cells has the rest.
         tolerance = work.options.tolerance / 2
         lengths = work.lengths(group)
@@ -82,12 +83,17 @@ class Certified:
         if len(worth) == 0:
             return None
         bounds = _bounds(work, group, worth)
-        lattice = work.lattice(ops.bounded_lattice, group, False)
-        lattice.bound(bounds)
-        computed = ops.zeros(bounds.shape[1:], bool)
-        chosen, _ = next_cells(lattice, lengths, computed, 0, tolerance)
-        counts = ops.host(counts_of(chosen, lengths.cells))[0]
-        return Selected(tolerance, chosen, counts, bounds)
+        lattice = bounded_lattice(work, group, bounds)
+        none = np.zeros(len(lengths.frames), np.int64)
+        packed, counts = next_cells(lattice, lengths, none, _log_shares(lengths, tolerance), 0)
+        return Selected(tolerance, packed, counts, bounds, lattice)
+
+
+def bounded_lattice(work: Work, group: Group, bounds: DeviceArray) -> BoundedLattice:
+    """The lattice of a group, with upper bounds of all scores, (K, cells)."""
+    lattice: BoundedLattice = work.lattice(work.source.ops.bounded_lattice, group)
+    lattice.bound(bounds)
+    return lattice
 
 
 def _bounds(work: Work, group: Group, worth: HostArray) -> Any:
@@ -137,70 +143,74 @@ def _worth_selecting(lengths: Lengths) -> HostArray:
     return np.flatnonzero(lengths.cells >= _WORTH_REFERENCES * references)
 
 
-def counts_of(mask: DeviceArray, cells: HostArray) -> Any:
-    """Marks in each sample's part of a mask (cells,), int64, (n,); `cells` (n,) is the length of
-    the parts."""
-    ops = operations_for(mask)
-    ends = ops.xp.zeros(len(cells) + 1, np.int64)
-    ends[1:] = ops.xp.cumsum(mask, dtype=np.int64)[ops.asarray(cells.cumsum() - 1)]
-    return ends[1:] - ends[:-1]
+def certificates(mass: PathMass, computed: HostArray, lengths: Lengths) -> HostArray:
+    """What the paths that leave C hold, as a share of what those inside hold, (n,); 0 where all
+    cells are `computed`, (n,)."""
+    with np.errstate(all="ignore"):
+        share = np.exp(mass.leaving - mass.inside)
+    return np.where(computed == lengths.cells, 0.0, share)
+
+
+def _log_shares(lengths: Lengths, tolerance: float) -> HostArray:
+    """The logarithm of ``tolerance / (A + 1)`` for paths of at most A arcs, (n,)."""
+    shares: HostArray = np.log(tolerance / (lengths.most_arcs + 1))
+    return shares
+
+
+def thresholds(mass: PathMass, lengths: Lengths, rounds: int, tolerance: float) -> HostArray:
+    """The least share of the upper bound of all paths that a cell must hold to be computed after so
+    many rounds: logarithms, (n,).
+
+    The first round knows only that bound. It leaves out cells below ``tolerance / (A + 1)`` of it,
+    for paths of at most A arcs, and nearly always that is proof enough. The second round knows
+    P(C) and compares with it; where bounds are so loose that more could leave C than stays, it
+    compares with the geometric mean of both. The third round leaves out cells below ``tolerance /
+    (T S)`` of P(C): all of them together are below the tolerance, so there is no fourth round.
+    """
+    with np.errstate(all="ignore"):  # nothing reaches NaN, so that such a sample is done whole
+        least: HostArray = mass.inside - mass.upper
+        if rounds == 1:
+            half_way = np.maximum(mass.leaving - mass.inside, 0.0) / 2
+            least += half_way + _log_shares(lengths, tolerance)
+        else:
+            least += np.log(0.999 * tolerance / lengths.cells)
+    return least
 
 
 def next_cells(
-    lattice: BoundedLattice,
-    lengths: Lengths,
-    chosen: DeviceArray,
-    rounds: int,
-    tolerance: float,
-) -> tuple[DeviceArray, DeviceArray]:
-    """The cells to compute next, and the certificates so far.
+    lattice: BoundedLattice, lengths: Lengths, computed: HostArray, least: HostArray, rounds: int
+) -> tuple[DeviceArray, HostArray]:
+    """The cells to compute next, of samples whose `least` is below inf.
 
-    The first round knows only an upper bound of P. It leaves out cells below ``tolerance /
-    (A + 1)`` of the bound, for paths of at most A arcs, and nearly always that is proof enough. The
-    second round knows P(C) and compares with it; where bounds are so loose that more could leave C
-    than stays, it compares with the geometric mean of both. The third round leaves out cells below
-    ``tolerance / (T S)`` of P(C): all of them together are below the tolerance, so there is no
-    fourth round. A sample that needs most of its cells is computed whole.
+    A sample that needs most of its cells, or more than three rounds, is computed whole.
 
     Parameters
     ----------
     lattice : BoundedLattice
     lengths : Lengths
         Of its samples.
-    chosen : shape (cells,), bool
-        The cells computed so far, in packed order, on the device of the lattice.
+    computed : shape (n,)
+        How many cells of each sample were computed so far.
+    least : shape (n,)
+        As :meth:`cupy_rnnt.ops.BoundedLattice.candidates` takes it.
     rounds : int
         Rounds so far.
-    tolerance : float
-        Largest certificate that is accepted.
 
     Returns
     -------
-    new : shape (cells,), bool, or None
-        Cells of every sample whose certificate is too large, and of no other sample; None if every
-        certificate is small enough.
-    certificate : shape (n,), float64
+    packed : int64
+        Packed indices.
+    counts : shape (n,)
+        Of each sample.
     """
-    ops = operations_for(chosen)
-    xp, cells = ops.xp, lengths.cells
-    log_inside, log_outside = lattice.certify()
-    counts, sizes = counts_of(chosen, cells), ops.asarray(cells)
-    with np.errstate(all="ignore"):
-        certificate = xp.where(counts == sizes, 0.0, xp.exp(log_outside - log_inside))
-    failing = ~(certificate <= tolerance)
-    if rounds and not ops.host(failing.any())[0]:
-        return None, certificate
-    with np.errstate(all="ignore"):  # nothing reaches NaN, so that such a sample is done whole
-        share_each = ops.asarray(np.log(tolerance / (lengths.most_arcs + 1)))
-        if rounds == 0:
-            thresholds = log_outside + share_each
-        elif rounds == 1:
-            half_way = xp.maximum(log_outside - log_inside, 0.0) / 2
-            thresholds = log_inside + half_way + share_each
-        else:
-            thresholds = log_inside + ops.asarray(np.log(0.999 * tolerance / cells))
-    new = lattice.candidates(xp.where(failing, thresholds, np.inf))
-    added = counts_of(new, cells)
-    whole = (added == 0) | (counts + added > _MOST * sizes) | (rounds > 2)
-    new |= ops.repeat(failing & whole, cells) & ~chosen
-    return new, certificate
+    marks, on_device = lattice.candidates(least)
+    ops = operations_for(marks)
+    (added,) = ops.host(on_device)
+    rest = lengths.cells - computed
+    whole = (added == 0) | (computed + added > _MOST * lengths.cells) | (rounds > 2)
+    whole &= least < np.inf
+    whole |= np.isnan(least)
+    if (added[whole] < rest[whole]).any():
+        lattice.complete(marks, whole)
+        added = np.where(whole, rest, added)
+    return ops.indices(marks, int(added.sum()), lengths.first), added

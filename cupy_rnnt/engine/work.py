@@ -13,8 +13,9 @@ from .sources import Source
 
 
 class Lengths(NamedTuple):
-    """Lengths of some samples, (n,) each, on the host."""
+    """Lengths of consecutive samples, (n,) each, on the host."""
 
+    first: int  # the packed index of their first cell
     frames: HostArray
     positions: HostArray  # S = U + 1
     fewest_arcs: HostArray  # of a path
@@ -38,13 +39,14 @@ class Work:
         samples = slice(group.start, group.stop)
         frames, positions = self.batch.frames[samples], self.batch.positions[samples]
         arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
-        return Lengths(frames, positions, *arcs)
+        return Lengths(int(self.batch.offsets[group.start]), frames, positions, *arcs)
 
-    def lattice(self, make: Callable[..., Any], group: Group, gradient: bool) -> Any:
+    def lattice(self, make: Callable[..., Any], group: Group) -> Any:
         """The lattice of a group; `make` is an operation, exact_lattice or bounded_lattice."""
-        frames, positions, *_ = self.lengths(group)
-        options = self.options
-        return make(options.transducer, frames, positions, gradient, options.delay_penalty)
+        first, frames, positions, *_ = self.lengths(group)
+        options, dtype = self.options, self.source.dtype
+        form = frames, positions, self.plan.gradient, options.delay_penalty, dtype
+        return make(options.transducer, *form, group.start, first)
 
     def run(
         self,

@@ -30,6 +30,7 @@ from .types import (
     Layout,
     LogitRows,
     OutputSums,
+    PathMass,
     PositionTangents,
     RowPosteriors,
     Runs,
@@ -59,35 +60,41 @@ class Workers(Protocol):
 
 
 class Lattice(Protocol):
-    """The lattices of a group of samples, in float64, for the K scores of a topology."""
+    """The lattices of a group of samples, in float64, for the K scores of a topology. Cells are
+    numbered as in the batch."""
 
-    def write(self, cells: Cells, scores: DeviceArray) -> None:
-        """Store the scores (K, n) of cells; ``cells.sample`` counts within the group. The score of
-        a label gets the delay penalty added, and is not read in cells that no label leaves."""
+    def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
+        """Store log-sum-exps (G, n) and scores (K, n) of cells. The score of a label gets the delay
+        penalty added, and is not read in cells that no label leaves."""
 
     def solve(self) -> DeviceArray:
-        """Costs of the samples, float64, in nats (section 3.1 of Graves 2012). A sample with a NaN
-        or +inf score costs NaN."""
+        """Costs of the samples, float64, in nats (section 3.1 of Graves 2012), which are not
+        rounded, but inf where the dtype in which they are reported cannot hold them. A sample with
+        a NaN or +inf score costs NaN."""
 
-    def keep(self, least: DeviceArray) -> DeviceArray:
-        """Numbers in packed order, ascending, int64, of the cells that a path leads through with a
-        posterior probability of at least `least`, (n,), an entry for each sample.
+    def keep(self, least: HostArray) -> DeviceArray:
+        """Packed indices, ascending, int64, of the cells that a path leads through with a posterior
+        probability of at least `least`, (n,), an entry for each sample. A sample whose cost is not
+        finite keeps no cell.
 
         If arcs read a second cell, half of `least` is enough, and the cells that these arcs read
         are kept, too. Call :meth:`solve` first, on a lattice made with ``gradient=True``.
         """
 
-    def occupancies(self, cells: DeviceArray, of_labels: float, dtype: np.dtype) -> DeviceArray:
-        """Occupancies (K, n) of the scores of cells, given by their numbers in packed order: the
-        posterior probability of all arcs that add up the score. An arc that emits a label counts
-        `of_labels` times. Call :meth:`keep` first; costs of the samples must be finite."""
+    def posteriors(
+        self, packed: DeviceArray, of_labels: float, dtype: np.dtype, least: float
+    ) -> tuple[DeviceArray, DeviceArray]:
+        """Log-sum-exps (G, n) and occupancies (K, n) of the scores of cells, given by their packed
+        indices: the posterior probability of all arcs that add up the score, 0 if it is below
+        `least`. An arc that emits a label counts `of_labels` times. Call :meth:`keep` first; costs
+        of the samples must be finite."""
 
 
 class BoundedLattice(Lattice, Protocol):
     """Lattices that hold exact scores in the cells that were written, the set C, and upper bounds
     of scores in other cells. A cell that has neither is not passed: its probability is 0.
 
-    :meth:`solve`, :meth:`keep` and :meth:`occupancies` count the paths inside C only. Where an arc
+    :meth:`solve`, :meth:`keep` and :meth:`posteriors` count the paths inside C only. Where an arc
     reads a second cell, both cells must be in C.
     """
 
@@ -95,15 +102,16 @@ class BoundedLattice(Lattice, Protocol):
         """Store upper bounds of the scores, float64 (K, cells), in packed order; -inf for a score
         that has none."""
 
-    def certify(self) -> tuple[DeviceArray, DeviceArray]:
-        """Log-probability of all paths inside C, and an upper bound of the log-probability of all
-        paths that leave C, (n,) each."""
+    def certify(self) -> PathMass:
+        """The mass of the paths inside C, and bounds of the mass that leaves C and of all paths."""
 
-    def candidates(self, thresholds: DeviceArray) -> DeviceArray:
-        """Mask of the cells outside C where the upper bound of alpha + beta reaches the threshold
-        of the sample, (n,), and of the cells that arcs from there read: bool (cells,), in packed
-        order. Call :meth:`certify` first.
-        """
+    def candidates(self, least: HostArray) -> tuple[DeviceArray, DeviceArray]:
+        """Mask of the cells outside C where the upper bound of alpha + beta reaches that of all
+        paths plus `least` of the sample, (n,), and of the cells that arcs from there read: bool
+        (cells,), in packed order. And how many marks each sample has, (n,), int64."""
+
+    def complete(self, marks: DeviceArray, samples: HostArray) -> None:
+        """Mark all cells outside C of some `samples`, (n,) bool, too."""
 
 
 class Operations(Protocol):
@@ -124,12 +132,8 @@ class Operations(Protocol):
     def host(self, *arrays: DeviceArray) -> list[HostArray]:
         """Bring arrays to the host, which waits for the device once for all of them."""
 
-    def indices(self, mask: DeviceArray, count: int | None = None) -> DeviceArray:
-        """Where a mask is true, ascending, int64. The host waits for the device unless it passes
-        `count`, the number of true entries."""
-
-    def repeat(self, values: DeviceArray, counts: HostArray) -> DeviceArray:
-        """``numpy.repeat(values, counts)``"""
+    def indices(self, mask: DeviceArray, count: int, first: int = 0) -> DeviceArray:
+        """``first`` plus the places where a mask is true, ascending, int64; `count` of them are."""
 
     def batch_table(self, offsets: HostArray, positions: HostArray, labels: HostArray) -> Any:
         """What :meth:`coordinates` needs of a batch: packed indices (B + 1,) of each sample's first
@@ -163,7 +167,13 @@ class Operations(Protocol):
         positions: HostArray,
         gradient: bool,
         delay_penalty: float,
-    ) -> Lattice: ...
+        dtype: np.dtype,
+        start: int = 0,
+        first: int = 0,
+    ) -> Lattice:
+        """The lattices of samples of so many frames and positions, (n,) int64; the first of them
+        has the number `start` in the batch, and its first cell the packed index `first`. Costs are
+        reported in `dtype`. Occupancies may be read only with `gradient`."""
 
     def bounded_lattice(
         self,
@@ -172,6 +182,9 @@ class Operations(Protocol):
         positions: HostArray,
         gradient: bool,
         delay_penalty: float,
+        dtype: np.dtype,
+        start: int = 0,
+        first: int = 0,
     ) -> BoundedLattice: ...
 
     def lattice_nbytes(

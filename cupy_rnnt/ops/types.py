@@ -126,6 +126,16 @@ class PositionTangents(NamedTuple):
     constants: DeviceArray  # float64, (n, i)
 
 
+class PathMass(NamedTuple):
+    """What is known of the paths of n samples when the set C is exact: logarithms of the
+    probability of all paths inside C, of an upper bound of that of the paths that leave C, and of
+    an upper bound of that of all paths; float64, (n,) each, on the host."""
+
+    inside: HostArray
+    leaving: HostArray
+    upper: HostArray
+
+
 class Sizes(NamedTuple):
     """The sizes of the work that a device is given at once."""
 

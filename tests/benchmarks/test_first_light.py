@@ -93,7 +93,7 @@ def test_times_on_an_emulated_gpu(emulated):
     assert times == sorted(times, reverse=True)
     assert times[-1] > 0
     (sweeps,) = steps["sweeps"]["results"]
-    for name in "lattice_sweep", "cost only: lattice_sweep", "bounded_beta", "bounded_likely":
+    for name in "lattice_sweep", "cost only: lattice_sweep", "lattice_mark", "lattice_leaving":
         assert sweeps["ns_a_diagonal"][name] == pytest.approx(sweeps["seconds"][name] * 1e9 / 71)
     assert len(steps["products"]["results"]) == 4
     for rows in steps["rows"]["results"]:

@@ -17,6 +17,10 @@ RAGGED = (5, 5), (4, 5), (1, 1), (1, 9), (9, 1), (7, 2), (12, 3), (3, 40)
 """(T, S) of the samples of a small group."""
 
 
+LEAST = 1e-300
+"""A share that every cell has on a path inside C."""
+
+
 class Case(NamedTuple):
     """A group of samples. What has an entry for each cell is in packed order."""
 
@@ -59,8 +63,9 @@ class Side:
 
     def made(self, kind: str, gradient: bool) -> Any:
         case = self.case
-        lengths = case.frames, case.columns
-        return getattr(self.ops, kind)(case.transducer, *lengths, gradient, case.delay_penalty)
+        lengths, dtype = (case.frames, case.columns), np.dtype(np.float64)
+        make = getattr(self.ops, kind)
+        return make(case.transducer, *lengths, gradient, case.delay_penalty, dtype)
 
     def exact(self, gradient: bool = True) -> Any:
         """A lattice of all scores."""
@@ -76,32 +81,39 @@ class Side:
 
     def write(self, to: Any, some: Any) -> None:
         """Scores of some cells."""
-        cells = Cells(*(self.asarray(values[some]) for values in self.case.cells[:5]))
-        to.write(cells, self.asarray(np.ascontiguousarray(self.case.scores[:, some])))
+        cells = Cells(*(self.asarray(values[some]) for values in self.case.cells))
+        lse = self.asarray(self.case.cells.packed[None, some] / 8)
+        to.write(cells, lse, self.asarray(np.ascontiguousarray(self.case.scores[:, some])))
 
     def costs(self, of: Any) -> np.ndarray:
         return self.asnumpy(of.solve())
 
     def kept(self, of: Any, costs: np.ndarray, share: float = 0.0) -> np.ndarray:
-        """The cells that hold a share of what their samples hold, behind :meth:`costs`; none of
-        samples whose costs are not finite, as the engine asks for."""
-        return self.asnumpy(of.keep(self.asarray(np.where(np.isfinite(costs), share, np.inf))))
+        """The cells that hold a share of what their samples hold, behind :meth:`costs`."""
+        return self.asnumpy(of.keep(np.full(len(costs), share)))
 
     def occupancies(self, of: Any, costs: np.ndarray, of_labels: float = 1.0) -> np.ndarray:
-        """Of the scores, (K, cells), behind :meth:`costs`; 0 of samples without any."""
-        cells = self.kept(of, costs)
+        """Of the scores, (K, cells), behind :meth:`costs`; 0 of samples without any. A share of 0
+        keeps every cell, and in bounded lattices not all of them were written."""
+        cells = self.kept(of, costs, LEAST if hasattr(of, "bound") else 0.0)
         every = np.isfinite(costs)[self.case.cells.sample]
-        np.testing.assert_array_equal(cells, np.flatnonzero(every))
+        if not hasattr(of, "bound"):
+            np.testing.assert_array_equal(cells, np.flatnonzero(every))
         dense = np.zeros(self.case.scores.shape)
-        found = of.occupancies(self.asarray(cells), of_labels, np.dtype(np.float64))
+        packed, dtype = self.asarray(cells), np.dtype(np.float64)
+        lse, found = of.posteriors(packed, of_labels, dtype, 0.0)
         dense[:, cells] = self.asnumpy(found)
+        np.testing.assert_array_equal(self.asnumpy(lse), [cells / 8])
         return dense
 
     def certify(self, of: Any) -> np.ndarray:
-        return np.array([self.asnumpy(values) for values in of.certify()])
+        return np.array(of.certify())
 
-    def candidates(self, of: Any, thresholds: np.ndarray) -> np.ndarray:
-        return self.asnumpy(of.candidates(self.asarray(thresholds)))
+    def candidates(self, of: Any, least: np.ndarray) -> np.ndarray:
+        marks, counts = map(self.asnumpy, of.candidates(least))
+        per_sample = np.add.reduceat(marks, self.case.starts, dtype=np.int64)
+        np.testing.assert_array_equal(counts, per_sample)
+        return marks
 
 
 def random_case(
@@ -118,7 +130,8 @@ def random_case(
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     frame, position = np.divmod(within, columns[sample])
     has_label = position < columns[sample] - 1
-    cells = Cells(sample, frame, position, np.ones_like(sample), has_label)
+    packed = np.arange(len(sample))
+    cells = Cells(sample, frame, position, np.ones_like(sample), has_label, packed)
     kinds = len(transducer.topology.scores)
     scores = np.log(rng.dirichlet([1] * (kinds + 1), counts.sum()).T[:kinds].copy())
     scores[rng.random(scores.shape) < holes] = -np.inf

@@ -21,10 +21,11 @@ def solved(frames, positions, scores, gradient=True, transducer=PLAIN, delay_pen
         np.ones((size, most - 1), int), frames, positions - 1, (size, frames.max(), most), 2, 0
     )
     ops = operations()
-    lattice = ops.exact_lattice(transducer, frames, positions, gradient, delay_penalty)
+    form = transducer, frames, positions, gradient, delay_penalty, np.dtype(np.float64)
+    lattice = ops.exact_lattice(*form)
     cells = Coordinates(batch, ops).of(to_device(np.arange(batch.cell_count)))
     packed = np.concatenate([of_sample.reshape(len(of_sample), -1) for of_sample in scores], axis=1)
-    lattice.write(cells, to_device(packed))
+    lattice.write(cells, to_device(np.zeros((1, batch.cell_count))), to_device(packed))
     return to_host(lattice.solve()), lattice
 
 
@@ -144,9 +145,8 @@ def test_what_is_not_kept_holds_less_than_asked_for(device, name, least):
     costs, lattice = solved(
         frames, positions, [sample.scores() for sample in samples], transducer=transducer
     )
-    leasts = np.where(np.isfinite(costs), least, np.inf)
     kept = np.zeros(np.dot(frames, positions), bool)
-    kept[to_host(lattice.keep(to_device(leasts)))] = True
+    kept[to_host(lattice.keep(np.full(len(costs), least)))] = True
     start, topology = 0, transducer.topology
     for cost, sample in zip(costs, samples, strict=True):
         scores = sample.scores()

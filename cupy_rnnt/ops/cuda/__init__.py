@@ -16,9 +16,10 @@ from numpy.typing import DTypeLike
 
 from ..types import Cells, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
 from .bounds import label_softmax, row_dots, upper_bounds
+from .indices import indices
 from .inputs import activate, add_input_grad, group_table, hidden, write_input_grads
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
-from .launch import Kernel, cupy
+from .launch import Kernel, cupy, host
 from .products import add_matmul, factor_dtype, matmul
 from .rows import (
     add_column_sum,
@@ -58,7 +59,6 @@ __all__ = [
     "magnitudes",
     "matmul",
     "means",
-    "repeat",
     "row_dots",
     "row_scores",
     "scatter",
@@ -122,28 +122,6 @@ def assign(values: DeviceArray, out: DeviceArray) -> None:
 def add_output_grad(d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums) -> None:
     add_matmul(d_logits.T, hidden, sums.weight)
     add_column_sum(d_logits, sums.bias, sums.scratch)
-
-
-def host(*arrays: DeviceArray) -> list[HostArray]:
-    copies = [array.get(blocking=False) for array in arrays]
-    for device in {array.device.id for array in arrays}:
-        with cupy().cuda.Device(device):
-            cupy().cuda.get_current_stream().synchronize()
-    return copies
-
-
-def indices(mask: DeviceArray, count: int | None = None) -> DeviceArray:
-    library = cupy()
-    if count is None:
-        return library.flatnonzero(mask)
-    ranks = library.cumsum(mask, dtype=np.int64)
-    return library.searchsorted(ranks, library.arange(1, count + 1))
-
-
-def repeat(values: DeviceArray, counts: HostArray) -> DeviceArray:
-    library, ends = cupy(), counts.cumsum()
-    places = library.arange(int(ends[-1]))
-    return values[library.searchsorted(library.asarray(ends), places, side="right")]
 
 
 _COORDINATES = Kernel("coordinates", "coordinates.cu", variants=((),))

@@ -1,6 +1,6 @@
 """The lattices of a group on CUDA: costs, occupancies, and a bound of what was not computed.
 
-Arrays with an entry for each cell or sample are on the device, except the lengths of the samples.
+Arrays with an entry for each cell are on the device.
 """
 
 from __future__ import annotations
@@ -12,57 +12,69 @@ import numpy as np
 
 from ...topology import LABEL, Topology
 from ...transducer import NAMED, Transducer
-from ..types import Cells, DeviceArray, HostArray
-from .launch import BLOCK, MOST_SHARED_BYTES, Kernel, cupy
+from ..types import Cells, DeviceArray, HostArray, PathMass
+from .indices import indices
+from .launch import BLOCK, COMPUTE, MOST_SHARED_BYTES, Kernel, cupy, host
 
 __all__ = ["BoundedLattice", "Lattice", "lattice_nbytes"]
 
 _BLOCKS = 128, 512  # threads of a block that sweeps; each has a column of the lattice, or several
 _DIAGONALS_BYTES = MOST_SHARED_BYTES - 256  # of a block, for the diagonals that it looks back to
+_STATE_BYTES = 12  # of a cell there: a mantissa and an exponent
+_PARTS = 16  # of a sample, each of which a block adds up
+_PACKING = 2.0**-40  # relative error of a sum in memory
 _TOPOLOGIES = tuple((transducer.topology.cpp,) for transducer in NAMED.values())
 
-_SAMPLE = np.dtype([("first", "i8"), ("T", "i4"), ("S", "i4")])  # as in lattice.cuh
+# As in lattice.cuh.
+_SAMPLE = np.dtype([("first", "i8"), ("apart", "i8"), ("T", "i4"), ("S", "i4")])
 
 _WRITE = Kernel("lattice_write", "lattice.cu", variants=((),))
-_KEEP = Kernel("lattice_keep", "lattice.cu", variants=_TOPOLOGIES, any_first=True)
-_OCCUPANCIES = Kernel("lattice_occupancies", "lattice.cu", variants=_TOPOLOGIES, any_first=True)
-_WRAP = Kernel("bounded_wrap", "bounded.cu", variants=((),))
+_BOUND = Kernel("lattice_bound", "lattice.cu", variants=((),))
+_COMPLETE = Kernel("lattice_complete", "cells.cu", variants=((),))
+_SWEEPS = {
+    block: Kernel(
+        "lattice_sweep",
+        "lattice.cu",
+        BLOCK,
+        block,
+        tuple((*topology, str(block)) for topology in _TOPOLOGIES),
+        _DIAGONALS_BYTES,
+        any_first=True,
+    )
+    for block in _BLOCKS
+}
+_MARK = Kernel("lattice_mark", "cells.cu", variants=_TOPOLOGIES, any_first=True)
+_LEAVING = Kernel("lattice_leaving", "cells.cu", BLOCK, variants=_TOPOLOGIES, any_first=True)
+_POSTERIORS = Kernel(
+    "lattice_posteriors",
+    "cells.cu",
+    variants=tuple((*topology, *c) for topology in _TOPOLOGIES for c in COMPUTE),
+    any_first=True,
+)
 
-
-def _by_block(name: str, source: str) -> dict[int, Kernel]:
-    """A kernel that sweeps over diagonals, by the threads of its block."""
-    return {
-        block: Kernel(
-            name,
-            source,
-            BLOCK,
-            block,
-            tuple((*topology, str(block)) for topology in _TOPOLOGIES),
-            _DIAGONALS_BYTES,
-            any_first=True,
-        )
-        for block in _BLOCKS
-    }
-
-
-_SWEEP = _by_block("lattice_sweep", "lattice.cu")
-_BETA = _by_block("bounded_beta", "bounded.cu")
-_LEAVING = _by_block("bounded_leaving", "bounded.cu")
-_LIKELY = _by_block("bounded_likely", "bounded.cu")
+# The ways to sweep, and their bits, as in lattice.cu.
+_BETA, _UPPER_ALPHA, _ALPHA, _UPPER_BETA = range(4)
 
 
 def _room(topology: Topology) -> int:
     """The most columns of a lattice whose last diagonals fit into the shared memory of a block."""
-    return _DIAGONALS_BYTES // (8 * (topology.reach + 1))
+    return _DIAGONALS_BYTES // (_STATE_BYTES * (topology.reach + 1))
 
 
 def lattice_nbytes(
     topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
 ) -> int:
+    arrays = len(topology.scores) + (2 + gradient if bounded else 2 * gradient)
     widest = min(width, (diagonals + 1) // 2)  # of its samples
-    spare = widest > _room(topology)
-    arrays = len(topology.scores) + (2 if gradient else bounded + spare)
-    return width * ((8 * arrays + 2 * bounded) * diagonals + 8 * 32)
+    spare = 3 * _spare_words(topology) if widest > min(_room(topology), _BLOCKS[-1]) else 0
+    of_samples = 64 + 8 * (_PARTS if bounded else 0)  # which have two columns at least
+    return width * ((8 * arrays + 2 * bounded) * diagonals + of_samples // 2 + 8 * spare)
+
+
+def _spare_words(topology: Topology) -> int:
+    """Words of 8 bytes that a column takes for the last diagonals of a sweep, if a sample does not
+    have a thread for each column, or these do not fit into shared memory."""
+    return 2 * (topology.reach + 1)
 
 
 class Lattice:
@@ -74,10 +86,15 @@ class Lattice:
     frames, positions : numpy.ndarray, shape (n,), int64
         T and S = U + 1 of each sample, on the host.
     gradient : bool
-        Whether occupancies are wanted. If not, beta is not computed, and alpha is kept for a few
-        diagonals only.
+        Whether occupancies are wanted. If not, no sum over paths is kept but the last.
     delay_penalty : float
+    dtype : numpy.dtype
+        In which the costs are reported.
+    start, first : int
+        Number of the first sample in the batch, and of its first cell.
     """
+
+    _bounded = False
 
     def __init__(
         self,
@@ -86,120 +103,173 @@ class Lattice:
         positions: HostArray,
         gradient: bool,
         delay_penalty: float,
+        dtype: np.dtype,
+        start: int = 0,
+        first: int = 0,
     ) -> None:
-        self._topology = transducer.topology
-        self._most_mass = math.log(transducer.most_mass)
-        self._gradient, self._delay_penalty = gradient, delay_penalty
-        scores = self._topology.scores
-        label = scores.index(LABEL) if LABEL in scores else -1
-        self._kinds = np.int32(len(scores)), np.int32(label), float(delay_penalty)
+        self._topology = topology = transducer.topology
+        self._most_mass = float(transducer.most_mass)
+        self._gradient, self._delay_penalty = gradient, float(delay_penalty)
+        self._narrow, self._start, self._first = dtype != np.float64, start, first
+        label = topology.scores.index(LABEL) if LABEL in topology.scores else -1
+        factors = max(len(topology.read_by(arc)) for arc in topology.arcs)
+        # On each diagonal, words are rounded twice, and products and sums once. As a logarithm, the
+        # sum is rounded in proportion to its size. The mass inside C is rounded likewise.
+        unit, each = np.finfo(np.float64).eps / 2, len(topology.arcs) + 3 * factors
+        self._rounding = 2 * each * unit * (frames + positions)
+        counts = len(topology.scores), label, factors
+        self._kinds = *map(np.int32, counts), self._delay_penalty
         cells = frames * positions
-        self._cells = int(cells.sum())
+        self._cells, self._samples = int(cells.sum()), len(frames)
         table = np.empty(len(frames), _SAMPLE)
-        table["first"], table["T"], table["S"] = np.cumsum(cells) - cells, frames, positions
-        self._table = cupy().asarray(table.view("i8").reshape(-1, 2))
-        self._widest = int(np.minimum(frames, positions).max())
-        self._scores = cupy().full((len(scores), self._cells), -np.inf)
-        self._poisoned = cupy().zeros(len(frames), np.int32)
-        self._exact: DeviceArray | None = None
+        columns = np.minimum(frames, positions)
+        self._widest, room = int(columns.max()), _room(topology)
+        self._block = next((block for block in _BLOCKS if block >= self._widest), _BLOCKS[-1])
+        words = _spare_words(topology) * np.where(columns > min(room, self._block), columns, 0)
+        self._spare = int(words.sum())
+        self._shared_bytes = _STATE_BYTES * (topology.reach + 1) * min(self._widest, room)
+        table["first"] = np.cumsum(cells) - cells
+        table["apart"] = np.where(words > 0, np.cumsum(words) - words, -1)
+        table["T"], table["S"] = frames, positions
+        library = cupy()
+        self._table = library.asarray(table.view("i8").reshape(-1, 3))
+        self._words = library.empty((len(topology.scores), self._cells))
+        zeros = library.zeros(12 * self._samples + (self._cells if self._bounded else 0), np.uint8)
+        marks, flags = 8 * self._samples, 12 * self._samples
+        self._counts = zeros[:marks].view(np.int64)
+        self._flags = zeros[marks:flags].view(np.int32)
+        self._exact = zeros[flags:].view(np.bool_) if self._bounded else None
+        self._lse: DeviceArray = None
+        self._sums: dict[int, DeviceArray] = {}  # of paths, since the last score, by the way
+        # Their logarithms, by the way, and then shares of the paths that leave C.
+        self._results = library.empty((4 + _PARTS if self._bounded else 4) * self._samples)
+        self._totals = self._results[: 4 * self._samples].reshape(4, -1)
+        self._costs: DeviceArray = None
 
-    def write(self, cells: Cells, scores: DeviceArray) -> None:
+    def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
+        if self._lse is None:
+            self._lse = cupy().empty((len(lse), self._cells))
         count = len(cells.sample)
-        inputs = cells.sample, cells.frame, cells.position, scores, *self._kinds
-        written = self._cells, self._scores, self._exact, self._poisoned
-        _WRITE[()](count, count, self._table, *inputs, *written)
+        inputs = cells.sample, cells.frame, cells.position, lse, np.int32(len(lse)), scores
+        outputs = self._lse, self._words, self._exact, self._flags
+        sizes = count, count, self._table, self._start
+        _WRITE[()](*sizes, *inputs, *self._kinds, self._cells, *outputs)
+        self._costs = None
 
     def solve(self) -> DeviceArray:
-        samples = len(self._table)
-        self._costs = cupy().empty(samples)
-        alpha, beta = self._spare_diagonals(), None
-        if self._gradient:
-            alpha, beta = self._alpha, self._beta = cupy().empty((2, self._cells))
-        sweeps = samples * (1 + self._gradient)
-        results = alpha, beta, self._costs
-        self._sweep(_SWEEP, sweeps, samples, self._exact, self._poisoned, *results)
+        if self._costs is None:
+            self._sweep(_ALPHA, _BETA)
         return self._costs
 
-    def keep(self, least: DeviceArray) -> DeviceArray:
-        xp = cupy()
-        keeps = xp.empty(self._cells, np.bool_)
-        least = xp.log(least)
+    def keep(self, least: HostArray) -> DeviceArray:
+        with np.errstate(all="ignore"):
+            least = np.log(least)
         if self._topology.looks_aside:
             least -= math.log(2)  # half for paths through a cell, half for arcs that read it
-        sizes = self._cells, self._cells, len(self._table), self._table
-        inputs = self._alpha, self._beta, self._costs, least
-        _KEEP[self._topology.cpp](*sizes, *inputs, keeps)
-        return xp.flatnonzero(keeps)
+        marks, counts = self._mark(_ALPHA, _BETA, least, None, self._costs, None)
+        return indices(marks, int(host(counts)[0].sum()), self._first)
 
-    def occupancies(self, cells: DeviceArray, of_labels: float, dtype: np.dtype) -> DeviceArray:
-        count, kinds = len(cells), self._kinds[0]
-        occupancies = cupy().empty((int(kinds), count))
-        _OCCUPANCIES[self._topology.cpp](
+    def _mark(self, alpha: int, beta: int, least: HostArray, *limits: Any) -> Any:
+        """Marks of the cells where two sums reach a limit, and their counts in each sample."""
+        library, counts = cupy(), self._counts
+        marks, self._counts = library.empty(self._cells, np.bool_), None
+        if counts is None:
+            counts = library.zeros(self._samples, np.int64)
+        sizes = self._cells, self._cells, self._samples, self._table, self._flags
+        inputs = self._sums[alpha], self._sums[beta], library.asarray(least)
+        _MARK[self._topology.cpp](*sizes, *inputs, *limits, marks, counts)
+        return marks, counts
+
+    def posteriors(
+        self, packed: DeviceArray, of_labels: float, dtype: np.dtype, least: float
+    ) -> tuple[DeviceArray, DeviceArray]:
+        count, heads = len(packed), len(self._lse)
+        lse = cupy().empty((heads, count))
+        occupancies = cupy().empty((len(self._words), count), dtype)
+        _POSTERIORS[self._topology.cpp, dtype](
             count,
-            count,
-            cells,
-            len(self._table),
-            self._table,
-            self._scores,
-            self._cells,
-            self._alpha,
-            self._beta,
-            self._costs,
-            kinds,
-            float(of_labels),
-            occupancies,
+            *(count, packed, self._first, self._samples, self._table, self._flags),
+            *(self._words, self._cells, self._sums[_ALPHA], self._sums[_BETA], self._costs),
+            *(float(of_labels), float(least), self._lse, np.int32(heads), lse, occupancies),
         )
-        return occupancies.astype(dtype, copy=False)
+        return lse, occupancies
 
-    def _sweep(self, kernels: dict[int, Kernel], sweeps: int, *arguments: Any) -> None:
-        block = next((threads for threads in _BLOCKS if threads >= self._widest), _BLOCKS[-1])
-        room = min(self._widest, _room(self._topology))
-        inputs = sweeps, self._table, self._scores, self._cells, np.int32(room)
-        shared_bytes = 8 * (self._topology.reach + 1) * room
-        kernel = kernels[block][self._topology.cpp, str(block)]
-        kernel(sweeps, *inputs, *arguments, shared_bytes=shared_bytes)
+    def _kept(self, way: int) -> bool:
+        """Whether the sums of a way are read cell by cell."""
+        return self._gradient
 
-    def _spare_diagonals(self) -> DeviceArray | None:
-        """Memory for the diagonals of a sweep if they do not fit into shared memory."""
-        return cupy().empty(self._cells) if self._widest > _room(self._topology) else None
+    def _sweep(self, *ways: int) -> None:
+        """Sweep in some ways at once; beta is needed for the gradient only."""
+        library, topology = cupy(), self._topology
+        ways = tuple(way for way in ways if way != _BETA or self._gradient)
+        if _ALPHA in ways:
+            self._costs = library.empty(self._samples)
+        for way in ways:
+            if self._kept(way):
+                self._sums[way] = library.empty(self._cells, np.int64)
+        sweeps = self._samples * len(ways)
+        spare = library.empty(len(ways) * self._spare) if self._spare else None
+        _SWEEPS[self._block][topology.cpp, self._block](
+            sweeps,
+            *(sweeps, np.int32(sum(1 << way for way in ways)), self._table, self._samples),
+            *(self._words, self._cells, self._exact, self._flags, self._delay_penalty),
+            *(self._most_mass, spare, self._spare, *map(self._sums.get, range(4))),
+            *(self._totals, self._costs, self._narrow),
+            shared_bytes=self._shared_bytes,
+        )
 
 
 class BoundedLattice(Lattice):
     """See :class:`cupy_rnnt.ops.BoundedLattice`; parameters are those of :class:`Lattice`."""
 
-    def __init__(self, *parameters: Any) -> None:
-        super().__init__(*parameters)
-        self._exact = cupy().zeros(self._cells, np.bool_)
-        self._upper_beta = cupy().empty(self._cells)
-        self._written = False
+    _bounded = True
 
     def bound(self, bounds: DeviceArray) -> None:
-        sizes = self._cells, self._cells, len(self._table), self._table
-        _WRAP[()](*sizes, bounds, *self._kinds, self._scores)
+        sizes = self._cells, self._cells, self._samples, self._table
+        _BOUND[()](*sizes, bounds, *self._kinds, self._words, self._flags)
+        self._sums.clear()
 
-    def write(self, cells: Cells, scores: DeviceArray) -> None:
-        super().write(cells, scores)
-        self._written = True
+    def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
+        super().write(cells, lse, scores)
+        self._sums.clear()
 
-    def certify(self) -> tuple[DeviceArray, DeviceArray]:
-        xp, samples = cupy(), len(self._table)
-        limits = float(self._delay_penalty), self._most_mass
-        self._sweep(_BETA, samples, *limits, self._upper_beta)
-        if not self._written:
-            return xp.full(samples, -np.inf), self._upper_beta[self._table[:, 0]]
-        log_inside, log_outside = xp.empty((2, samples))
-        alpha = self._spare_diagonals()
-        self._sweep(
-            _LEAVING, samples, self._exact, self._upper_beta, alpha, log_inside, log_outside
+    def _kept(self, way: int) -> bool:
+        return True
+
+    def certify(self) -> PathMass:
+        self._sweep(_ALPHA, _BETA, _UPPER_BETA)
+        samples, upper_beta = self._samples, self._sums[_UPPER_BETA]
+        _LEAVING[self._topology.cpp](
+            samples * _PARTS,
+            *(samples, _PARTS, self._table, self._flags, self._exact, self._sums[_ALPHA]),
+            *(upper_beta, self._totals[_UPPER_BETA], self._results[4 * samples :]),
         )
-        return log_inside, log_outside
+        inside, upper, *rest = host(self._results[2 * samples :])[0].reshape(-1, samples)
+        shares = np.concatenate(rest).reshape(samples, _PARTS)
+        with np.errstate(all="ignore"):
+            # A share that underflows is below the least double.
+            share = shares.sum(axis=1) + self._cells * np.finfo(np.float64).tiny
+            base = np.where(upper > -np.inf, upper, 0)
+            share *= 1 + 2 * _PACKING + self._rounding * (1 + abs(base))
+            return PathMass(inside, np.log(share) + base, upper)
 
-    def candidates(self, thresholds: DeviceArray) -> DeviceArray:
-        chosen = cupy().empty(self._cells, np.bool_)
-        bounds = self._exact, self._upper_beta, thresholds
-        self._sweep(_LIKELY, len(self._table), *bounds, self._spare_diagonals(), chosen)
-        return chosen
+    def candidates(self, least: HostArray) -> tuple[DeviceArray, DeviceArray]:
+        for way in _ALPHA, _BETA:
+            self._sums.pop(way, None)  # C will grow
+        self._costs = None
+        ways = [way for way in (_UPPER_ALPHA, _UPPER_BETA) if way not in self._sums]
+        if ways:
+            self._sweep(*ways)
+        limits = self._totals[_UPPER_BETA], None, self._exact
+        marks, counts = self._mark(_UPPER_ALPHA, _UPPER_BETA, least, *limits)
+        return marks, counts
+
+    def complete(self, marks: DeviceArray, samples: HostArray) -> None:
+        sizes = self._cells, self._cells, self._samples, self._table
+        _COMPLETE[()](*sizes, cupy().asarray(samples), self._exact, marks)
 
     def solve(self) -> DeviceArray:
-        self._upper_beta = None  # makes room for beta
-        return super().solve()
+        costs = super().solve()
+        for way in _UPPER_ALPHA, _UPPER_BETA:
+            self._sums.pop(way, None)
+        return costs

@@ -51,7 +51,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..types import DeviceArray
+from ..types import DeviceArray, HostArray
 
 WARP = 32
 BLOCK = 0
@@ -183,6 +183,15 @@ class Launch:
         library = cupy()
         function = _function(library, _device(library), kernel, self.variant)
         function((kernel.grid(items),), (kernel.block,), arguments, shared_mem=shared_bytes)
+
+
+def host(*arrays: DeviceArray) -> list[HostArray]:
+    """Bring arrays to the host, which waits for their devices once."""
+    copies = [array.get(blocking=False) for array in arrays]
+    for device in {array.device.id for array in arrays}:
+        with cupy().cuda.Device(device):
+            cupy().cuda.get_current_stream().synchronize()
+    return copies
 
 
 def element_strides(array: DeviceArray) -> tuple[int, ...]:

@@ -46,7 +46,6 @@ __all__ = [
     "magnitudes",
     "matmul",
     "means",
-    "repeat",
     "row_dots",
     "row_scores",
     "scatter",
@@ -63,7 +62,6 @@ __all__ = [
 
 xp: ModuleType = np
 empty = np.empty
-repeat = np.repeat
 slow_denormals = True
 exact_lattice = Lattice
 bounded_lattice = BoundedLattice
@@ -114,8 +112,8 @@ def zeros(shape: Shape, dtype: DTypeLike) -> HostArray:
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
-def indices(mask: HostArray, count: int | None = None) -> HostArray:
-    return np.flatnonzero(mask)
+def indices(mask: HostArray, count: int, first: int = 0) -> HostArray:
+    return np.flatnonzero(mask) + first
 
 
 def batch_table(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..types import HostArray
+from ..types import HostArray, PathMass
 from .lattice import Lattice, Sweeps
 
 _BLOCK = 2**15  # entries of some diagonals
@@ -28,6 +28,7 @@ class BoundedSweeps(Sweeps):
         super().__init__(*parameters)
         self._exact = np.zeros(self._scores.shape[1:], bool)
         self._inside_sweep: tuple[HostArray, HostArray] | None = None
+        self._upper_beta: HostArray | None = None
 
     def bound(self, sample: int, bounds: HostArray) -> None:
         """Store bounds (K, cells) of the scores of a sample, in packed order."""
@@ -40,6 +41,7 @@ class BoundedSweeps(Sweeps):
 
     def write(self, sample: HostArray, frame: HostArray, position: HostArray, *rest: Any) -> None:
         super().write(sample, frame, position, *rest)
+        self._upper_beta = None
         self._exact.reshape(-1)[self.grid.places(sample, frame, position)] = True
 
     def _is_inside(self) -> HostArray:
@@ -61,14 +63,14 @@ class BoundedSweeps(Sweeps):
             grid.view(emits, sample)[:, :-1] = True
         return emits
 
-    def certify(self) -> tuple[HostArray, HostArray]:
+    def certify(self) -> PathMass:
         """See :class:`cupy_rnnt.ops.BoundedLattice`."""
         grid = self.grid
         with np.errstate(all="ignore"):
             self._upper_beta = self._backward(cap=self._cap)
             total = self._upper_beta.reshape(-1)[grid.first]
             if not self._exact.any():
-                return np.full_like(total, -np.inf), total
+                return PathMass(np.full_like(total, -np.inf), total, total)
             inside = self._is_inside()
             log_prob, alpha = self._inside_sweep = self._forward(True, inside)
             # Shares of the upper bound of all paths are at most 1, so they are added up without
@@ -82,7 +84,7 @@ class BoundedSweeps(Sweeps):
                 np.copyto(share, 0.0, where=inside[rows])
                 shares += share.sum(axis=0)
                 np.copyto(alpha[rows], -np.inf, where=~inside[rows])
-            return log_prob, np.log(grid.sums(shares)) + base[grid.first]
+            return PathMass(log_prob, np.log(grid.sums(shares)) + base[grid.first], total)
 
     def _blocks(self) -> Iterator[slice]:
         """Slices of the diagonals, of at most about ``_BLOCK`` entries each."""
@@ -112,17 +114,19 @@ class BoundedSweeps(Sweeps):
         frame = column if grid.flipped else row - column
         return self._delay(grid.repeat(grid.frames, 1), frame)
 
-    def candidates(self, thresholds: HostArray) -> list[HostArray]:
+    def candidates(self, least: HostArray) -> list[HostArray]:
         """See :class:`cupy_rnnt.ops.BoundedLattice`: bool (cells,) of each sample."""
         self._inside_sweep = None  # C will grow, and the memory is needed
         grid = self.grid
-        least = grid.repeat(thresholds, np.inf)
         chosen = np.empty((grid.rows, grid.width), bool)
         with np.errstate(all="ignore"):
+            if self._upper_beta is None:
+                self._upper_beta = self._backward(cap=self._cap)
+            limits = grid.repeat(least + self._upper_beta.reshape(-1)[grid.first], np.inf)
             _, alpha = self._forward(True)
             for rows in self._blocks():
                 beta = self._upper_beta[: grid.rows][rows]
-                np.greater_equal(alpha[rows] + beta, least, out=chosen[rows])
+                np.greater_equal(alpha[rows] + beta, limits, out=chosen[rows])
         views = [grid.view(chosen, sample) for sample in range(len(grid.first))]
         if self._topology.looks_aside:  # a cell is inside only if the cell that its arcs read is
             for view in views:
@@ -130,9 +134,14 @@ class BoundedSweeps(Sweeps):
         chosen &= ~self._exact[: grid.rows]
         return [view.ravel() for view in views]
 
+    def outside(self, sample: int) -> HostArray:
+        """Mask of the cells of a sample that are not exact, (cells,), in packed order."""
+        outside: HostArray = ~self.grid.view(self._exact, sample).ravel()
+        return outside
+
     def solve(self) -> HostArray:
         np.copyto(self._scores, -np.inf, where=~self._exact)
-        del self._upper_beta  # makes room for beta
+        self._upper_beta = None  # makes room for beta
         return super().solve()
 
     def _inside(self) -> tuple[HostArray, HostArray]:
@@ -155,16 +164,23 @@ class BoundedLattice(Lattice):
                 first = self._first[sample]
                 sweeps.bound(number, bounds[:, first : first + self._cells[sample]])
 
-    def certify(self) -> tuple[HostArray, HostArray]:
-        log_inside, log_outside = np.empty((2, len(self._cells)))
+    def certify(self) -> PathMass:
+        mass = PathMass(*np.empty((3, len(self._cells))))
         for sweeps, samples in self._used():
-            log_inside[samples], log_outside[samples] = sweeps.certify()
-        return log_inside, log_outside
+            for array, values in zip(mass, sweeps.certify(), strict=True):
+                array[samples] = values
+        return mass
 
-    def candidates(self, thresholds: HostArray) -> HostArray:
+    def candidates(self, least: HostArray) -> tuple[HostArray, HostArray]:
         chosen: list[Any] = [None] * len(self._cells)
         for sweeps, samples in self._used():
-            of_samples = sweeps.candidates(thresholds[samples])
+            of_samples = sweeps.candidates(least[samples])
             for sample, cells in zip(samples.tolist(), of_samples, strict=True):
                 chosen[sample] = cells
-        return np.concatenate(chosen)
+        return np.concatenate(chosen), np.array(list(map(np.count_nonzero, chosen)))
+
+    def complete(self, marks: HostArray, samples: HostArray) -> None:
+        for sample in np.flatnonzero(samples).tolist():
+            first, sweeps = self._first[sample], self._sides[self._side[sample]]
+            cells = slice(first, first + self._cells[sample])
+            marks[cells] |= sweeps.outside(self._number[sample])

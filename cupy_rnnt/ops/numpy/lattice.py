@@ -294,10 +294,15 @@ class Lattice:
         positions: HostArray,
         gradient: bool,
         delay_penalty: float,
+        dtype: np.dtype,
+        start: int = 0,
+        first: int = 0,
     ) -> None:
         self._scores = len(transducer.topology.scores)
+        self._dtype, self._start, self._first_cell = dtype, start, first
         self._cells = frames * positions
         self._first = np.cumsum(self._cells) - self._cells
+        self._lse: HostArray | None = None
         self._positions = positions
         flipped = positions > frames
         self._side = flipped.astype(np.intp)
@@ -326,26 +331,36 @@ class Lattice:
         elif len(side):
             yield self._sides[side[0]], slice(None)
 
-    def write(self, cells: Cells, scores: HostArray) -> None:
-        for sweeps, part in self._split(cells.sample):
+    def write(self, cells: Cells, lse: HostArray, scores: HostArray) -> None:
+        if self._lse is None:
+            self._lse = np.empty((len(lse), int(self._cells.sum())))
+        self._lse[:, cells.packed - self._first_cell] = lse
+        sample = cells.sample - self._start
+        for sweeps, part in self._split(sample):
             coordinates = cells.frame[part], cells.position[part], cells.has_label[part]
-            sweeps.write(self._number[cells.sample[part]], *coordinates, scores[:, part])
+            sweeps.write(self._number[sample[part]], *coordinates, scores[:, part])
 
     def solve(self) -> HostArray:
         costs = np.empty(len(self._cells))
         for sweeps, samples in self._used():
             costs[samples] = sweeps.solve()
-        return costs
+        with np.errstate(over="ignore"):
+            reported = costs.astype(self._dtype)
+        self._costs = np.where(np.isfinite(reported), costs, reported)
+        return self._costs
 
     def keep(self, least: HostArray) -> HostArray:
+        least = np.where(np.isfinite(self._costs), least, np.inf)
         cells: list[HostArray] = [_NONE] * len(self._cells)
         for sweeps, samples in self._used():
             for sample, numbers in zip(samples.tolist(), sweeps.keep(least[samples]), strict=True):
-                cells[sample] = self._first[sample] + numbers
+                cells[sample] = self._first_cell + self._first[sample] + numbers
         return np.concatenate(cells)
 
-    def occupancies(self, cells: HostArray, of_labels: float, dtype: np.dtype) -> HostArray:
-        occupancies = np.empty((self._scores, len(cells)), dtype)
+    def posteriors(
+        self, packed: HostArray, of_labels: float, dtype: np.dtype, least: float
+    ) -> tuple[HostArray, HostArray]:
+        occupancies, cells = np.empty((self._scores, len(packed)), dtype), packed - self._first_cell
         for start in range(0, len(cells), _KEEP_CHUNK):
             chunk = cells[start : start + _KEEP_CHUNK]
             sample = np.searchsorted(self._first, chunk, side="right") - 1
@@ -354,7 +369,9 @@ class Lattice:
             for sweeps, part in self._split(sample):
                 coordinates = self._number[sample[part]], frame[part], position[part]
                 out[:, part] = sweeps.occupancies(*coordinates, of_labels)
-        return occupancies
+        occupancies[occupancies < least] = 0
+        assert self._lse is not None
+        return self._lse[:, cells], occupancies
 
 
 def logsumexp(terms: list[HostArray], out: HostArray, work: HostArray) -> None:

@@ -98,38 +98,41 @@ def selecting(most: float = 1.0, surely: bool = True) -> Iterator[None]:
 
 @contextmanager
 def first_choice(choose: Callable[..., np.ndarray]) -> Iterator[None]:
-    """Let ``choose(lattice, bounds, frames, columns)`` choose the cells of the first round.
-
-    `bounds` are those of log P of each sample; the result is a mask of all cells in packed order.
-    """
+    """Let ``choose(lattice, frames, columns)`` choose the cells of the first round: a mask of all
+    cells in packed order."""
 
     original = selection.next_cells
 
-    def next_cells(lattice, lengths, chosen, rounds, tolerance):
+    def next_cells(lattice, lengths, computed, least, rounds):
         if rounds:
-            return original(lattice, lengths, chosen, rounds, tolerance)
-        _, bounds = lattice.certify()
-        new = choose(lattice, bounds, lengths.frames, lengths.positions)
-        assert new.shape == chosen.shape
-        return new, to_device(np.full(len(lengths.frames), np.inf))
+            return original(lattice, lengths, computed, least, rounds)
+        return listed(choose(lattice, lengths.frames, lengths.positions), lengths)
 
     with mock.patch.object(selection, "next_cells", next_cells):
         yield
 
 
+def listed(marks, lengths) -> tuple[np.ndarray, np.ndarray]:
+    """The marked cells of some samples, and how many each sample has."""
+    marks, starts = to_host(marks), np.cumsum(lengths.cells) - lengths.cells
+    assert marks.shape == (lengths.cells.sum(),)
+    counts = np.add.reduceat(marks, starts, dtype=np.int64)
+    return to_device(lengths.first + np.flatnonzero(marks)), counts
+
+
 def below(nats: float) -> Callable[..., np.ndarray]:
     """Cells through which a path may lead that is at most `nats` below the bound of log P."""
-    return lambda lattice, bounds, frames, columns: lattice.candidates(bounds - nats)
+    return lambda lattice, frames, columns: lattice.candidates(np.full(len(frames), -nats))[0]
 
 
 def with_holes(share: float, seed: int) -> Callable[..., np.ndarray]:
     """A selection as it might be, less some random cells."""
     rng = np.random.default_rng(seed)
 
-    def choose(lattice, bounds, frames, columns):
-        new = lattice.candidates(bounds - 10.0)
+    def choose(lattice, frames, columns):
+        new, _ = lattice.candidates(np.full(len(frames), -10.0))
         there = to_device(rng.random(new.shape) >= share)
-        return new & there | no_path(lattice, bounds, frames, columns)
+        return new & there | no_path(lattice, frames, columns)
 
     return choose
 
@@ -138,8 +141,8 @@ def a_subset(share: float, seed: int) -> Callable[..., np.ndarray]:
     """Random cells of each sample, the last one among them."""
     rng = np.random.default_rng(seed)
 
-    def choose(lattice, bounds, frames, columns):
-        last = no_path(lattice, bounds, frames, columns)
+    def choose(lattice, frames, columns):
+        last = no_path(lattice, frames, columns)
         return last | to_device(rng.random(last.shape) < share)
 
     return choose
@@ -149,7 +152,7 @@ def one_path(seed: int) -> Callable[..., np.ndarray]:
     """The cells of one random path of each sample."""
     rng = np.random.default_rng(seed)
 
-    def choose(lattice, bounds, frames, columns):
+    def choose(lattice, frames, columns):
         masks = []
         for t, s in zip(frames, columns, strict=True):
             labels = rng.permutation(np.arange(t + s - 2) < s - 1)
@@ -162,7 +165,7 @@ def one_path(seed: int) -> Callable[..., np.ndarray]:
     return choose
 
 
-def no_path(lattice, bounds, frames, columns) -> np.ndarray:
+def no_path(lattice, frames, columns) -> np.ndarray:
     """The last cell of each sample alone, where no path inside gets to unless there is no other."""
     new = np.zeros((frames * columns).sum(), bool)
     new[np.cumsum(frames * columns) - 1] = True

@@ -93,8 +93,8 @@ def nothing_leaves():
     original = BoundedSweeps.certify
 
     def certify(self):
-        inside, leaving = original(self)
-        return inside, np.where(self._exact.any(), -np.inf, leaving)
+        mass = original(self)
+        return mass._replace(leaving=np.where(self._exact.any(), -np.inf, mass.leaving))
 
     return mock.patch.object(BoundedSweeps, "certify", certify)
 
@@ -126,16 +126,13 @@ def betas_too_low():
 
 def any_certificate_will_do():
     """What is too large is let through."""
-    original = selection.next_cells
+    original = selection.Certified.first
 
-    def next_cells(lattice, lengths, chosen, rounds, tolerance):
-        if rounds == 0:
-            return lattice.candidates(lattice.certify()[1] - 1.0), None
-        _, certificate = original(lattice, lengths, chosen, rounds, tolerance)
-        lattice.certify()
-        return np.zeros_like(chosen), certificate
+    def first(self, work, group):
+        selected = original(self, work, group)
+        return selected and selected._replace(tolerance=np.inf)
 
-    return mock.patch.object(selection, "next_cells", next_cells)
+    return mock.patch.object(selection.Certified, "first", first)
 
 
 MUTATIONS = [

@@ -34,79 +34,99 @@ BARRIER = "__syncthreads();"
 # What runs, file, what is replaced by what, what is found
 FAULTS = {
     "diagonals overwritten before they are read": (
-        *("exact", "lattice.cuh", f"{BARRIER}\n    }}\n    double end", "}\n    double end"),
+        *(
+            "exact",
+            "lattice.cuh",
+            f"            {BARRIER}\n        }}\n    }}\n}}",
+            "        }\n    }\n}",
+        ),
         "race",
     ),
-    "diagonals of beta overwritten before they are read": (
-        *("exact", "lattice.cuh", f"most);\n        }}\n        {BARRIER}", "most);\n        }"),
+    "diagonals cleared after they are written": (
+        *("exact", "lattice.cuh", f"exponents() + i);\n        {BARRIER}", "exponents() + i);"),
         "race",
     ),
     "sweeps of a block that overlap": (
         *("exact", "lattice.cu", f"        {BARRIER}  // the sweep before has been read\n", ""),
         "race",
     ),
+    "diagonals that are not cleared": (
+        *("exact", "lattice.cuh", "i < kCount * columns; i +=", "i < 0; i +="),
+        "uninitialised",
+    ),
+    "a column before the first": (
+        *("exact", "lattice.cuh", "min(max(c, 0), columns - 1)", "min(c, columns - 1)"),
+        "out-of-bounds|uninitialised|race",
+    ),
     "an arc from before the first frame": (
-        *("exact", "lattice.cuh", "if (frame < arc.frames || ", "if ("),
-        "out-of-bounds|uninitialised",
-    ),
-    "an arc from before the first position": (
-        *("exact", "lattice.cuh", " || position < arc.labels) return;", ") return;"),
-        "out-of-bounds|uninitialised",
-    ),
-    "a frame too many behind a cell": (
-        *("exact", "lattice.cuh", "if (frame >= lattice.frames || position", "if (position"),
+        *("exact", "lattice.cuh", "return frame >= arc.frames && position", "return position"),
         "out-of-bounds|uninitialised",
     ),
     "a position too many behind a cell": (
-        *("exact", "lattice.cuh", "|| position >= lattice.positions) return -inf", ") return -inf"),
+        *("exact", "lattice.cuh", "|| position >= lattice.positions) return N", ") return N"),
         "out-of-bounds|uninitialised",
     ),
     "an end from before the first frame": (
-        *("long arcs", "lattice.cuh", "if (lattice.frames < arc.frames || ", "if ("),
+        *("long arcs", "lattice.cuh", "&& lattice.frames >= arc.frames && lattice", "&& lattice"),
         "out-of-bounds|uninitialised|invalid-address",
     ),
-    "a diagonal too few in shared memory": (
-        *("exact", "lattice.cuh", "d % (T::reach + 1)", "d % T::reach"),
+    "a diagonal too few in memory": (
+        *("exact", "lattice.cuh", "kCount = T::reach + 1;", "kCount = T::reach;"),
         "race|uninitialised",
     ),
     "exact cells beside the last position": (
-        "aside",
-        "lattice.cuh",
-        "|| d - lattice.frame_of(d, c) + T::aside >= lattice.positions) return true",
-        ") return true",
+        *("aside", "lattice.cuh", "exists && position + T::aside < lattice.positions;", "exists;"),
         "out-of-bounds|uninitialised|misaligned",
     ),
-    "diagonals longer than their room": (
-        *("exact", "lattice.cuh", "lattice.columns() <= room", "true"),
-        "out-of-bounds",
+    "diagonals of two ways in one place": (
+        *("exact", "lattice.cu", "spare + i / samples * stride + apart", "spare + apart"),
+        "race|uninitialised",
     ),
     "occupancies by the cost of another sample": (
-        *("exact", "lattice.cu", "costs[&found - lattices]", "costs[&found + samples - lattices]"),
+        *("exact", "cells.cu", "costs[sample], of_labels", "costs[sample + samples], of_labels"),
         "out-of-bounds",
     ),
-    "a sweep whose diagonals are not kept": (
-        *("exact", "lattice.cu", "if (all) all[lattice.place(d, c)] = value;", ""),
+    "a sweep whose sums are not kept": (
+        *("exact", "lattice.cu", "if (out) out[lattice.place(d, c)]", "if (out && d < 0) out[0]"),
+        "uninitialised",
+    ),
+    "costs that are not written": (
+        *("exact", "lattice.cu", "if (threadIdx.x) continue;", "if (threadIdx.x < 999) continue;"),
         "uninitialised",
     ),
     "two that poison a sample": (
-        *("exact", "lattice.cu", "atomicOr(poisoned + sample[i], 1)", "poisoned[sample[i]] = 1"),
+        *(
+            "exact",
+            "lattice.cu",
+            "atomicOr(flags + within, kPoisoned)",
+            "flags[within] = kPoisoned",
+        ),
         "race",
     ),
     "cells that are not marked as exact": (
         *("bounded", "lattice.cu", "if (exact) exact[place] = true", "if (exact) exact[-1] = true"),
-        "out-of-bounds",
+        "out-of-bounds|race",
     ),
-    "bounds of beta that are not kept": (
-        *("bounded", "bounded.cu", "return upper_beta[lattice.place(d, c)] =", "return"),
+    "marks that are not written": (
+        *("bounded", "cells.cu", "        marks[i] = mark;\n", ""),
         "uninitialised",
     ),
-    "certificates that are not written": (
-        *("bounded", "bounded.cu", "if (threadIdx.x == 0) {", "if (threadIdx.x == THREADS) {"),
-        "uninitialised",
+    "a count that threads write to": (
+        *(
+            "exact",
+            "indices.cu",
+            "if (threadIdx.x == 0) counts[i]",
+            "if (threadIdx.x < 2) counts[i]",
+        ),
+        "race",
     ),
-    "marks in the order of the diagonals, without their sample": (
-        *("bounded", "bounded.cu", "likely[lattice.packed(d, c)]", "likely[d * 64 + c]"),
-        "race|uninitialised|out-of-bounds",
+    "ranks of the warps before, read too early": (
+        *("exact", "indices.cu", f"__popc(marks);\n            {BARRIER}", "__popc(marks);"),
+        "race",
+    ),
+    "a sum over the block that is read too early": (
+        *("exact", "indices.cu", f"= value;\n    {BARRIER}", "= value;"),
+        "race",
     ),
     "parts of rows read before they are there": (
         *("bounds", "bounds.cu", f"{BARRIER}\n#pragma unroll 1", "#pragma unroll 1"),

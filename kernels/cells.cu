@@ -1,0 +1,144 @@
+// What is read off the sums that sweeps have left, cell by cell: which cells matter, how much the
+// paths hold that leave C, and occupancies. Sums are packed numbers, see wide.cuh.
+
+#include "lattice.cuh"
+
+// The logarithm of the product of two sums of a sample.
+__device__ inline double log_product(int64 a, int64 b, bool in_log) {
+    if (in_log) return (Log::unpacked(a) * Log::unpacked(b)).log();
+    return (Wide::unpacked(a) * Wide::unpacked(b)).log();
+}
+
+// Marks, in packed order, the cells where the logarithm of alpha beta reaches a threshold, and the
+// cells that arcs of these cells read; none of them if it is `exact`. The threshold of a sample is
+// `least` of it plus `totals`, or less `costs`; no cell of a sample is marked whose cost is not
+// finite. Counts the marks of each sample.
+//
+// Grid: a thread a cell. Moves 16 bytes a cell in that lie apart, 1 more if `exact` is there, and 1
+// out.
+template <typename T>
+__global__ void __launch_bounds__(256, 4)
+lattice_mark(int64 cells, int64 samples, const Lattice* lattices, const int* flags,
+             const int64* alpha, const int64* beta, const double* least, const double* totals,
+             const double* costs, const bool* exact, bool* marks, int64* counts) {
+    for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
+        const Lattice& entry = entry_of(i, lattices, samples);
+        const Lattice lattice = entry;
+        const int64 sample = &entry - lattices, position = (i - lattice.first) % lattice.positions;
+        const double threshold = least[sample] + (costs ? -costs[sample] : totals[sample]);
+        const auto reaches = [&](int64 cell) {
+            const int64 place = lattice.place_of_packed(cell);
+            const bool logs = in_log(lattice, flags[sample]);
+            return log_product(alpha[place], beta[place], logs) >= threshold;
+        };
+        bool mark = !costs || fabs(costs[sample]) < infinity();
+        mark = mark && (reaches(i) || (T::aside && position >= T::aside && reaches(i - T::aside)));
+        mark = mark && !(exact && exact[lattice.place_of_packed(i)]);
+        marks[i] = mark;
+        if (mark) {  // the first of the warp's threads that mark cells of the sample counts for all
+            const unsigned peers = __match_any_sync(__activemask(), sample);
+            if (threadIdx.x % 32 == __ffs(peers) - 1)
+                atomicAdd(reinterpret_cast<unsigned long long*>(counts + sample),
+                          static_cast<unsigned long long>(__popc(peers)));
+        }
+    }
+}
+
+// Marks all cells of some samples that are not `exact`, too.
+//
+// Grid: a thread a cell. Moves a byte a cell of all samples, and of the chosen ones one that lies
+// apart.
+__global__ void __launch_bounds__(256, 4)
+lattice_complete(int64 cells, int64 samples, const Lattice* lattices, const bool* chosen,
+                 const bool* exact, bool* marks) {
+    for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
+        const Lattice& entry = entry_of(i, lattices, samples);
+        if (chosen[&entry - lattices]) marks[i] = !exact[entry.place_of_packed(i)];
+    }
+}
+
+// Bounds of what the paths hold that leave C, as shares of the upper bound of all paths: the sum over
+// the cells where paths first step out of C of alpha times the upper bound of beta, in `parts` parts
+// of a sample, each of a run of its cells.
+//
+// Grid: a block a part. Moves 9 bytes a cell in, and 8 more where a path may step out.
+template <typename T>
+__global__ void __launch_bounds__(256, 4)
+lattice_leaving(int64 samples, int64 parts, const Lattice* lattices, const int* flags,
+                const bool* exact, const int64* alpha, const int64* upper_beta,
+                const double* totals, double* shares) {
+    for (int64 i = first_item(256); i < samples * parts; i += item_stride(256)) {
+        const int64 sample = i / parts, part = i % parts;
+        const Lattice lattice = lattices[sample];
+        const int64 count = static_cast<int64>(lattice.frames) * lattice.positions;
+        const double bound = totals[sample], base = bound > -infinity() ? bound : 0;
+        const bool logs = in_log(lattice, flags[sample]);
+        Sum<double> share{0};
+        const int64 end = count * (part + 1) / parts;
+        for (int64 cell = count * part / parts + threadIdx.x; cell < end; cell += 256) {
+            const int frame = cell / lattice.positions, position = cell % lattice.positions;
+            const int d = frame + position, c = lattice.flipped() ? frame : position;
+            if (is_inside<T>(lattice, exact, d, c)) continue;
+            const int64 place = lattice.place(d, c);
+            share.value += exp(log_product(alpha[place], upper_beta[place], logs) - base);
+        }
+        share = total<256>(share);
+        if (threadIdx.x == 0) shares[i] = share.value;
+    }
+}
+
+// Log-sum-exps (G, n) and occupancies (K, n) of some cells, given by their numbers in the batch, of
+// which the first in the group is `first`. An occupancy is the sum over arcs of alpha times their
+// weight times beta where they lead to, divided by the sum over all paths; of arcs that emit a label
+// `of_labels` times. Below `least` it counts as 0.
+//
+// Grid: a thread a cell. Moves some 16 (1 + arcs) + 16 K + 8 G bytes a cell in, and 8 G + K sizeof(C)
+// out.
+template <typename T, typename N, typename C>
+__device__ void write_occupancies(const Lattice& lattice, int64 cell, const Words& words,
+                                  const int64* alpha, const int64* beta, double cost,
+                                  double of_labels, double least, int64 stride, C* occupancies) {
+    const int frame = cell / lattice.positions, position = cell % lattice.positions;
+    double sums[T::scores] = {};
+    T::each([&](auto arc) {
+        const auto taken = [&](int from) {
+            const int d = frame + from, c = lattice.flipped() ? frame : from;
+            const N after = behind<N>(lattice, d, c, arc, [&](int row, int column) {
+                return N::unpacked(beta[lattice.place(row, column)]);
+            });
+            // Where an arc leads nowhere, there may be nothing to read beside it. Alpha is that of
+            // paths that step into a cell outside C, too, but beta is 0 there.
+            const int64 place = lattice.place(d, c);
+            if (after.is_zero() || N::unpacked(beta[place]).is_zero()) return 0.0;
+            const N before = N::unpacked(alpha[place]);
+            const double share = words.weight(lattice, d, c, arc, before * after).log() + cost;
+            return (arc.labels ? of_labels : 1) * exp(share);
+        };
+        const double here = taken(position);
+        for (int k = 0; k < T::scores; ++k)
+            if (arc.adds(k)) sums[k] += here;
+        if (arc.then >= 0 && position >= arc.labels) sums[arc.then] += taken(position - arc.labels);
+    });
+    for (int k = 0; k < T::scores; ++k) occupancies[k * stride] = sums[k] < least ? 0 : sums[k];
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(256, 2)
+lattice_posteriors(int64 count, const int64* packed, int64 first, int64 samples,
+                   const Lattice* lattices, const int* flags, const double* words, int64 cells,
+                   const int64* alpha, const int64* beta, const double* costs, double of_labels,
+                   double least, const double* lses, int heads, double* lse, C* occupancies) {
+    for (int64 i = first_item(1); i < count; i += item_stride(1)) {
+        const int64 cell = packed[i] - first;
+        const Lattice& entry = entry_of(cell, lattices, samples);
+        const int64 sample = &entry - lattices;
+        for (int g = 0; g < heads; ++g) lse[g * count + i] = lses[g * cells + cell];
+        const auto write = [&](auto number) {
+            write_occupancies<T, decltype(number)>(entry, cell - entry.first, {words, cells}, alpha,
+                                                   beta, costs[sample], of_labels, least, count,
+                                                   occupancies + i);
+        };
+        if (in_log(entry, flags[sample])) write(Log{});
+        else write(Wide{});
+    }
+}
