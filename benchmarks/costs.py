@@ -222,16 +222,37 @@ KERNELS = {
     "write_input_grads": Kernel("frame or position", "H", lambda n, e, c: Work(n * (e + c))),
     "gather": Kernel("row", "V", _moved_row),
     "scatter": Kernel("row", "V", _moved_row),
-    "fold_rows": Kernel("row", "H", lambda n, e, c: Work(n * e, float32=n)),
-    "activate": Kernel("row", "H", lambda n, e, c: Work(2 * n * c, float32=13 * n, special=2 * n)),
+    "fold_rows": Kernel("frame or position", "H", lambda n, e, c: Work(n * e, float32=5 * n)),
+    "row_sums": Kernel("row of weights", "H", lambda n, e, c: Work(n * e + c, float32=2.25 * n)),
+    # It reads a sum for each row of the weights, and the bias twice. Seven totals of a block.
+    "slack": Kernel(
+        "sample",
+        "V",
+        lambda n, e, c: Work(cached=3 * n * c, float32=13 * n + 27000, float64=n + 2000),
+    ),
+    # A warp reads a few words of the table of samples, each a sector.
+    "reference_hidden": Kernel(
+        "frame or position",
+        "H",
+        lambda n, e, c: Work(2 * n * e, cached=n * c + 4 * SECTOR, float32=14 * n, special=2 * n),
+    ),
+    "write_tangents": Kernel(
+        "vector",
+        "H",
+        lambda n, e, c: Work(n * (e + c) + 8, cached=7 * SECTOR, float32=1.2 * n, float64=n),
+    ),
+    # Each step of a warp reads a range of columns of no label.
     "label_softmax": Kernel(
-        "row",
+        "frame or position",
         "V",
         lambda n, e, c: Work(
-            2 * n * c + 8, cached=5 * n * c, float32=21 * n, special=2 * n, float64=1.2 * n
+            n * (e + c) + 16,
+            cached=3 * n * c + n * SECTOR / 8,
+            float32=34 * n,
+            special=n,
+            float64=2.4 * n,
         ),
     ),
-    "row_dots": Kernel("row", "H", lambda n, e, c: Work(2 * n * c + 8, float32=n)),
     "bounds": Kernel(
         "cell",
         "H",
@@ -271,22 +292,27 @@ KERNELS = {
 }
 """By their names, for the scores of a blank and a label; `lattice_sweep` in both directions."""
 
-_OF_THEIR_TYPE = {"column_sum", "fold_rows", "gather", "hidden", "logits_grad", "scatter"}
+_OF_THEIR_TYPE = {
+    *("column_sum", "fold_rows", "gather", "hidden", "label_softmax", "logits_grad"),
+    *("reference_hidden", "row_sums", "scatter", "write_tangents"),
+}
 """Those whose arrays are as the user's, or the factors of products, are."""
 
 
 class Batch(NamedTuple):
-    """How many frames, prefixes of the labels, and cells a batch has."""
+    """How many frames, prefixes of the labels, cells and samples a batch has."""
 
     frames: int
     prefixes: int
     cells: int
+    samples: int = 1
 
     @staticmethod
     def of(frames: Iterable[int], columns: Iterable[int]) -> Batch:
         """From T and U + 1 of each sample."""
         t, s = list(map(int, frames)), list(map(int, columns))
-        return Batch(sum(t), sum(s), sum(a * b for a, b in zip(t, s, strict=True)))
+        cells = sum(a * b for a, b in zip(t, s, strict=True))
+        return Batch(sum(t), sum(s), cells, len(t))
 
 
 class Operation(NamedTuple):
@@ -300,15 +326,15 @@ class Engine:
 
     `itemsize` is that of what the user gave. All between is float32, but for the factors of
     products if that is a half type: a hidden vector is two of them for the logits, and the gradient
-    of the logits is rounded. References are float32.
+    of the logits is rounded. References are rounded to it, too.
     """
 
     # CuPy's own operations, of which each reads its arguments and writes its result, counted by
     # hand. Bytes on lists of cells and on masks: of a cell of a lattice, of one where cells are
     # selected and where they are certified, of a cell computed and of one kept. Rows of hidden
-    # values: of a frame and of a prefix as references, and of either with a gradient.
+    # values: of a frame or prefix with a gradient.
     _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 70, 370
-    _FRAME, _PREFIX, _TARGET = 13, 23, 2
+    _TARGET = 2
 
     def __init__(
         self,
@@ -337,26 +363,22 @@ class Engine:
         """Each of a row of logits with a hidden vector; the weights stay in the cache."""
         v, h, size = self._widths["V"], self._widths["H"], self._itemsize
         made = {
-            "reference": Work(4 * (v + h), float32=v * h),
+            "reference": Work((4 + size) * (v + h) / 2, products=v * h),
             "logits": Work(4 * v + 4 * h, products=self._factors * v * h),
             "d_weight": Work(size * (v + h), products=v * h),
             "d_hidden": Work(size * v + 4 * h, products=v * h),
         }
-        if size != 2:
-            made["reference"] = made["logits"]
         self.operations += [Operation(stage, "products", made[kind].times(rows)) for kind in kinds]
 
     def select(self, whole: bool) -> None:
         """By bounds; one round certifies it, unless all cells are selected."""
-        frames, prefixes, cells = self._batch
-        references, row = frames + prefixes, 4 * self._widths["H"]
-        weights = self._widths["V"] * self._widths["H"]
-        self.launch("references", 2 * references, "fold_rows")
-        whole_sectors = Work(4 * weights, spread=(SECTOR - 4) * weights)
-        self.operations.append(Operation("references", "fold_rows", whole_sectors))
-        self.launch("references", 2 * frames + prefixes, "gather", width="H")
-        self.lists("references", self._FRAME * frames + self._PREFIX * prefixes, row)
-        self.launch("references", references, "activate", "label_softmax", "row_dots")
+        frames, prefixes, cells, samples = self._batch
+        references = frames + prefixes
+        self.launch("references", self._widths["V"], "row_sums")
+        self.launch("references", samples, "slack")
+        self.launch("references", references, "fold_rows", "reference_hidden", "label_softmax")
+        # Of both their input and a slope, of a prefix the weights of a blank and of a label, too.
+        self.launch("references", 2 * frames + 4 * prefixes, "write_tangents")
         self.products("references", references, "reference", "reference")
         self.launch("bounds", cells, "bounds")
         sweeps = ["bounded_wrap", "bounded_beta", "bounded_likely"]

@@ -14,41 +14,40 @@
 // multiply-adds or 3.
 
 #include "activations.cuh"
-#include "entries.cuh"
 #include "log_space.cuh"
 #include "row.cuh"
+#include "samples.cuh"
 
 constexpr int kFrames = 64, kPositions = 16, kThreads = 128;
 constexpr int kAcross = 8, kDown = kThreads / kAcross;  // positions and frames of the threads
 constexpr int kRight = kPositions / kAcross, kBelow = kFrames / kDown;  // and of each of them
 
-// A sample: where its tiles, cells and rows begin.
-struct Run {
-    int64 first, cell, frame, prefix;
-    int frames, positions;
-    double slack;
-};
-
-// A tile of a sample: its first cell and rows, and how many rows are left from there.
+// A tile of a sample: its first cell and rows, and how many rows are left from there. Frames before
+// `start` and from `stop` on are left out.
 struct Tile {
     int64 cell, frame, prefix;
     int frames, positions;
 
-    __device__ Tile(const Run& run, int64 tile) {
-        const int across = (run.positions + kPositions - 1) / kPositions;
-        const int t = tile / across * kFrames, u = tile % across * kPositions;
-        cell = run.cell + static_cast<int64>(t) * run.positions + u;
-        frame = run.frame + t;
-        prefix = run.prefix + u;
-        frames = run.frames - t;
-        positions = run.positions - u;
+    __device__ Tile(const Sample& sample, int64 number, int64 start, int64 stop) {
+        const int64 across = (sample.positions + kPositions - 1) / kPositions;
+        const int64 tile = number - sample.tile;
+        const int64 t = sample.frame + tile / across * kFrames, u = tile % across * kPositions;
+        frame = max(t, start);
+        frames = min(min(t + kFrames, sample.frame + sample.frames), stop) - frame;
+        cell = sample.cell + (frame - sample.frame) * sample.positions + u;
+        prefix = sample.position + u;
+        positions = sample.positions - u;
     }
 };
 
 // A hidden value, from elements of the encoder and predictor rows.
 template <typename Activation> struct Hidden {
+    static constexpr bool kLogistic = false;  // whether samples may take another form, Quotient
     template <typename C> __device__ static C of(C e, C p) { return Activation::apply(e + p); }
 };
+
+template <> constexpr bool Hidden<Tanh>::kLogistic = true;
+template <> constexpr bool Hidden<Sigmoid>::kLogistic = true;
 
 struct Quotient;
 template <> struct Hidden<Quotient> {
@@ -59,7 +58,7 @@ template <> struct Hidden<Quotient> {
         asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(p + e));
         return p * fmaf(r, fmaf(-(p + e), r, 1.0f), r);
     }
-    __device__ static double of(double e, double p) { return p / (p + e); }
+    __device__ static double of(double e, double p) { return p * (1 / (p + e)); }
 };
 
 // A part of some rows in shared memory. The pad puts 8 rows into different banks.
@@ -86,8 +85,15 @@ template <typename C, int ROWS> struct Part {
     __device__ Pack<C, kPack<C>> at(int row, int j) const { return load<kPack<C>>(&rows[row][j]); }
 };
 
-// Encoder and predictor rows, what tangents of frames have, and `width` vectors of each position.
-template <typename C> struct Inputs {
+// The samples of a launch, its first tile and number of tiles, and the frames that it is about.
+struct Work {
+    const Sample* samples;
+    int64 count, first, tiles, start, stop;
+    const bool* fits;
+};
+
+// Inputs of frames and positions, tangents of frames, and `width` vectors of each position.
+template <typename C> struct Rows {
     int64 size;
     const C *encoder, *slopes;
     const double* constants;
@@ -96,103 +102,123 @@ template <typename C> struct Inputs {
     int width;
 };
 
-// Calls finish(run, cell, logits) for every cell: the logits of three vectors of its position, from
-// number `first` on, and with TANGENT the value of the tangent of its frame. The logit of a vector
-// that does not exist is 0.
-template <typename Form, bool TANGENT, typename C, typename Finish>
-__device__ void each_cell(int64 tiles, int64 samples, const Run* runs, const Inputs<C>& from,
-                          int first, Finish finish) {
-    constexpr int kDots = TANGENT ? 4 : 3, kCells = kBelow * kRight;
-    __shared__ Part<C, kFrames> e, slope;
-    __shared__ Part<C, kPositions> p, vector[3];
+// A part of the rows of a tile. Only a fourth dot product takes a slope.
+template <typename C, int DOTS> struct Parts {
+    Part<C, kFrames> encoder;
+    Part<C, DOTS == 4 ? kFrames : 1> slope;
+    Part<C, kPositions> predictor, vector[3];
+};
+
+constexpr int kCells = kBelow * kRight;
+
+// Adds the products of a part to the dot products of a thread's cells.
+template <typename Form, typename C, int DOTS>
+__device__ void add_products(const Parts<C, DOTS>& parts, const Tile& tile, C (&dots)[kCells][DOTS]) {
+    const int x = threadIdx.x % kAcross, y = threadIdx.x / kAcross;
+#pragma unroll 1
+    for (int j = 0; j < parts.predictor.kWidth; j += kPack<C>) {
+        Pack<C, kPack<C>> q[kRight], v[kRight][3];
+        for (int b = 0; b < kRight; ++b) {
+            q[b] = parts.predictor.at(x + b * kAcross, j);
+            for (int k = 0; k < 3; ++k) v[b][k] = parts.vector[k].at(x + b * kAcross, j);
+        }
+        for (int a = 0; a < kBelow && a * kDown < tile.frames; ++a) {
+            auto f = parts.encoder.at(y + a * kDown, j), g = f;
+            if constexpr (DOTS == 4) g = parts.slope.at(y + a * kDown, j);
+            for (int b = 0; b < kRight && b * kAcross < tile.positions; ++b)
+                for (int n = 0; n < kPack<C>; ++n) {
+                    const C hidden = Hidden<Form>::of(f[n], q[b][n]);
+                    for (int k = 0; k < 3; ++k) dots[a * kRight + b][k] += v[b][k][n] * hidden;
+                    if constexpr (DOTS == 4) dots[a * kRight + b][3] += g[n] * hidden;
+                }
+        }
+    }
+}
+
+// Calls finish(sample, cell, logits) for every cell: the logits of three vectors of its position,
+// from number `first` on, and with DOTS = 4 the value of the tangent of its frame. The logit of a
+// vector that does not exist is 0.
+template <typename Activation, int DOTS, typename C, typename Finish>
+__device__ void each_cell(const Work& work, const Rows<C>& from, int first, Finish finish) {
+    __shared__ Parts<C, DOTS> parts;
     const int x = threadIdx.x % kAcross, y = threadIdx.x / kAcross;
     const int64 size = from.size;
     const auto is_there = [&](int number) { return 0 <= number && number < from.width; };
-    for (int64 i = first_item(kThreads); i < tiles; i += item_stride(kThreads)) {
-        const Run run = entry_of(i, runs, samples);
-        const Tile tile(run, i - run.first);
-        C dots[kCells][kDots] = {};
-        for (int64 h = 0; h < size; h += p.kWidth) {
+    for (int64 i = first_item(kThreads); i < work.tiles; i += item_stride(kThreads)) {
+        const int64 number = work.first + i;
+        const int sample =
+            &entry_of<Sample, &Sample::tile>(number, work.samples, work.count) - work.samples;
+        const bool logistic = Hidden<Activation>::kLogistic && work.fits[sample];
+        const Tile tile(work.samples[sample], number, work.start, work.stop);
+        C dots[kCells][DOTS] = {};
+        for (int64 h = 0; h < size; h += parts.predictor.kWidth) {
             __syncthreads();  // the part before has been read
-            e.fill(from.encoder + tile.frame * size + h, tile.frames, size, size - h, 1);
-            if (TANGENT)
-                slope.fill(from.slopes + tile.frame * size + h, tile.frames, size, size - h, 0);
-            p.fill(from.predictor + tile.prefix * size + h, tile.positions, size, size - h, 1);
+            const int64 frame = tile.frame * size + h, prefix = tile.prefix * size + h;
+            parts.encoder.fill(from.encoder + frame, tile.frames, size, size - h, 1);
+            if (DOTS == 4) parts.slope.fill(from.slopes + frame, tile.frames, size, size - h, 0);
+            parts.predictor.fill(from.predictor + prefix, tile.positions, size, size - h, 1);
             for (int k = 0; k < 3; ++k) {
                 const C* const rows = from.vectors + (from.width * tile.prefix + first + k) * size;
-                vector[k].fill(rows + h, is_there(first + k) ? tile.positions : 0,
-                               from.width * size, size - h, 0);
+                parts.vector[k].fill(rows + h, is_there(first + k) ? tile.positions : 0,
+                                     from.width * size, size - h, 0);
             }
             __syncthreads();
-#pragma unroll 1
-            for (int j = 0; j < p.kWidth; j += kPack<C>) {
-                Pack<C, kPack<C>> q[kRight], v[kRight][3];
-                for (int b = 0; b < kRight; ++b) {
-                    q[b] = p.at(x + b * kAcross, j);
-                    for (int k = 0; k < 3; ++k) v[b][k] = vector[k].at(x + b * kAcross, j);
-                }
-                for (int a = 0; a < kBelow && a * kDown < tile.frames; ++a) {
-                    auto f = e.at(y + a * kDown, j), g = f;
-                    if (TANGENT) g = slope.at(y + a * kDown, j);
-                    for (int b = 0; b < kRight && b * kAcross < tile.positions; ++b)
-                        for (int n = 0; n < kPack<C>; ++n) {
-                            const C hidden = Hidden<Form>::of(f[n], q[b][n]);
-                            for (int k = 0; k < 3; ++k) dots[a * kRight + b][k] += v[b][k][n] * hidden;
-                            if constexpr (TANGENT) dots[a * kRight + b][3] += g[n] * hidden;
-                        }
-                }
-            }
+            if (logistic)
+                add_products<Quotient>(parts, tile, dots);
+            else
+                add_products<Activation>(parts, tile, dots);
         }
 #pragma unroll 1
         for (int n = 0; n < kCells; ++n) {
             const int t = y + n / kRight * kDown, u = x + n % kRight * kAcross;
             if (t < tile.frames && u < tile.positions) {
                 const double* plus = from.vector_constants + from.width * (tile.prefix + u) + first;
-                double logits[kDots];
+                double logits[DOTS];
                 for (int k = 0; k < 3; ++k)
                     logits[k] = dots[0][k] + (is_there(first + k) ? plus[k] : 0);
-                if constexpr (TANGENT) logits[3] = dots[0][3] + from.constants[tile.frame + t];
-                finish(run, tile.cell + static_cast<int64>(t) * run.positions + u, logits);
+                if constexpr (DOTS == 4) logits[3] = dots[0][3] + from.constants[tile.frame + t];
+                finish(sample, tile.cell + t * work.samples[sample].positions + u, logits);
             }
             for (int other = 1; other < kCells; ++other)  // no index varies: dots stay in registers
-                for (int k = 0; k < kDots; ++k) dots[other - 1][k] = dots[other][k];
+                for (int k = 0; k < DOTS; ++k) dots[other - 1][k] = dots[other][k];
         }
     }
 }
 
-// The number of a vector's score. `label` is the number of the label's score, or larger than all.
-__device__ inline int score_of(int vector, int label) { return vector < label ? vector : vector + 1; }
-
-// Logits of up to three scores, from vector `first` on.
-template <typename Form, typename C>
+// Logits of up to three scores, from vector `vector` on. `out` has a row of `cells` for each score,
+// and begins with the cell of packed index `base`.
+template <typename Activation, typename C>
 __global__ void __launch_bounds__(kThreads, 3)
-exact_logits(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder,
-             const C* predictor, const C* vectors, const double* vector_constants, int width,
-             int first, int count, int label, int64 cells, double* out) {
-    const Inputs<C> from{size,      encoder, nullptr,          nullptr,
-                         predictor, vectors, vector_constants, width};
-    each_cell<Form, false>(tiles, samples, runs, from, first,
-                           [&](const Run&, int64 cell, const double* logits) {
-                               for (int k = 0; k < 3; ++k)
-                                   if (k < count)
-                                       out[score_of(first + k, label) * cells + cell] = logits[k];
-                           });
+exact_logits(const Sample* samples, int64 count, int64 first, int64 tiles, int64 start, int64 stop,
+             const bool* fits, int64 size, const C* encoder, const C* predictor, const C* vectors,
+             const double* vector_constants, int width, int vector, int logits, int label,
+             int64 base, int64 cells, double* out) {
+    out -= base;
+    const Rows<C> from{size,      encoder, nullptr,          nullptr,
+                       predictor, vectors, vector_constants, width};
+    each_cell<Activation, 3>({samples, count, first, tiles, start, stop, fits}, from, vector,
+                             [&](int, int64 cell, const double* found) {
+                                 for (int k = 0; k < 3; ++k)
+                                     if (k < logits)
+                                         out[score_of(vector + k, label) * cells + cell] =
+                                             found[k];
+                             });
 }
 
-// `out` has a row of `cells` for each score.
-template <typename Form, typename C>
-__global__ void __launch_bounds__(kThreads)
-bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder, const C* slopes,
+template <typename Activation, typename C>
+__global__ void __launch_bounds__(kThreads, 3)
+bounds(const Sample* samples, int64 count, int64 first, int64 tiles, int64 start, int64 stop,
+       const bool* fits, const double* slack, int64 size, const C* encoder, const C* slopes,
        const double* constants, const C* predictor, const C* vectors,
        const double* vector_constants, int width, const int64* __restrict__ words, int heads,
-       int scores, int ranges, int label, int64 cells, double* out) {
+       int scores, int ranges, int label, int64 base, int64 cells, double* out) {
     constexpr int kHeads = 3;  // at most: each of three kinds of scores is under one of them
     const RowTable table{words, heads, scores, ranges};
-    const Inputs<C> from{size,      encoder, slopes,           constants,
-                         predictor, vectors, vector_constants, width};
+    out -= base;
+    const Rows<C> from{size,      encoder, slopes,           constants,
+                       predictor, vectors, vector_constants, width};
     const int own = score_of(width - 3, label);
-    each_cell<Form, true>(tiles, samples, runs, from, width - 3, [&](const Run& run, int64 cell,
-                                                                     const double* logits) {
+    const auto finish = [&](int sample, int64 cell, const double* logits) {
         const double of_own = logits[0], of_label = logits[1];
         const double labels = larger(larger(logits[2], logits[3]), of_label);
         const auto logit = [&](int k) {
@@ -216,8 +242,10 @@ bounds(int64 tiles, int64 samples, const Run* runs, int64 size, const C* encoder
 #pragma unroll
             for (int g = 0; g < kHeads; ++g)
                 if (table.charged(k, g)) bound -= lower[g];
-            bound += max(table.charges(k), 1) * run.slack;
+            bound += max(table.charges(k), 1) * slack[sample];
             out[k * cells + cell] = (bound < 0 ? bound : 0) - table.shift(k);  // NaN gives 0
         }
-    });
+    };
+    each_cell<Activation, 4>({samples, count, first, tiles, start, stop, fits}, from, width - 3,
+                             finish);
 }

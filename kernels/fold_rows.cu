@@ -1,53 +1,65 @@
-// The rows of some samples folded into one row each: their mean, their largest magnitudes, or the
-// sums of their magnitudes; always in the same order.
+// The rows of some samples folded into one row each, their mean and their largest magnitudes, and
+// the sums of the magnitudes of the rows of a matrix; always in the same order.
 //
-// Grid: a block 32 columns of a sample; warps take turns with its rows. Moves sizeof(T) bytes an
-// element.
+// Grid: a block 32 columns of a sample, of encoder or predictor outputs, whose warps take turns with
+// the rows; a warp a row of a matrix. Moves sizeof(T) bytes an element.
 
-#include "common.cuh"
+#include "largest.cuh"
 #include "log_space.cuh"
+#include "samples.cuh"
 
-template <typename C> struct Mean {
-    C value = 0;
-    __device__ void add(C x) { value += x; }
-    __device__ C of(int64 count) const { return value / count; }
-};
-
-// NaN if any element is.
-template <typename C> struct Largest {
-    C value = 0;
-    __device__ void add(C x) { value = larger(value, fabs(x)); }
-    __device__ C of(int64) const { return value; }
-};
-
-template <typename C> struct AbsoluteSum {
-    C value = 0;
-    __device__ void add(C x) { value += fabs(x); }
-    __device__ C of(int64) const { return value; }
-};
-
-// The strides s of the three axes are in elements.
-template <typename T, template <typename> class Fold>
+// `means` and `magnitudes` are (2, samples, width).
+template <typename T>
 __global__ void __launch_bounds__(256, 4)
-fold_rows(const T* __restrict__ array, int64 s0, int64 s1, int64 s2,
-          const int64* __restrict__ samples, const int64* __restrict__ counts, int64 size,
-          int64 width, Compute<T>* __restrict__ out) {
-    __shared__ Compute<T> parts[8][32];
+fold_rows(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
+          const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2, const Sample* samples,
+          int64 count, int64 width, Compute<T>* __restrict__ means,
+          Compute<T>* __restrict__ magnitudes) {
+    using C = Compute<T>;
+    __shared__ C sums[8][32];
+    __shared__ Largest<C> tops[8][32];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64 strips = (width + 31) / 32;
-    for (int64 item = first_item(256); item < size * strips; item += item_stride(256)) {
-        const int64 i = item / strips, j = item % strips * 32 + lane, count = counts[i];
-        const T* column = array + samples[i] * s0 + j * s2;
-        Fold<Compute<T>> fold;
+    for (int64 item = first_item(256); item < 2 * count * strips; item += item_stride(256)) {
+        const int64 i = item / strips, j = item % strips * 32 + lane;
+        const int side = i >= count;
+        const Sample& sample = samples[side ? i - count : i];
+        const Inputs<T> inputs = side ? Inputs<T>{predictor, p0, p1, p2}
+                                      : Inputs<T>{encoder, e0, e1, e2};
+        const T* column = inputs.array + sample.number * inputs.of_sample + j * inputs.of_element;
+        C sum = 0;
+        Largest<C> top;
         if (j < width)
-            for (int64 row = warp; row < count; row += 8)
-                fold.add(static_cast<Compute<T>>(column[row * s1]));
-        parts[warp][lane] = fold.value;
+            for (int64 row = warp; row < sample.count(side); row += 8) {
+                const C x = static_cast<C>(column[row * inputs.of_row]);
+                sum += x;
+                top.add(fabs(x));
+            }
+        sums[warp][lane] = sum;
+        tops[warp][lane] = top;
         __syncthreads();
         if (warp == 0 && j < width) {
-            for (int k = 1; k < 8; ++k) fold.add(parts[k][lane]);
-            out[i * width + j] = fold.of(count);
+            for (int k = 1; k < 8; ++k) {
+                sum += sums[k][lane];
+                top.add(tops[k][lane]);
+            }
+            means[i * width + j] = sum / sample.count(side);
+            magnitudes[i * width + j] = top.value;
         }
         __syncthreads();
+    }
+}
+
+// The strides of the matrix are in elements.
+template <typename T>
+__global__ void __launch_bounds__(256, 4)
+row_sums(const T* __restrict__ matrix, int64 of_row, int64 of_element, int64 rows, int64 width,
+         Compute<T>* __restrict__ out) {
+    for (int64 i = first_item(32); i < rows; i += item_stride(32)) {
+        Sum<Compute<T>> sum{0};
+        for (int64 j = threadIdx.x % 32; j < width; j += 32)
+            sum.value += fabs(static_cast<Compute<T>>(matrix[i * of_row + j * of_element]));
+        sum = total<32>(sum);
+        if (threadIdx.x % 32 == 0) out[i] = sum.value;
     }
 }

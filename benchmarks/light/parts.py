@@ -190,7 +190,7 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     factor = cuda.factor_dtype(dtype)
     pre = normal(float32, rows, hidden_size)
     factors = pre.copy() if factor is None else xp.empty((rows, 2 * hidden_size), factor)
-    hidden_rows, hidden = HiddenRows(inputs, cells, "tanh", pre, factors), xp.empty_like(pre)
+    hidden_rows = HiddenRows(inputs, cells, "tanh", pre, factors)
     logits, bias = normal(float32, rows, width), xp.zeros(width, float32)
     d_logits = logits.copy() if factor is None else xp.empty((rows, width), factor)
     d_bias, d_hidden = xp.zeros(width, float32), normal(float32, rows, hidden_size)
@@ -208,15 +208,13 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
 
     def run() -> None:
         cuda.hidden(hidden_rows)
-        cuda.activate("tanh", pre, hidden)
         cuda.row_scores(of_logits)
         cuda.logits_grad(of_tile, posteriors, None if factor is None else d_logits)
         cuda.add_column_sum(d_logits, d_bias, column_scratch)
         cuda.add_input_grad(d_hidden, hidden_rows, table, sums)
         cuda.gather(logits, (packed,), gathered)
         cuda.scatter(gathered, (packed,), logits)
-        cuda.row_dots(pre, hidden)
-        cuda.label_softmax(of_logits._replace(logits=gathered))
+        cuda.label_softmax(of_logits._replace(logits=gathered), dtype)
 
     return run
 

@@ -12,7 +12,7 @@ from ..options import Options
 from ..results import JointGradients
 from .joint_rows import JointRows
 from .joint_sums import JointSums
-from .tangents import Magnitudes, Tangents
+from .tangents import Tangents
 
 _STORING_HIDDEN_SIZE = 128  # for smaller H, logits are computed again sooner than fetched
 # Bounds take four dot products of length H a cell, and logits take V. With fewer than 2**12
@@ -47,7 +47,7 @@ class JointSource(JointRows):
         )
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
         self.coordinates = Coordinates(batch, self.ops)
-        self._magnitudes: Magnitudes | None = None
+        self._row_sums: DeviceArray = None
 
     def group_bytes(self, frames: int, positions: int, workers: int) -> int:
         rows = workers * (frames + positions) if self._gradient else 0
@@ -60,11 +60,12 @@ class JointSource(JointRows):
         return references + workers * _FRAME_CELL_BYTES * positions
 
     def tangents(self, samples: HostArray) -> Tangents:
-        inputs = self.inputs._replace(weight=self.weight, bias=self.bias)
-        if self._magnitudes is None:
-            self._magnitudes = Magnitudes.of(self.ops, self.batch, inputs)
-        form = self.activation, self.row, self.device_row
-        return Tangents(self.ops, self.batch, samples, inputs, *form, self._magnitudes)
+        weight = self._factor[:, : self.hidden_size]
+        if self._row_sums is None:
+            self._row_sums = self.ops.row_sums(weight)
+        inputs = self.inputs._replace(weight=weight, bias=self.bias)
+        rows = self.row, self.device_row
+        return Tangents(self.batch, samples, inputs, self.activation, *rows, self._row_sums)
 
     @contextmanager
     def sums(self, workers: int, weights: DeviceArray, largest: DeviceArray) -> Iterator[JointSums]:

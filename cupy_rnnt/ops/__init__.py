@@ -23,19 +23,22 @@ from ..transducer import Row, Transducer
 from .types import (
     Cells,
     DeviceArray,
-    FrameTangents,
+    Forms,
     HiddenRows,
     HostArray,
     InputSums,
+    JointInputs,
     Layout,
+    Logistic,
     LogitRows,
     OutputSums,
     PathMass,
-    PositionTangents,
+    ReferenceRows,
+    Rounding,
     RowPosteriors,
-    Runs,
     Shape,
     Sizes,
+    TangentRows,
     Tile,
 )
 
@@ -208,36 +211,98 @@ class Operations(Protocol):
     def hidden(self, rows: HiddenRows) -> None:
         """Write ``rows.out``."""
 
-    def activate(self, activation: str, pre: DeviceArray, out: DeviceArray) -> None:
-        """``out = act(pre)``; `out` may be `pre`."""
+    def reference_table(
+        self,
+        samples: HostArray,
+        frames: HostArray,
+        positions: HostArray,
+        cells: HostArray,
+        labels: HostArray,
+    ) -> Any:
+        """What the next operations need of some samples: for each, its number in the batch, T, S
+        and the packed index of its first cell, (n,); and the next label at each position of them
+        all, (positions,); all int64."""
 
-    def label_softmax(self, rows: LogitRows) -> DeviceArray:
-        """Overwrite logits by the softmax of logits + bias over the labels, 0 in other columns;
-        return the log-sum-exp over the labels, float64 (n,)."""
+    def means(self, inputs: JointInputs, table: Any) -> tuple[DeviceArray, DeviceArray]:
+        """Of the encoder and predictor rows of each sample, the mean (2, n, H) and magnitudes (2,
+        n, any) of which the largest is that of the sample, both compute."""
 
-    def row_dots(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
-        """``(a * b).sum(axis=1)``, float64 (n,)."""
+    def row_sums(self, weight: DeviceArray) -> DeviceArray:
+        """``abs(weight).sum(axis=1)``, compute (V,)"""
 
-    def largest_row_sum(self, weight: DeviceArray) -> DeviceArray:
-        """``abs(weight).sum(axis=1).max()``"""
+    def slack(
+        self,
+        table: Any,
+        magnitudes: DeviceArray,
+        row_sums: DeviceArray,
+        bias: DeviceArray | None,
+        layout: Layout,
+        form: tuple[str, Logistic],
+        rounding: Rounding,
+    ) -> tuple[DeviceArray, DeviceArray]:
+        """For each sample, what is added to its bounds, float64 (n,), and whether it takes the
+        logistic form, bool (n,).
 
-    def means(
-        self, array: DeviceArray, samples: HostArray, counts: HostArray, out: DeviceArray
+        Let e and p be the largest magnitudes of encoder and predictor outputs, ``hidden`` 1 for a
+        logistic activation and e + p for others, ``weight`` the largest row sum, ``size = weight *
+        hidden``, and ``bias`` the largest magnitude of a finite bias among the scores that are no
+        labels, the labels of the sample, and all entries that are not below ``largest bias - 2 size
+        - masked``. Then the slack is ``per_size * size + per_bias * bias + fixed + 2 * weight *
+        max(per_hidden * hidden, least)``. The logistic form fits if its exponents, ``rate * max(e,
+        p)``, are at most `largest_exponent`.
+        """
+
+    def reference_hidden(
+        self,
+        rows: ReferenceRows,
+        inputs: JointInputs,
+        means: DeviceArray,
+        activation: str,
+        pre: DeviceArray,
+        out: DeviceArray,
     ) -> None:
-        """``out[i] = array[samples[i], :counts[i]].mean(axis=0)``, (n, H) compute."""
+        """``out = activation(pre)``, (n, H), of a dtype that :meth:`matmul` takes. A row of `pre`
+        is that of a frame plus the mean of the positions of its sample, or that of a position plus
+        the mean of the frames. `pre`, compute (n, H), is working memory."""
 
-    def magnitudes(self, array: DeviceArray, counts: HostArray) -> DeviceArray:
-        """``abs(array[b, :counts[b]]).max()`` for each sample b, float64 (B,)."""
+    def label_softmax(
+        self, rows: LogitRows, dtype: np.dtype
+    ) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+        """A softmax q of logits + bias over the labels, 0 in other columns, and what a tangent
+        takes from it: ``q . bias + entropy(q)``, float64 (n,), where a q of 0 counts 0.
+
+        The first result is ``q * sums``, rounded to a dtype that :meth:`matmul` takes, in the
+        memory of the logits. The last result is these sums, float64 (n,): as it was rounded, q adds
+        up to 1.
+        """
+
+    def write_tangents(
+        self,
+        rows: ReferenceRows,
+        inputs: JointInputs,
+        layout: Layout,
+        forms: Forms,
+        tangents: tuple[DeviceArray, DeviceArray, DeviceArray],
+        out: TangentRows,
+    ) -> None:
+        """Write the rows of `out`. `tangents` are ``slopes * sums``, compute (n, H), the constants
+        and the sums, float64 (n,). At a last position the constant of the label is -inf. In the
+        logistic form vectors become ``scale * vectors``, with ``shift * sum(vectors)`` added to
+        constants."""
 
     def upper_bounds(
         self,
-        frames: FrameTangents,
-        positions: PositionTangents,
+        rows: ReferenceRows,
+        frames: TangentRows,
+        positions: TangentRows,
         layout: Layout,
-        runs: Runs,
+        forms: Forms,
+        base: int,
+        scratch: DeviceArray,
         out: DeviceArray,
     ) -> None:
-        """Upper bounds of the scores of the cells of `runs`, float64 (K, cells).
+        """Upper bounds of the scores of all cells of some frames, float64, to ``out[:, packed -
+        base]``; `scratch`, compute (any, H), is working memory.
 
         ``min(0, z_k - sum(lower_g for charged heads g) + slack * max(1, charged heads)) - shift_k``
         with the logit z_k of the score. A bound that NaN goes into is ``0 - shift_k``. The lower

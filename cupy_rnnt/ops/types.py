@@ -102,26 +102,63 @@ class OutputSums(NamedTuple):
     scratch: DeviceArray  # compute, (`scratch_rows`, V): working memory
 
 
-class FrameTangents(NamedTuple):
-    """Frames, and a tangent of each: ``slopes[t] . h + constants[t]``.
+class ReferenceRows(NamedTuple):
+    """Frames (`side` 0) or positions (1) of some samples, from number `start` to ``stop - 1``.
 
-    With an activation, a hidden vector is ``h = activation(encoder[t] + predictor[u])``; without
-    one it is ``predictor[u] / (predictor[u] + encoder[t])``.
+    They are numbered sample by sample.
     """
 
-    encoder: DeviceArray  # compute, (n, H)
-    slopes: DeviceArray  # compute, (n, H)
-    constants: DeviceArray  # float64, (n,)
-    activation: str | None
-    scratch: DeviceArray  # compute, (n, H): working memory
+    table: Any  # the result of `reference_table`
+    side: int
+    start: int
+    stop: int
 
 
-class PositionTangents(NamedTuple):
-    """Positions, and linear functions of the hidden vector there: ``vectors[u, i] . h +
-    constants[u, i]`` is the logit of the i-th score that is no label, then the logit of the next
-    label, and last a tangent."""
+class Logistic(NamedTuple):
+    """An activation as ``scale / (1 + exp(rate * x)) + shift``.
 
-    predictor: DeviceArray  # compute, (n, H)
+    With ``x = e + p`` this is ``scale * q / (q + exp(rate * e)) + shift``, ``q = exp(-rate * p)``:
+    only encoder and predictor outputs need exponentials, and no cell does.
+    """
+
+    rate: float  # 0: not logistic
+    scale: float
+    shift: float
+
+
+class Rounding(NamedTuple):
+    """The slack of a sample from how large its inputs are, see `slack` in the contract."""
+
+    per_size: float
+    per_bias: float
+    fixed: float
+    per_hidden: float  # largest error of an element of a hidden vector, relative and absolute
+    least: float
+    masked: float  # an entry so many nats below another has no share in a softmax
+    largest_exponent: float
+
+
+class Forms(NamedTuple):
+    """In which form the hidden vectors of each sample are computed, and how exactly."""
+
+    activation: str
+    logistic: Logistic
+    fits: DeviceArray  # bool, (n,): whether a sample takes the logistic form
+    slack: DeviceArray  # float64, (n,)
+
+
+class TangentRows(NamedTuple):
+    """Frames or positions, and linear functions of the hidden vector there.
+
+    ``vectors[r, i] . h + constants[r, i]`` is, for the last i, a tangent. A position has more: the
+    logit of the i-th score that is no label, then the logit of the next label.
+
+    In a sample that takes the logistic form, `inputs` are ``exp(rate * encoder)`` or ``exp(-rate *
+    predictor)``, and h is ``predictor[u] / (predictor[u] + encoder[t])`` of these. Otherwise they
+    are the rows of encoder or predictor, and h is ``activation(encoder[t] + predictor[u])``.
+    """
+
+    inputs: DeviceArray  # compute, (n, H)
     vectors: DeviceArray  # compute, (n, i, H)
     constants: DeviceArray  # float64, (n, i)
 
@@ -163,18 +200,3 @@ class Sizes(NamedTuple):
     cuts_groups: bool
     """Whether fewer samples take less time to solve, so that a group may be cut into parts whose
     logits can all be stored."""
-
-
-class Runs(NamedTuple):
-    """A run of frames of each of n samples: (n,) each, on the host.
-
-    A run has `frames` rows of the encoder from row `frame` on, all `positions` rows of the
-    predictor of its sample from row `position` on, and its cells, in packed order, from `cell` on.
-    """
-
-    frame: HostArray
-    frames: HostArray
-    position: HostArray
-    positions: HostArray
-    cell: HostArray
-    slack: HostArray

@@ -13,12 +13,14 @@ import numpy as np
 from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import rows as cuda_rows
+from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 from cupy_rnnt.ops.types import (
     Cells,
     HiddenRows,
     InputSums,
     JointInputs,
     LogitRows,
+    ReferenceRows,
     RowPosteriors,
     compute_dtype,
 )
@@ -192,12 +194,37 @@ def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     return results
 
 
-def activate(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
-    pre = on.array(3 * rng.standard_normal((ROWS, width)), dtype)
-    out = on.empty(pre.shape, dtype)
-    on.ops.activate(name, pre, out)
-    on.ops.activate(name, pre, pre)
-    return [out, pre]
+def reference_hidden(
+    on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh"
+) -> list[Any]:
+    """Of some frames and positions, from the second sample of a table to its last one."""
+    compute, results = compute_dtype(dtype), []
+    samples, *lengths = np.array([[2, 5, 4], [0, 1, 3], [1, 3, 1]]).T
+    table = on.ops.reference_table(samples, *lengths, samples, np.zeros(8, np.int64))
+    means = on.array(rng.standard_normal((2, 3, width)), compute)
+    inputs = JointInputs(
+        *(on.array(rng.standard_normal((3, n, width)), dtype) for n in (5, 4)), None, None
+    )
+    for side, (start, stop) in enumerate(((5, 9), (3, 8))):
+        out, pre = (on.empty((stop - start, width), compute) for _ in range(2))
+        if on.ops is not cpu:
+            out = on.empty(out.shape, dtype)
+        rows = ReferenceRows(table, side, start, stop)
+        on.ops.reference_hidden(rows, inputs, means, name, pre, out)
+        results.append(out)
+    return results
+
+
+def applied(on: Any, activation: str, pre: np.ndarray) -> Any:
+    """An activation: the hidden vector of a reference that is a frame, with a mean of 0."""
+    ones, none = np.ones(1, np.int64), np.zeros(1, np.int64)
+    table = on.ops.reference_table(none, ones, ones, none, none)
+    means = on.array(np.zeros((2, 1, len(pre))), pre.dtype)
+    inputs = JointInputs(on.array(pre[None, None]), None, None, None)
+    out, work = (on.empty((1, len(pre)), pre.dtype) for _ in range(2))
+    rows = ReferenceRows(table, 0, 0, 1)
+    on.ops.reference_hidden(rows, inputs, means, activation, work, out)
+    return out[0]
 
 
 FRAMES, POSITIONS = np.array([5, 1, 3]), np.array([4, 3, 1])
@@ -237,7 +264,7 @@ def add_input_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "
     sample, frame, position = map(on.array, case.index)
     cells = Cells(sample, frame, position, sample, sample, on.array(CELLS_BEFORE + KEPT))
     pre, out = case.pre(), np.empty_like(case.d_hidden)
-    cpu.activate(name, pre, out)
+    ACTIVATIONS[name].apply(pre, out)
     sizes = FRAMES * POSITIONS
     first = CELLS_BEFORE + sizes.cumsum() - sizes
     table = on.ops.group_table(1, first, FRAMES, POSITIONS)
@@ -262,7 +289,7 @@ def slopes(on: Any, activation: str, pre: np.ndarray) -> Any:
     """Derivatives of an activation: gradients of the inputs of one cell."""
     value, none = np.empty_like(pre), np.zeros((1, 1, len(pre)), pre.dtype)
     with np.errstate(all="ignore"):
-        cpu.activate(activation, pre, value)
+        ACTIVATIONS[activation].apply(pre, value)
     inputs = JointInputs(on.array(pre[None, None]), on.array(none), None, None)
     cells = Cells(*[on.array(np.zeros(1, np.int64))] * 6)
     rows = HiddenRows(inputs, cells, activation, on.array(pre[None]), on.array(value[None]))
@@ -296,7 +323,6 @@ class Operation(NamedTuple):
 OPERATIONS = {
     operation.case.__name__: operation
     for operation in (
-        Operation(activate, COMPUTE),
         Operation(add_column_sum, ALL),
         Operation(add_input_grad, ALL),
         Operation(gather, ALL, True),
@@ -304,6 +330,7 @@ OPERATIONS = {
         Operation(log_probs_grad, ALL, True),
         Operation(logits_grad, COMPUTE),
         Operation(picked_scores, ALL, True),
+        Operation(reference_hidden, ALL),
         Operation(row_scores, ALL),
         Operation(scatter, ALL, True),
         Operation(write_input_grads, ALL, True),

@@ -11,7 +11,7 @@ from cupy_rnnt import reference
 
 from ..device_calls import joint_rnnt_loss_and_grad, operations, to_device, to_host
 from ..tolerances import assert_costs_close, assert_gradients_close
-from .row_cases import slopes
+from .row_cases import applied, slopes
 
 LIMITS = {  # value and derivative of a large x, and of -x
     "tanh": lambda x: ((1, 0), (-1, 0)),
@@ -27,12 +27,14 @@ every_arithmetic = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 def library(activation, x):
     """Value and derivative, on the device of the running test."""
-    ops, pre = operations(), to_device(x)
-    value, on = ops.empty(x.shape, x.dtype), SimpleNamespace(ops=ops, array=to_device)
+    ops = operations()
+
+    def array(values, dtype=None):
+        return to_device(np.asarray(values, dtype))
+
+    on = SimpleNamespace(ops=ops, array=array, empty=ops.empty)
     with np.errstate(all="ignore"):  # as of the workers
-        ops.activate(activation, pre, value)
-        slope = slopes(on, activation, x)
-    return to_host((value, slope))
+        return to_host((applied(on, activation, x), slopes(on, activation, x)))
 
 
 def large(dtype):

@@ -15,12 +15,21 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..types import Cells, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
-from .bounds import label_softmax, row_dots, upper_bounds
+from .bounds import upper_bounds
 from .indices import indices
-from .inputs import activate, add_input_grad, group_table, hidden, write_input_grads
+from .inputs import add_input_grad, group_table, hidden, write_input_grads
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
 from .launch import Kernel, cupy, host
 from .products import add_matmul, factor_dtype, matmul
+from .references import (
+    label_softmax,
+    means,
+    reference_hidden,
+    reference_table,
+    row_sums,
+    slack,
+    write_tangents,
+)
 from .rows import (
     add_column_sum,
     device_row,
@@ -30,10 +39,8 @@ from .rows import (
     scatter,
     scratch_rows,
 )
-from .samples import largest_row_sum, magnitudes, means
 
 __all__ = [
-    "activate",
     "add_input_grad",
     "add_output_grad",
     "asarray",
@@ -53,22 +60,24 @@ __all__ = [
     "host",
     "indices",
     "label_softmax",
-    "largest_row_sum",
     "lattice_nbytes",
     "logits_grad",
-    "magnitudes",
     "matmul",
     "means",
-    "row_dots",
+    "reference_hidden",
+    "reference_table",
     "row_scores",
+    "row_sums",
     "scatter",
     "scratch_rows",
     "sizes",
+    "slack",
     "slow_denormals",
     "start_workers",
     "threads",
     "upper_bounds",
     "write_input_grads",
+    "write_tangents",
     "xp",
     "zeros",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..numpy.activations import ACTIVATIONS
 from ..types import DeviceArray, HiddenRows, HostArray, InputSums
-from .launch import BLOCK, COMPUTE, FLOATS, WARP, Kernel, cupy, element_strides
+from .launch import BLOCK, FLOATS, WARP, Kernel, cupy, element_strides
 from .rows import entries_of, shares_of
 
 FUNCTORS = {name: name.capitalize() for name in ACTIVATIONS}
@@ -19,11 +19,6 @@ _HIDDEN = Kernel(
     "hidden.cu",
     threads=WARP,
     variants=tuple((*t, name) for t, name in product(FLOATS, FUNCTORS.values())),
-)
-_ACTIVATE = Kernel(
-    "activate",
-    "activate.cu",
-    variants=tuple((*c, name) for c, name in product(COMPUTE, FUNCTORS.values())),
 )
 _FRAME_STARTS = Kernel("frame_starts", "input_grads.cu", variants=((),))
 _INPUT_GRADS = Kernel(
@@ -58,11 +53,6 @@ def group_table(
     return GroupTable(
         cupy().asarray(words), len(frames), start, int(frames.sum()), int(positions.sum())
     )
-
-
-def activate(activation: str, pre: DeviceArray, out: DeviceArray) -> None:
-    packs = -(-int(pre.nbytes) // 16)
-    _ACTIVATE[pre.dtype, FUNCTORS[activation]](packs, pre, pre.size, out)
 
 
 def hidden(rows: HiddenRows) -> None:

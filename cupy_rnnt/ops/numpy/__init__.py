@@ -12,15 +12,23 @@ from numpy.typing import DTypeLike
 from ...transducer import Row
 from ..types import Cells, HostArray, OutputSums, Shape, Sizes
 from .bounded import BoundedLattice
-from .bounds import largest_row_sum, magnitudes, means, upper_bounds
+from .bounds import upper_bounds
 from .casts import assign, gather, scatter
-from .inputs import activate, add_input_grad, group_table, hidden, write_input_grads
+from .inputs import add_input_grad, group_table, hidden, write_input_grads
 from .lattice import Lattice, lattice_nbytes
-from .rows import block_rows, label_softmax, logits_grad, row_dots, row_scores
+from .references import (
+    label_softmax,
+    means,
+    reference_hidden,
+    reference_table,
+    row_sums,
+    slack,
+    write_tangents,
+)
+from .rows import block_rows, logits_grad, row_scores
 from .workers import start_workers, threads
 
 __all__ = [
-    "activate",
     "add_input_grad",
     "add_output_grad",
     "asarray",
@@ -40,22 +48,24 @@ __all__ = [
     "host",
     "indices",
     "label_softmax",
-    "largest_row_sum",
     "lattice_nbytes",
     "logits_grad",
-    "magnitudes",
     "matmul",
     "means",
-    "row_dots",
+    "reference_hidden",
+    "reference_table",
     "row_scores",
+    "row_sums",
     "scatter",
     "scratch_rows",
     "sizes",
+    "slack",
     "slow_denormals",
     "start_workers",
     "threads",
     "upper_bounds",
     "write_input_grads",
+    "write_tangents",
     "xp",
     "zeros",
 ]

@@ -2,62 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
-from ..types import FrameTangents, HostArray, PositionTangents, Runs
+from ..types import Forms, HostArray, ReferenceRows, TangentRows
 from .activations import ACTIVATIONS
 from .lattice import logaddexp
 from .rows import block_rows
 
 
-def means(array: HostArray, samples: HostArray, counts: HostArray, out: HostArray) -> None:
-    for mean, b, count in zip(out, samples, counts, strict=True):
-        array[b, :count].mean(axis=0, dtype=out.dtype, out=mean)
-
-
-def magnitudes(array: HostArray, counts: HostArray) -> HostArray:
-    largest = np.empty(len(counts))
-    for b, count in enumerate(counts):
-        rows = array[b, :count]
-        largest[b] = np.maximum(rows.max(), -rows.min())
-    return largest
-
-
-def largest_row_sum(weight: HostArray) -> HostArray:
-    sums = [abs(weight[v : v + 64]).sum(axis=1).max() for v in range(0, len(weight), 64)]
-    largest: HostArray = np.array(sums).max()
-    return largest
-
-
 def upper_bounds(
-    frames: FrameTangents, positions: PositionTangents, layout: Row, runs: Runs, out: HostArray
+    rows: ReferenceRows,
+    frames: TangentRows,
+    positions: TangentRows,
+    layout: Row,
+    forms: Forms,
+    base: int,
+    scratch: HostArray,
+    out: HostArray,
 ) -> None:
-    scratch = frames.scratch
+    table, _, start, stop = rows
     hidden = scratch[: block_rows(*scratch.shape)]
-    for frame, count, position, width, cell, slack in zip(*runs, strict=True):
-        of_run = slice(position, position + width)
-        of_positions = PositionTangents(*(array[of_run] for array in positions))
-        rows = max(1, len(scratch) // width)
-        for start in range(frame, frame + count, rows):
-            part = slice(start, min(start + rows, frame + count))
-            encoder, slopes, constants = (array[part] for array in frames[:3])
-            of_frames = FrameTangents(encoder, slopes, constants, frames.activation, hidden)
-            logits, tangent = _dots(of_frames, of_positions)
-            place = cell + (start - frame) * width
+    first_sample, last_sample = table.of_sample(0, np.array([start, stop - 1])).tolist()
+    for i in range(first_sample, last_sample + 1):
+        (first, prefix), width = (firsts[i] for firsts in table.firsts), table.counts[1][i]
+        of_positions = _part(positions, prefix, prefix + width)
+        apply = None if forms.fits[i] else ACTIVATIONS[forms.activation].apply
+        most, end = max(1, len(scratch) // width), min(table.ends[0][i], stop)
+        for begin in range(max(first, start), end, most):
+            of_frames = _part(frames, begin, min(begin + most, end))
+            logits, tangent = _dots(of_frames, of_positions, apply, hidden)
+            place = table.cells[i] + (begin - first) * width - base
             cells = slice(place, place + tangent.size)
-            for bound, row in zip(_bounds(logits, tangent, layout, slack), out, strict=True):
+            for bound, row in zip(
+                _bounds(logits, tangent, layout, forms.slack[i]), out, strict=True
+            ):
                 row[cells] = bound.reshape(-1)
 
 
+def _part(rows: TangentRows, start: int, stop: int) -> TangentRows:
+    return TangentRows(*(array[start:stop] for array in rows))
+
+
 def _dots(
-    of_frames: FrameTangents, of_positions: PositionTangents
+    of_frames: TangentRows,
+    of_positions: TangentRows,
+    apply: Callable[[HostArray, HostArray], object] | None,
+    scratch: HostArray,
 ) -> tuple[list[HostArray], HostArray]:
     """The exact logits, a list of (frames, positions) with the label's last, and the larger of both
-    tangents, (frames, positions)."""
-    encoder, slopes, constants, activation, scratch = of_frames
+    tangents, (frames, positions). Without an activation, the form is the logistic one."""
+    encoder, slopes, constants = of_frames
     predictor, vectors, vector_constants = of_positions
     shape = len(encoder), len(predictor)
     of_frame = np.empty((*shape, 1), encoder.dtype)
@@ -73,15 +70,15 @@ def _dots(
             cells = len(of_rows) * len(of_columns)
             hidden = scratch[:cells].reshape(len(of_rows), len(of_columns), -1)
             np.add(of_rows[:, None], of_columns, out=hidden)
-            if activation is None:
+            if apply is None:
                 np.divide(of_columns, hidden, out=hidden)
             else:
-                ACTIVATIONS[activation].apply(hidden, hidden)
-            np.matmul(hidden, slopes[rows, :, None], out=of_frame[rows, columns])
+                apply(hidden, hidden)
+            np.matmul(hidden, slopes[rows].transpose(0, 2, 1), out=of_frame[rows, columns])
             dots = np.matmul(hidden.transpose(1, 0, 2), vectors[columns].transpose(0, 2, 1))
             of_position[:, rows, columns] = dots.transpose(2, 1, 0)
     *logits, tangent = of_position + vector_constants.T[:, None]
-    np.maximum(tangent, of_frame[..., 0] + constants[:, None], out=tangent)
+    np.maximum(tangent, of_frame[..., 0] + constants, out=tangent)
     return logits, tangent
 
 

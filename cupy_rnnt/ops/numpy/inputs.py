@@ -26,16 +26,12 @@ def group_table(
     return GroupTable(start, frames, positions)
 
 
-def activate(activation: str, pre: HostArray, out: HostArray) -> None:
-    ACTIVATIONS[activation].apply(pre, out)
-
-
 def hidden(rows: HiddenRows) -> None:
     inputs, cells, activation, pre, out = rows
     gather(inputs.encoder_out, (cells.sample, cells.frame), pre)
     gather(inputs.predictor_out, (cells.sample, cells.position), out)
     pre += out
-    activate(activation, pre, out)
+    ACTIVATIONS[activation].apply(pre, out)
 
 
 def add_input_grad(

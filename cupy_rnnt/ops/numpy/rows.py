@@ -147,28 +147,3 @@ def _softmax_times(x: HostArray, lse: HostArray, factor: HostArray, floor: HostA
     np.exp(x, out=x)
     x -= np.exp(floor[:1, :1])
     x *= (np.exp(shift - lse) * factor).astype(dtype)[:, None]
-
-
-def label_softmax(rows: LogitRows) -> HostArray:
-    logits, bias, row, _, scratch = rows
-    lse = np.empty(len(logits))
-    for start in range(0, len(logits), len(scratch)):
-        part = slice(start, start + len(scratch))
-        x = logits[part]
-        if bias is not None:
-            x += bias
-        for first, stop in row.others:
-            x[:, first:stop] = -np.inf
-        top = x.max(axis=1)
-        x -= top[:, None]
-        exponentials = np.exp(x, out=scratch[: len(x)])
-        of_rows = np.log(exponentials.sum(axis=1, dtype=np.float64))
-        x -= of_rows.astype(x.dtype)[:, None]
-        np.exp(x, out=x)
-        lse[part] = of_rows + top
-    return lse
-
-
-def row_dots(a: HostArray, b: HostArray) -> HostArray:
-    dots: HostArray = np.einsum("nh,nh->n", a, b)
-    return dots.astype(np.float64)

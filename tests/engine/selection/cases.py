@@ -252,10 +252,11 @@ def bounds_of(case: JointCase, activation="tanh", rows=7, transducer=PLAIN) -> l
                 tangents.linearize(side, *tile, scratch)
         for tile in Tiles(tangents.references[0], min(rows, 3), 1):
             tangents.upper_bounds(*tile, scratch, 0, bounds)
+    slack = to_host(tangents._forms.slack)
     of_samples = np.split(to_host(bounds), call.batch.offsets[1:-1], axis=1)
     return [
         Bounds(values.reshape(scores, *shape), float(slack))
-        for values, shape, slack in zip(of_samples, shapes(case), tangents._slack, strict=True)
+        for values, shape, slack in zip(of_samples, shapes(case), slack, strict=True)
     ]
 
 

@@ -53,8 +53,9 @@ def slopes_of_the_next_frame():
     """What is no tangent of anything."""
     original = cpu.upper_bounds
 
-    def upper_bounds(frames, *others):
-        return original(frames._replace(slopes=np.roll(frames.slopes, 1, axis=0)), *others)
+    def upper_bounds(rows, frames, *others):
+        frames = frames._replace(vectors=np.roll(frames.vectors, 1, axis=0))
+        return original(rows, frames, *others)
 
     return mock.patch.object(cpu, "upper_bounds", upper_bounds)
 
@@ -66,7 +67,7 @@ def constants_too_high():
     def linearize(self, side, start, stop, scratch):
         original(self, side, start, stop, scratch)
         if side == 1:
-            self._positions.constants[start:stop, -1] += 0.1
+            self._tangents[side].constants[start:stop, -1] += 0.1
 
     return mock.patch.object(Tangents, "linearize", linearize)
 
@@ -74,18 +75,24 @@ def constants_too_high():
 def tangents_that_count_the_blank():
     """Its logit is added to them, so that it counts twice."""
 
-    def label_softmax(rows):
+    def label_softmax(rows, dtype):
         ((blank, _),) = rows.layout.others
         other = 0 if blank else 1
         layout = rows.layout._replace(others=((other, other + 1),))
-        return original(rows._replace(layout=layout))
+        return original(rows._replace(layout=layout), dtype)
 
     original = cpu.label_softmax
     return mock.patch.object(cpu, "label_softmax", label_softmax)
 
 
 def negative_slack():
-    return mock.patch.object(Tangents, "_slack_of", return_value=-1e-2)
+    original = cpu.slack
+
+    def slack(*arguments):
+        values, fits = original(*arguments)
+        return np.full_like(values, -1e-2), fits
+
+    return mock.patch.object(cpu, "slack", slack)
 
 
 def nothing_leaves():

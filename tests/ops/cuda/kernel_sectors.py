@@ -15,15 +15,18 @@ import numpy as np
 
 from benchmarks.costs import KERNELS, SECTOR, Work
 from cupy_rnnt.ops import cuda
-from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import rows as cuda_rows
-from cupy_rnnt.ops.cuda import samples as cuda_samples
 from cupy_rnnt.ops.types import (
     Cells,
+    Forms,
     HiddenRows,
     JointInputs,
+    Logistic,
     LogitRows,
+    ReferenceRows,
+    Rounding,
     RowPosteriors,
+    TangentRows,
     compute_dtype,
 )
 from cupy_rnnt.transducer import NAMED, Transducer
@@ -167,9 +170,9 @@ def scatter(gpu: Device, dtype: np.dtype, width: int) -> Work:
 
 
 def label_softmax(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    bias = ones(gpu, width, dtype=dtype)
-    logits = ones(gpu, ROWS, width, dtype=dtype)
-    cuda_bounds.label_softmax(LogitRows(logits, bias, plain_row(width), None, None))
+    compute = compute_dtype(dtype)
+    bias, logits = ones(gpu, width, dtype=compute), ones(gpu, ROWS, width, dtype=compute)
+    cuda.label_softmax(LogitRows(logits, bias, plain_row(width), None, None), dtype)
     return work("label_softmax", dtype, width)
 
 
@@ -184,31 +187,53 @@ def column_sum(gpu: Device, dtype: np.dtype, width: int) -> Work:
     return work("column_sum", dtype, width, rows) + sums
 
 
-def activate(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    pre, out = (ones(gpu, ROWS, width, dtype=dtype) for _ in range(2))
-    cuda.activate("tanh", pre, out)
-    return work("activate", dtype, width)
-
-
-def row_dots(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    cuda_bounds.row_dots(*(ones(gpu, ROWS, width, dtype=dtype) for _ in range(2)))
-    return work("row_dots", dtype, width)
+def joint(gpu: Device, dtype: np.dtype, hidden: int, frames: int) -> tuple[JointInputs, Any]:
+    """The inputs of two samples, and their table."""
+    shapes = (2, frames, hidden), (2, 5, hidden), (30, hidden)
+    inputs = JointInputs(*(ones(gpu, *shape, dtype=dtype) for shape in shapes), None)
+    lengths, index = (np.full(2, frames), np.full(2, 5)), np.arange(2)
+    return inputs, cuda.reference_table(index, *lengths, index, np.ones(10, np.int64))
 
 
 def fold_rows(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    """Means of the rows of two samples."""
-    rows, out = 160, gpu.xp.empty((2, width), compute_dtype(dtype))
-    inputs = ones(gpu, 2, rows, width, dtype=dtype)
-    cuda_samples.means(inputs, np.arange(2), np.full(2, rows), out)
-    return work("fold_rows", dtype, width, 2 * rows) + Work(out.nbytes)
+    means, magnitudes = cuda.means(*joint(gpu, dtype, width, 155))
+    return work("fold_rows", dtype, width, 320) + Work(means.nbytes + magnitudes.nbytes)
 
 
-def fold_rows_of_weights(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    """Sums of the magnitudes of each row, which are folded as columns."""
-    weight = ones(gpu, 64, width, dtype=dtype)
-    cuda_samples.largest_row_sum(weight)
-    apart = weight.size * (SECTOR - dtype.itemsize)
-    return work("fold_rows", dtype, width, 64) + Work(spread=apart)
+def row_sums(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    cuda.row_sums(ones(gpu, ROWS, width, dtype=dtype))
+    return work("row_sums", dtype, width)
+
+
+def slack(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    _, table = joint(gpu, dtype, 8, 9)
+    sizes = ones(gpu, 2, 2, 8, dtype=dtype), *(ones(gpu, width, dtype=dtype) for _ in range(2))
+    logistic, rounding = ("tanh", Logistic(2.0, -2.0, 1.0)), Rounding(*[1.0] * 7)
+    cuda.slack(table, *sizes, plain_row(width), logistic, rounding)
+    return work("slack", dtype, width, 2)
+
+
+def reference_hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    inputs, table = joint(gpu, dtype, width, ROWS)
+    means = ones(gpu, 2, 2, width, dtype=compute_dtype(dtype))
+    out = gpu.xp.empty((ROWS, width), dtype)
+    rows = ReferenceRows(table, 0, 0, ROWS)
+    cuda.reference_hidden(rows, inputs, means, "tanh", None, out)
+    return work("reference_hidden", dtype, width)
+
+
+def write_tangents(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """Of positions: two vectors of weights, a slope and an input each."""
+    inputs, table = joint(gpu, dtype, width, ROWS)
+    compute, fits = compute_dtype(dtype), gpu.asarray(np.zeros(2, bool))
+    tangents = ones(gpu, 10, width, dtype=compute), ones(gpu, 10), ones(gpu, 10)
+    shapes = ((10, width), compute), ((10, 3, width), compute), ((10, 3), np.float64)
+    out = TangentRows(*(gpu.xp.empty(*shape) for shape in shapes))
+    forms = Forms("relu", Logistic(0.0, 1.0, 0.0), fits, None)
+    rows = ReferenceRows(table, 1, 0, 10)
+    cuda.write_tangents(rows, inputs, plain_row(30), forms, tangents, out)
+    slopes = Work((compute.itemsize - dtype.itemsize) * width + 16).times(10)
+    return work("write_tangents", dtype, width, 40) + slopes
 
 
 def bounds(
@@ -233,20 +258,21 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "activate": Case(activate, "H"),
     "bounds": Case(bounds, "H"),
     "bounds of three more scores": Case(partial(bounds, transducer=tdt(range(4))), "H"),
     "column_sum": Case(column_sum, "V", ALL),
     "fold_rows": Case(fold_rows, "H", ALL),
-    "fold_rows of the weights": Case(fold_rows_of_weights, "H", COMPUTE[:1]),
     "gather": Case(gather, "V", ALL),
     "hidden": Case(hidden, "H", ALL),
-    "label_softmax": Case(label_softmax, "V"),
+    "label_softmax": Case(label_softmax, "V", ALL),
     "logits_grad": Case(logits_grad, "V", ALL),
     "logits_grad under no head": Case(gradient_under_no_head, "V", ALL),
-    "row_dots": Case(row_dots, "H"),
+    "reference_hidden": Case(reference_hidden, "H", ALL),
     "row_scores": Case(row_scores, "V", ALL),
+    "row_sums": Case(row_sums, "H", ALL),
     "scatter": Case(scatter, "V", ALL),
+    "slack": Case(slack, "V"),
+    "write_tangents": Case(write_tangents, "H", ALL),
 }
 ON_LATTICES = (
     "count_marks",
@@ -335,8 +361,6 @@ of H hidden values, or a lattice of T frames by U + 1 positions. No cache is cou
   ``lattice_mark``, ``lattice_posteriors`` and ``lattice_bound`` go from the one order to the other:
   words of 8 bytes lie apart on one of the sides. The other words of a sector are used by warps that
   run soon after, and come from the cache or wait in it.
-- ``fold_rows`` sums up each row of the weights as if it were a column, and threads are side by side
-  in a row. That is done once a call, and neighbouring warps use the rest of the sectors.
 
 .. csv-table::
     :header: kernel, size, least, {heads}
@@ -344,7 +368,7 @@ of H hidden values, or a lattice of T frames by U + 1 positions. No cache is cou
 {rows}
 
 ``bounds`` of more scores than those of blank and label are with ``exact_logits``. Each row of
-``label_softmax`` is read three times, and each of ``bounds``
+``label_softmax`` is read twice, and each of ``bounds``
 by all tiles that it is part of; the table counts all of them as asked for. On which rows, and how
 many: ``tests/ops/cuda/kernel_sectors.py``.
 """

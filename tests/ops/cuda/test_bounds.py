@@ -1,31 +1,35 @@
-"""Bounds of log-probs on CUDA, and what they are made from, against those on NumPy."""
+"""Bounds of log-probs on CUDA against those on NumPy, and against log-probs."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
+from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cupy_rnnt.batch import Batch
-from cupy_rnnt.engine.tangents import Magnitudes, Tangents
+from cupy_rnnt.engine.tangents import Tangents
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import launch
+from cupy_rnnt.ops.cuda import references as cuda_references
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
-from cupy_rnnt.ops.types import FrameTangents, JointInputs, LogitRows, PositionTangents, Runs
-from cupy_rnnt.transducer import LABEL_COLUMN, NAMED
+from cupy_rnnt.ops.types import Forms, JointInputs, ReferenceRows, TangentRows, compute_dtype
+from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Row
 
 from ...helpers import random_joint_case
-from ...tolerances import unit_roundoff
+from ...tolerances import DTYPES, unit_roundoff
 from ...transducers.cases import TRANSDUCERS, Sample, tdt, transducers, width_of
 from ..row_cases import table_of
 from .test_rows_memory import run_far, shifted
 
-FORMS = None, *ACTIVATIONS
+FORMS = None, "mixed", *ACTIVATIONS
 HIDDEN_SIZES = 1, 31, 33, 257, 640
 LENGTHS = (70, 20), (1, 1), (3, 17), (64, 16), (9, 5)
 FAR = 2**31 + 2**20
@@ -46,61 +50,86 @@ def row_of(transducer, normalised=False):
     return transducer.row(width_of(transducer, 9), 6, normalised)
 
 
+class Inputs(NamedTuple):
+    """Arguments of `upper_bounds`, on the host."""
+
+    frames: TangentRows
+    positions: TangentRows
+    row: Row
+    samples: tuple[np.ndarray, ...]
+    forms: Forms
+    base: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the bounds; some cells in front belong to no sample."""
+        _, frames, positions, cells, _ = self.samples
+        return len(self.row.columns), int((cells + frames * positions).max()) - self.base
+
+
 def random_inputs(rng, size, dtype, form=None, lengths=LENGTHS, spare=3, row=None):
-    """Arguments of `bounds` but the last one. Some rows and cells belong to no sample."""
+    """With a form of None or "mixed", all or some samples of tanh take the logistic one."""
     row = row or row_of(REGULAR)
     label = len(set(row.columns) - {LABEL_COLUMN})  # behind the vectors of other scores
-    frames, columns = np.array(lengths).T
-    starts = [np.cumsum(counts) - counts + spare for counts in (frames, columns, frames * columns)]
-    slack = rng.random(len(frames)) / 100
-    runs = Runs(starts[0], frames, starts[1], columns, starts[2], slack)
-    rows, prefixes = frames.sum() + 2 * spare, columns.sum() + 2 * spare
-    encoder, slopes = rng.standard_normal((2, rows, size))
-    predictor = rng.standard_normal((prefixes, size))
-    vectors = rng.standard_normal((prefixes, label + 2, size))
-    if form is None:
-        encoder, predictor = np.exp(2 * encoder), np.exp(-2 * predictor)
-    vector_constants = rng.standard_normal((prefixes, label + 2))
-    vector_constants[starts[1] + columns - 1, label] = -np.inf
-    constants = rng.standard_normal(rows)
+    frames, positions = np.array(lengths).T
+    encoder, slopes = rng.standard_normal((2, frames.sum(), size))
+    predictor = rng.standard_normal((positions.sum(), size))
+    vectors = rng.standard_normal((len(predictor), label + 2, size))
+    fits = np.full(len(lengths), form in (None, "mixed"))
+    fits[1::2] &= form is None
+    for outputs, counts, rate in ((encoder, frames, 2), (predictor, positions, -2)):
+        outputs[:] = np.where(np.repeat(fits, counts)[:, None], np.exp(rate * outputs), outputs)
+    vector_constants = rng.standard_normal((len(predictor), label + 2))
+    vector_constants[positions.cumsum() - 1, label] = -np.inf
+    constants = rng.standard_normal((len(encoder), 1))
     scale = 1 / np.sqrt(size)
-    of_type = encoder, predictor, scale * slopes, scale * vectors
-    encoder, predictor, slopes, vectors = (array.astype(dtype) for array in of_type)
-    frames = FrameTangents(encoder, slopes, constants, form, None)
-    return frames, PositionTangents(predictor, vectors, vector_constants), row, runs
-
-
-def shape_of_bounds(row, runs):
-    return len(row.columns), int((runs.cell + runs.frames * runs.positions).max())
+    of_type = encoder, scale * slopes[:, None], predictor, scale * vectors
+    encoder, slopes, predictor, vectors = (array.astype(dtype) for array in of_type)
+    sizes, base = frames * positions, 20
+    cells = base + spare + sizes.cumsum() - sizes
+    labels, slack = np.zeros(len(predictor), np.int64), rng.random(len(lengths)) / 100
+    return Inputs(
+        TangentRows(encoder, slopes, constants),
+        TangentRows(predictor, vectors, vector_constants),
+        row,
+        (np.arange(len(lengths)), frames, positions, cells, labels),
+        Forms("tanh" if form in (None, "mixed") else form, None, fits, slack),
+        base,
+    )
 
 
 def on_host(inputs):
-    frames, positions, row, runs = inputs
-    frames = frames._replace(scratch=np.empty((99, frames.encoder.shape[1]), frames.encoder.dtype))
-    out = np.full(shape_of_bounds(row, runs), np.nan)
+    frames, positions, row, samples, forms, base = inputs
+    encoder = frames.inputs
+    rows = ReferenceRows(cpu.reference_table(*samples), 0, 0, len(encoder))
+    out, scratch = np.full(inputs.shape, np.nan), np.empty((99, encoder.shape[1]), encoder.dtype)
     with np.errstate(all="ignore"):
-        cpu.upper_bounds(frames, positions, row, runs, out)
+        cpu.upper_bounds(rows, frames, positions, row, forms, base, scratch, out)
     return out
 
 
-def on_gpu(gpu, inputs):
-    frames, positions, row, runs = inputs
-    frames = FrameTangents(*map(gpu.asarray, frames[:3]), frames.activation, None)
-    positions = PositionTangents(*map(gpu.asarray, positions))
-    out = gpu.xp.empty(shape_of_bounds(row, runs))
-    out[:, : runs.cell[0]] = np.nan
-    cuda_bounds.upper_bounds(frames, positions, cuda_rows.device_row(row), runs, out)
+def on_gpu(gpu, inputs, stops=()):
+    """By one launch, or by some that take the frames up to each of `stops`."""
+    frames, positions, row, samples, forms, base = inputs
+    frames, positions = (TangentRows(*map(gpu.asarray, rows)) for rows in (frames, positions))
+    forms = forms._replace(fits=gpu.asarray(forms.fits), slack=gpu.asarray(forms.slack))
+    table, row = cuda_references.reference_table(*samples), cuda_rows.device_row(row)
+    out = gpu.xp.empty(inputs.shape)
+    out[:, : int(samples[3][0]) - base] = np.nan
+    for start, stop in pairwise([0, *stops, len(frames.inputs)]):
+        rows = ReferenceRows(table, 0, start, stop)
+        cuda_bounds.upper_bounds(rows, frames, positions, row, forms, base, None, out)
     return gpu.asnumpy(out)
 
 
 def assert_twins(gpu, inputs):
     expected, actual = on_host(inputs), on_gpu(gpu, inputs)
-    frames, positions, row, _ = inputs
+    frames, positions, row, *_ = inputs
     e, slopes, p, vectors = (
         np.where(np.isfinite(each), abs(each), 0) for each in (*frames[:2], *positions[:2])
     )
     largest = vectors.sum(axis=-1).max() + slopes.sum(axis=-1).max()
-    hidden = max(e.max() + p.max(), 1) if frames.activation else 1
+    hidden = 1 if inputs.forms.fits.all() else max(e.max() + p.max(), 1)
     dots = 1 + max(map(len, row.charged))  # of which a bound is made
     rounding = unit_roundoff(e.dtype) * (e.shape[1] + 16) * dots / 2
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rounding * largest * hidden)
@@ -143,15 +172,16 @@ def test_transducers(gpu, transducer, dtype):
 def test_transducers_that_nobody_has_invented(gpu, transducer, form):
     lengths, row = [(3, 4), (1, 2)], row_of(transducer)
     inputs = random_inputs(np.random.default_rng(9), 5, np.float64, form, lengths, 0, row)
-    inputs[1].vectors[2], inputs[1].constants[3] = np.nan, -np.inf
+    inputs.positions.vectors[2], inputs.positions.constants[3] = np.nan, -np.inf
     assert_twins(gpu, inputs)
 
 
 @every_dtype
 def test_bounds_of_what_is_not_finite(gpu, dtype):
     inputs = random_inputs(np.random.default_rng(1), 40, dtype, lengths=[(30, 20)], spare=0)
-    encoder, slopes, constants, *_ = inputs[0]
-    predictor, vectors, vector_constants = inputs[1]
+    encoder, slopes, constants = inputs.frames
+    slopes = slopes[:, 0]
+    predictor, vectors, vector_constants = inputs.positions
     encoder[3, 1], predictor[4, 2] = np.nan, np.nan
     slopes[5, 7], constants[6], constants[7] = np.nan, np.nan, -np.inf
     vectors[5, 0, 3], vectors[6, 1, 9], vectors[7, 2, 8] = np.nan, np.nan, np.nan
@@ -188,14 +218,20 @@ def bounds_and_scores(gpu, case, transducer, activation, dtype):
     shape, vocabulary = (len(case.targets), *(array.shape[1] for array in case[:2])), len(arrays[3])
     tokens = vocabulary - transducer.durations
     batch = Batch(case.targets, case.logit_lengths, case.target_lengths, shape, tokens, case.blank)
-    inputs, row = JointInputs(*map(gpu.asarray, arrays)), transducer.row(vocabulary, case.blank)
-    rows, magnitudes = (row, cuda.device_row(row)), Magnitudes.of(cuda, batch, inputs)
-    tangents = Tangents(cuda, batch, np.arange(3), inputs, activation, *rows, magnitudes)
-    widths = vocabulary, vocabulary, *[arrays[2].shape[1]] * 2
-    tiles = [gpu.xp.empty((64, width), dtype) for width in widths]
-    scratch = SimpleNamespace(
-        rows=lambda n: [tile[:n] for tile in tiles], pre=tiles[2], hidden=tiles[3]
+    compute, hidden_size = compute_dtype(arrays[0].dtype), arrays[2].shape[1]
+    inputs = JointInputs(*map(gpu.asarray, (*arrays[:3], arrays[3].astype(compute))))
+    row = transducer.row(vocabulary, case.blank)
+    rows = row, cuda.device_row(row), cuda.row_sums(inputs.weight)
+    tangents = Tangents(batch, np.arange(3), inputs, activation, *rows)
+    logits, pre, hidden = (
+        gpu.xp.empty((64, width), compute) for width in (vocabulary, hidden_size, hidden_size)
     )
+    factors = gpu.xp.empty((64, hidden_size), arrays[0].dtype)
+
+    def rows_of(n):
+        return SimpleNamespace(logits=logits[:n], pre=pre[:n], factors=factors[:n], block=None)
+
+    scratch = SimpleNamespace(rows=rows_of, hidden=hidden)
     for side, count in enumerate(tangents.references):
         tangents.linearize(side, 0, count, scratch)
     out = gpu.asarray(np.full((len(row.columns), batch.cell_count), np.nan))
@@ -219,16 +255,22 @@ def joint_case(scale, labels=8, blank=-1, vocabulary=None):
     return case._replace(predictor_out=0.3 * case.predictor_out)
 
 
-@every_dtype
+every_input = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@every_input
 @every_form
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.slow
 def test_they_are_bounds(gpu, form, dtype, scale):
     """Above the exact log-probs, by the slack that is proven, and not far above all of them."""
     case = joint_case(scale, blank=7)
-    if form == "tanh":  # beyond the exponentials
-        case = case._replace(encoder_out=30 * case.encoder_out)
-    found, exact = bounds_and_scores(gpu, case, REGULAR, form or "tanh", dtype)
+    beyond = {"mixed": slice(1, 2), "tanh": slice(None)}.get(form, slice(0))  # the exponentials
+    encoder_out = case.encoder_out.copy()
+    encoder_out[beyond] *= 30
+    activation = "tanh" if form in (None, "mixed") else form
+    case = case._replace(encoder_out=encoder_out)
+    found, exact = bounds_and_scores(gpu, case, REGULAR, activation, dtype)
     assert (found >= exact).all()
     finite = np.isfinite(exact)
     above = found[finite] - exact[finite]
@@ -236,7 +278,25 @@ def test_they_are_bounds(gpu, form, dtype, scale):
     assert np.median(above) < (0.5 if scale == 1 else 60)
 
 
-@every_dtype
+@every_input
+@pytest.mark.parametrize("activation", ["tanh", "relu", "identity"])
+@pytest.mark.parametrize("large", ["inputs", "weights", "biases"])
+def test_they_are_bounds_of_numbers_as_large_as_can_be(gpu, activation, large, dtype):
+    """Whatever overflows on the way; exact scores of such hidden vectors are finite."""
+    most, case = float(ml_dtypes.finfo(dtype).max) ** 0.45, joint_case(1.0, blank=7)
+    if large == "inputs":
+        case = case._replace(encoder_out=most * case.encoder_out)
+    elif large == "weights":
+        case = case._replace(weight=most * case.weight)
+    else:
+        bias = most**2 * np.linspace(-1, 1, len(case.bias))
+        case = case._replace(bias=bias[[3, 0, 5, 7, 1, 6, 2, 4]])
+    found, exact = bounds_and_scores(gpu, case, REGULAR, activation, dtype)
+    assert (found >= exact).all()
+    assert (found <= 0).all()
+
+
+@every_input
 @every_transducer
 def test_they_are_bounds_for_every_transducer(gpu, transducer, dtype):
     vocabulary = width_of(transducer, 8)
@@ -252,135 +312,38 @@ def test_they_are_bounds_for_every_transducer(gpu, transducer, dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("form", [None, "identity"])
+@pytest.mark.parametrize("form", ["mixed", "identity"])
 @pytest.mark.slow
 def test_the_same_bits_for_any_schedule(gpu, monkeypatch, form, dtype):
+    """And however many launches the frames are cut into."""
     inputs = random_inputs(np.random.default_rng(4), 34, dtype, form, [(70, 20), (3, 17)])
     results = []
-    for seed, blocks in enumerate((2**16, 1, 3)):
+    for seed, (blocks, stops) in enumerate(((2**16, ()), (1, (5, 71)), (3, (64, 65)))):
         if gpu.name.startswith("emulated"):
             monkeypatch.setattr(gpu.xp.kernels.options, "seed", seed)
         monkeypatch.setattr(launch, "MOST_BLOCKS", blocks)
-        results.append(on_gpu(gpu, inputs).tobytes())
+        results.append(on_gpu(gpu, inputs, stops).tobytes())
     assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("transducer", [REGULAR, tdt(range(2))], ids=["regular", "tdt"])
 def test_far_rows_and_cells(transducer):
-    lengths, tile, row = (20, 9), 2**24, row_of(transducer)
-    inputs = random_inputs(np.random.default_rng(6), 40, np.float32, None, [lengths], 0, row)
-    frames, positions, _, runs = inputs
-    vectors = positions.vectors
-    run = np.array([(tile, FAR, FAR, FAR, *lengths, *runs.slack)], cuda_bounds._RUN)
-    out = np.full((len(row.columns), 20 * 9), np.nan)
-    of_tiles, width = (tile + 1, 1, run.view("i8"), 40), np.int32(vectors.shape[1])
-    of_frames = [shifted(values, FAR) for values in frames[:3]]
-    of_prefixes = [shifted(values, FAR) for values in positions]
+    (frames, positions), tile, row = (20, 9), 2**24, row_of(transducer)
+    inputs = random_inputs(np.random.default_rng(6), 40, np.float32, None, [(20, 9)], 0, row)
+    vectors, slack = inputs.positions.vectors, inputs.forms.slack
+    sample = np.array([[FAR, FAR, tile, FAR, 0, frames, positions]])
+    out = np.full((len(row.columns), frames * positions), np.nan)
+    of_tiles = sample, 1, 0, tile + 1, FAR, FAR + frames, np.ones(1, bool)
+    width = np.int32(vectors.shape[1])
+    of_frames, of_positions = (
+        [shifted(values, FAR) for values in rows] for rows in (inputs.frames, inputs.positions)
+    )
     table, label = table_of(row), np.int32(row.columns.index(LABEL_COLUMN))
-    to = label, out.shape[1], shifted(out.reshape(-1), FAR)
+    to = label, 0, out.shape[1], shifted(out.reshape(-1), FAR)
     if width > 3:
         group = np.int32(0), np.int32(width - 3)
-        args = *of_tiles, of_frames[0], *of_prefixes, width, *group, *to
-        run_far("bounds.cu", "exact_logits<Quotient, float>", tile, *args)
-    args = *of_tiles, *of_frames, *of_prefixes, width, *table, *to
-    run_far("bounds.cu", "bounds<Quotient, float>", tile, *args)
+        args = *of_tiles, 40, of_frames[0], *of_positions, width, *group, *to
+        run_far("bounds.cu", "exact_logits<Tanh, float>", tile, *args)
+    args = *of_tiles, slack, 40, *of_frames, *of_positions, width, *table, *to
+    run_far("bounds.cu", "bounds<Tanh, float>", tile, *args)
     np.testing.assert_allclose(out, on_host(inputs), atol=1e-5)
-
-
-@pytest.fixture
-def softmax_inputs():
-    def made(rows, width, dtype, biased):
-        rng = np.random.default_rng(width)
-        logits = 4 * rng.standard_normal((rows, width))
-        bias = rng.standard_normal(width).astype(dtype) if biased else None
-        return logits.astype(dtype), bias, REGULAR.row(width, int(rng.integers(width)))
-
-    return made
-
-
-def assert_softmax_twins(gpu, logits, bias, row):
-    expected, actual = logits.copy(), gpu.asarray(logits)
-    with np.errstate(all="ignore"):
-        rows = LogitRows(expected, bias, row, None, np.empty_like(logits))
-        expected_lse = cpu.label_softmax(rows)
-    biases = None if bias is None else gpu.asarray(bias)
-    rows = LogitRows(actual, biases, cuda_rows.device_row(row), None, None)
-    lse = gpu.asnumpy(cuda_bounds.label_softmax(rows))
-    found = gpu.asnumpy(actual)
-    rounding = 32 * unit_roundoff(logits.dtype)
-    np.testing.assert_allclose(lse, expected_lse, rtol=rounding, atol=rounding)
-    others = np.r_[tuple(slice(*bounds) for bounds in row.others)]
-    assert not found[:, others].any()
-    labels = np.delete(np.arange(row.width), others)
-    np.testing.assert_allclose(found[:, labels], expected[:, labels], rtol=0, atol=rounding)
-    return found, lse
-
-
-@every_dtype
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("width", [2, 31, 32, 33, 257, 2047, 2048, 2500])
-def test_label_softmax(gpu, softmax_inputs, width, dtype, biased):
-    logits, bias, row = softmax_inputs(11, width, dtype, biased)
-    found, _ = assert_softmax_twins(gpu, logits, bias, row)
-    assert not found[:, row.columns[0]].any()
-    sums = found.sum(axis=1, dtype=float)
-    np.testing.assert_allclose(sums, 1, rtol=12 * unit_roundoff(dtype))
-
-
-@every_dtype
-@pytest.mark.parametrize("width", [60, 2500])
-def test_label_softmax_between_blanks_and_durations(gpu, softmax_inputs, width, dtype):
-    logits, bias, _ = softmax_inputs(5, width, dtype, True)
-    several = TRANSDUCERS["tdt"].row(width, 40), TRANSDUCERS["multi-blank"].row(width, 2)
-    for row, others in zip(several, ([40, -3, -2, -1], [0, 1, 2]), strict=True):
-        found, _ = assert_softmax_twins(gpu, logits, bias, row)
-        assert not found[:, others].any()
-        assert (np.delete(found, others, axis=1) > 0).all()
-
-
-@every_dtype
-@pytest.mark.parametrize("width", [5, 2050])
-def test_label_softmax_of_what_is_not_finite_or_large(gpu, softmax_inputs, width, dtype):
-    logits, bias, row = softmax_inputs(8, width, dtype, True)
-    blank = row.columns[0]
-    label = (blank + 1) % width
-    logits[1, label], logits[2, label], logits[3, label] = -np.inf, np.inf, np.nan
-    logits[4] = -np.inf
-    logits[5, blank] = np.inf
-    logits[6] += dtype(1e6)
-    logits[7, label] = 1e30
-    assert_softmax_twins(gpu, logits, bias, row)
-
-
-@every_dtype
-@pytest.mark.parametrize("width", [1, 33, 257, 640])
-def test_row_dots(gpu, width, dtype):
-    a, b = np.random.default_rng(width).standard_normal((2, 11, width)).astype(dtype)
-    a[3, 0] = np.nan
-    found = gpu.asnumpy(cuda_bounds.row_dots(gpu.asarray(a), gpu.asarray(b)))
-    assert found.dtype == np.float64
-    rounding = 2 * width * unit_roundoff(dtype)
-    np.testing.assert_allclose(found, cpu.row_dots(a, b), rtol=0, atol=4 * rounding)
-
-
-def test_far_rows():
-    width, rows = 40, 8
-    a, b = np.random.default_rng(7).standard_normal((2, rows, width)).astype(np.float32)
-    dots, lse, q = np.empty(rows), np.empty(rows), a.copy()
-    far = [shifted(values, FAR) for values in (a, b, dots, q, lse)]
-    run_far("row_dots.cu", "row_dots<float>", FAR // 8, *far[:2], FAR + rows, width, far[2])
-    expression, others = "label_softmax<float, 32>", np.array([[3, 4]])
-    rest = None, others, len(others), FAR + rows, width
-    run_far("label_softmax.cu", expression, FAR // 8, far[3], *rest, far[4])
-    np.testing.assert_allclose(dots, cpu.row_dots(a, b), atol=1e-5)
-    expected, row = a.copy(), REGULAR.row(width, 3)
-    on_cpu = LogitRows(expected, None, row, None, a.copy())
-    np.testing.assert_allclose(lse, cpu.label_softmax(on_cpu), rtol=1e-6)
-    np.testing.assert_allclose(q, expected, atol=1e-6)
-
-
-def test_there_may_be_no_rows(gpu):
-    none = gpu.xp.empty((0, 5), np.float32)
-    assert len(cuda_bounds.row_dots(none, none)) == 0
-    row = cuda_rows.device_row(REGULAR.row(5, 0))
-    assert len(cuda_bounds.label_softmax(LogitRows(none, None, row, None, None))) == 0

@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 
 from cupy_rnnt.ops.cuda import (
-    bounds as cuda_bounds,
-)
-from cupy_rnnt.ops.cuda import (
     lattice as cuda_lattice,
 )
 from cupy_rnnt.ops.cuda import (
     launch,
 )
-from cupy_rnnt.ops.cuda import (
-    rows as cuda_rows,
-)
-from cupy_rnnt.ops.types import LogitRows
 from cupy_rnnt.topology import LABEL, Arc, Topology
 from cupy_rnnt.transducer import NAMED, Transducer
 
@@ -168,14 +161,6 @@ FAULTS = {
         *("bounds", "entries.cuh", "first <= item ?", "first < item ?"),
         "uninitialised",
     ),
-    "a total that is read too early": (
-        *("softmax", "label_softmax.cu", f"whole = part;\n        {BARRIER}", "whole = part;"),
-        "race",
-    ),
-    "an element too many": (
-        *("softmax", "row_dots.cu", "j < width", "j <= width"),
-        "out-of-bounds",
-    ),
 }
 
 kernels = test_kernels_rows_faults.kernels
@@ -209,13 +194,6 @@ def bounds(gpu, transducer=NAMED["regular"]):
     on_gpu(gpu, inputs)
 
 
-def softmax(gpu):
-    rows = gpu.asarray(np.ones((3, 2100)))
-    row = cuda_rows.device_row(NAMED["regular"].row(2100, 5))
-    gpu.asnumpy(cuda_bounds.label_softmax(LogitRows(rows, None, row, None, None)))
-    gpu.asnumpy(cuda_bounds.row_dots(rows, rows))
-
-
 RUNS = {
     "exact": lambda gpu: exact(gpu, lattices()),
     "long arcs": lambda gpu: exact(gpu, lattices(multi_blank((2, 4)))),
@@ -224,7 +202,6 @@ RUNS = {
     "bounds": bounds,
     "bounds of many": lambda gpu: bounds(gpu, tdt(range(3))),
     "bounds of labels": lambda gpu: bounds(gpu, Transducer(Topology((Arc(1, 1, (LABEL,)),)))),
-    "softmax": softmax,
 }
 
 

@@ -132,18 +132,6 @@ def test_far_rows_of_gradients(row):
     np.testing.assert_allclose(logits, rows.logits, atol=1e-6)
 
 
-def test_far_elements():
-    first_block, size = 2**22, 256 * 4
-    first = first_block * size
-    pre, hidden = random(size), ptxemu.empty(size)
-    far = [shifted(values, first) for values in (pre, hidden)]
-    expected = np.empty_like(pre)
-    cpu.activate("silu", pre, expected)
-    args = far[0], first + size, far[1]
-    run_far("activate.cu", "activate<float, Silu>", first_block, *args)
-    np.testing.assert_allclose(hidden, expected, atol=1e-6)
-
-
 def test_far_chunks_of_a_matrix():
     chunk, strips = 8, 7
     first = FAR // chunk
