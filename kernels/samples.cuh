@@ -33,3 +33,7 @@ struct Place {
         return inputs.array + of->number * inputs.of_sample + row * inputs.of_row;
     }
 };
+
+// The number of the score of a vector of a position, which has one for each score but the label's, in
+// order. `label` is the number of the label's score, or larger than all.
+__device__ inline int score_of(int vector, int label) { return vector < label ? vector : vector + 1; }

@@ -20,7 +20,7 @@ template <typename C, typename Of> __device__ double largest(int64 count, Of of)
 
 // `magnitudes` are (2, samples, width), and a rate of 0 stands for no logistic activation.
 template <typename C>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 3)
 slack(const Sample* samples, int64 count, const int64* labels, const C* magnitudes, int64 width,
       const C* row_sums, int64 vocabulary, const C* bias, const int64* words, int heads, int scores,
       int ranges, double rate, double per_size, double per_bias, double fixed, double per_hidden,
