@@ -57,7 +57,7 @@ def pytest(report: Report) -> None:
     workers = _WORKERS if find_spec("xdist") and not report.small else 0
     command += ["-n", str(workers)] if find_spec("xdist") else []
     command += ["--devices", "cuda", "-k", "cuda"]
-    command += ["tests/ops/cuda/test_operations.py"] if report.small else []
+    command += ["tests/ops/cuda/test_references.py"] if report.small else []
     outcomes: Counter[str] = Counter()
     failed: list[str] = []
     output = ""
