@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,7 +123,8 @@ def reference_hidden(
 ) -> None:
     of_sample, *index = _places(rows)
     gather(inputs[:2][rows.side], tuple(index), pre)
-    pre += means[1 - rows.side][of_sample]
+    for sample, part in _runs(of_sample):
+        pre[part] += means[1 - rows.side, sample]
     ACTIVATIONS[activation].apply(pre, out)
 
 
@@ -170,16 +171,18 @@ def write_tangents(
     np.multiply(slopes, (1 / sums).astype(slopes.dtype)[:, None], out=vectors[:, -1])
     constants[:, -1] = of_slopes
     rate, scale, shift = forms.logistic
-    for part in _logistic_parts(forms.fits[of_sample]):
-        constants[part] += shift * vectors[part].sum(axis=-1, dtype=np.float64)
-        vectors[part] *= scale
-        arrays[part] *= -rate if side else rate
-        np.exp(arrays[part], out=arrays[part])
+    for fits, part in _runs(forms.fits[of_sample]):
+        if fits:
+            # Twice as fast as np.sum.
+            sums_of_vectors = np.einsum("nvh->nv", vectors[part], dtype=np.float64)
+            constants[part] += shift * sums_of_vectors
+            vectors[part] *= scale
+            arrays[part] *= -rate if side else rate
+            np.exp(arrays[part], out=arrays[part])
 
 
-def _logistic_parts(fits: HostArray) -> Iterator[slice]:
-    """Runs of rows that take the logistic form."""
-    edges = 1 + np.flatnonzero(fits[1:] != fits[:-1])
-    for start, stop in pairwise([0, *edges.tolist(), len(fits)]):
-        if fits[start]:
-            yield slice(start, stop)
+def _runs(values: HostArray) -> Iterator[tuple[Any, slice]]:
+    """The value and the place of each run of equal values."""
+    edges = 1 + np.flatnonzero(values[1:] != values[:-1])
+    for start, stop in pairwise([0, *edges.tolist(), len(values)]):
+        yield values[start], slice(start, stop)
