@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
+from cupy_rnnt.ops.cuda import bias_rows, sizes
+
 SECTOR = 32  # bytes: memory is read and written by sectors
 
 
@@ -195,9 +197,24 @@ def _row_scores(n: float, e: int, c: int) -> Work:
     return Work(n * e + 32, cached=n * c + of_table, float32=15 * n, special=1.5 * n, float64=33)
 
 
+def _logits_grad(n: float, e: int, c: int) -> Work:
+    """A warp has some columns of 32 rows, their bias and their sums. It reads words and occupancies
+    of the rows, and the table of the row."""
+    warps, of_row = n / (128 if c == 4 else 32), 32 + 2 * c
+    return Work(
+        n * (e + c) + n * c / 16 + of_row,
+        cached=n * c / 32 + of_row * (warps - 1) + 14 * warps,
+        float32=18.5 * n,
+        special=n,
+        float64=warps,
+    )
+
+
 KERNELS = {
     # The table of the batch is read in sectors that a warp shares.
     "coordinates": Kernel("cell of a pass", "", lambda n, e, c: Work(41, cached=12)),
+    # Bisection reads a number for each bit of their count.
+    "places": Kernel("cell of pass 2 whose logits are stored", "", lambda n, e, c: Work(16)),
     "hidden": Kernel(
         "cell of a pass",
         "H",
@@ -207,11 +224,11 @@ KERNELS = {
     "logits_grad": Kernel(
         "cell of pass 2",
         "V",
-        lambda n, e, c: Work(  # two words of the table of the row for 32 packs of 16 bytes
-            n * (e + c) + 16 + 3 * c, cached=n * c * 9 / 8, float32=14.5 * n, special=n, float64=32
-        ),
+        _logits_grad,
     ),
-    "column_sum": Kernel("cell of pass 2", "V", lambda n, e, c: Work(n * e, float32=n)),
+    # And the sums of the bias, a row for 32 cells of a tile.
+    "write_output_grads": Kernel("row of the weights", "H", lambda n, e, c: Work(n * (e + c))),
+    "scaled_weights": Kernel("sample", "", lambda n, e, c: Work(16, cached=8)),
     # The gradient of a cell is read for its frame and for its position, each time with one input.
     "input_grads": Kernel(
         "cell of pass 2",
@@ -293,8 +310,8 @@ KERNELS = {
 """By their names, for the scores of a blank and a label; `lattice_sweep` in both directions."""
 
 _OF_THEIR_TYPE = {
-    *("column_sum", "fold_rows", "gather", "hidden", "label_softmax", "logits_grad"),
-    *("reference_hidden", "row_sums", "scatter", "write_tangents"),
+    *("fold_rows", "gather", "hidden", "label_softmax", "logits_grad", "reference_hidden"),
+    *("row_sums", "scatter", "write_output_grads", "write_tangents"),
 }
 """Those whose arrays are as the user's, or the factors of products, are."""
 
@@ -333,8 +350,8 @@ class Engine:
     # hand. Bytes on lists of cells and on masks: of a cell of a lattice, of one where cells are
     # selected and where they are certified, of a cell computed and of one kept. Rows of hidden
     # values: of a frame or prefix with a gradient.
-    _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 70, 370
-    _TARGET = 2
+    _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 70, 300
+    _TARGET = 1
 
     def __init__(
         self,
@@ -403,7 +420,11 @@ class Engine:
         frames, positions = self._batch.frames, self._batch.prefixes
         targets = frames + positions
         self.launch("pass 2", kept, "lattice_occupancies", "coordinates", "hidden", "logits_grad")
-        self.launch("pass 2", kept, "column_sum", "input_grads")
+        self.launch("pass 2", kept, "input_grads")
+        rows = max(sizes.tile_elements // v, sizes.full_rows)
+        sums = bias_rows(min(rows, sizes.most_rows, self._batch.cells))
+        self.launch("pass 2", v, "write_output_grads")
+        self.operations.append(Operation("pass 2", "write_output_grads", Work(4 * v * sums)))
         self.launch("pass 2", frames, "frame_starts")
         # A target reads its own input and its sum. Each of its cells is looked for by bisection.
         of_target = Work(2 * 4 * h, cached=self._itemsize * h).times(targets)
@@ -415,7 +436,7 @@ class Engine:
         if stored:
             self.launch("pass 2", stored, "gather")
         self.lists("pass 2", kept, self._KEPT)
-        self.lists("pass 2", 4 * (self._TARGET * h * targets + 4 * v * h), 1)  # zeros, copies
+        self.lists("pass 2", 4 * (self._TARGET * h * targets + v * h), 1)  # zeros
 
 
 def engine(

@@ -11,16 +11,6 @@
 // in the group, its first frame there, its first cell, and how many frames and positions it has.
 struct Entry { int64 first, frame, cell, frames, positions; };
 
-// The first of some ascending numbers, from `begin` to `end`, that is not below a limit.
-__device__ inline int64 lower_bound(const int64* numbers, int64 begin, int64 end, int64 limit) {
-    while (begin < end) {
-        const int64 middle = (begin + end) / 2;
-        if (numbers[middle] < limit) begin = middle + 1;
-        else end = middle;
-    }
-    return begin;
-}
-
 // Where the rows of each frame begin in a tile, and behind the last frame how many rows there are.
 //
 // Grid: a thread a frame. Moves 8 bytes a frame and what bisection reads.
@@ -122,29 +112,33 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
     }
 }
 
-// Writes the sums of a group to where its samples are in the gradients, less the factor `scale`.
-// Strides e and p are those of the gradients, in elements.
+// Writes the sums of a group to where its samples are in the gradients, less the factor `scale`,
+// which may be null, and 0 to the frames and positions that a sample does not have. Strides e and p
+// are those of the gradients, in elements.
 //
-// Grid: a warp a frame, then one a position. Moves (sizeof(C) + sizeof(T)) H bytes a row.
+// Grid: a warp a row of the gradients. Moves (sizeof(C) + sizeof(T)) H bytes a frame or position,
+// and sizeof(T) H where there is none.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
 write_input_grads(const Compute<T>* __restrict__ of_frames,
-                  const Compute<T>* __restrict__ of_positions, const Compute<T>* scale,
-                  const Entry* entries, int64 samples, int64 start, int64 frames, int64 positions,
-                  int64 width, T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
+                  const Compute<T>* __restrict__ of_positions, const double* scale,
+                  const Entry* entries, int64 samples, int64 start, int64 width, int64 frames,
+                  T* __restrict__ encoder, int64 e0, int64 e1, int64 e2, int64 positions,
                   T* __restrict__ predictor, int64 p0, int64 p1, int64 p2) {
-    const Compute<T> factor = scale ? *scale : Compute<T>(1);
-    for (int64 item = first_item(32); item < frames + positions; item += item_stride(32)) {
-        const bool is_frame = item < frames;
-        const int64 row = is_frame ? item : item - frames;
-        const Entry* const table = is_frame ? entries : entries + samples;
-        const Entry& entry = entry_of(row, table, samples);
-        const int64 sample = start + (&entry - table), within = row - entry.first;
-        const Compute<T>* const from = (is_frame ? of_frames : of_positions) + row * width;
-        T* const to = is_frame ? encoder + sample * e0 + within * e1
-                               : predictor + sample * p0 + within * p1;
+    const Compute<T> factor = scale ? static_cast<Compute<T>>(*scale) : Compute<T>(1);
+    for (int64 item = first_item(32); item < samples * (frames + positions);
+         item += item_stride(32)) {
+        const bool is_frame = item < samples * frames;
+        const int64 behind = is_frame ? item : item - samples * frames;
+        const int64 rows = is_frame ? frames : positions, b = behind / rows, row = behind % rows;
+        const Entry& entry = entries[is_frame ? b : samples + b];
+        const bool exists = row < (is_frame ? entry.frames : entry.positions);
+        const Compute<T>* const from = (is_frame ? of_frames : of_positions)
+                                       + (entry.first + row) * width;
+        T* const to = is_frame ? encoder + (start + b) * e0 + row * e1
+                               : predictor + (start + b) * p0 + row * p1;
         const int64 stride = is_frame ? e2 : p2;
         for (int64 j = threadIdx.x % 32; j < width; j += 32)
-            to[j * stride] = static_cast<T>(from[j] / factor);
+            to[j * stride] = static_cast<T>(exists ? from[j] / factor : Compute<T>(0));
     }
 }

@@ -29,35 +29,3 @@ struct RowTable {
 
     __device__ const int64* of_score(int k) const { return words + 3 * ranges + heads + 3 * k; }
 };
-
-// The last steps of the gradient of a row: occupancies, bound and weight.
-template <typename C> struct RowGrad {
-    RowTable table;
-    const C* occupancies;  // of the row, `stride` from one score to the next
-    int64 stride, label;
-    C bound, weight;
-
-    __device__ C mass(int g) const {
-        C sum = 0;
-        for (int k = 0; k < table.scores; ++k)
-            if (table.charged(k, g)) sum += occupancies[k * stride];
-        return sum;
-    }
-
-    // Subtracts occupancies from elements j to j + N - 1, then bounds and weights the elements.
-    template <int N> __device__ void finish(int64 j, Pack<C, N>& x) const {
-#pragma unroll 1
-        for (int k = 0; k < table.scores; ++k) {
-            const auto at = static_cast<unsigned long long>(table.column(k, label) - j);
-            if (at < N) {
-                const C occupancy = occupancies[k * stride];
-                for (int n = 0; n < N; ++n)
-                    if (n == at) x[n] -= occupancy;
-            }
-        }
-        for (int n = 0; n < N; ++n) {
-            x[n] = x[n] < -bound ? -bound : x[n] > bound ? bound : x[n];
-            x[n] *= weight;
-        }
-    }
-};

@@ -11,7 +11,15 @@ import numpy as np
 
 from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops.cuda.launch import cupy
-from cupy_rnnt.ops.types import Cells, HiddenRows, InputSums, JointInputs, LogitRows, RowPosteriors
+from cupy_rnnt.ops.types import (
+    Cells,
+    HiddenRows,
+    InputSums,
+    JointInputs,
+    LogitRows,
+    OutputSums,
+    RowPosteriors,
+)
 from cupy_rnnt.transducer import NAMED
 
 from . import Report
@@ -193,8 +201,8 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     hidden_rows = HiddenRows(inputs, cells, "tanh", pre, factors)
     logits, bias = normal(float32, rows, width), xp.zeros(width, float32)
     d_logits = logits.copy() if factor is None else xp.empty((rows, width), factor)
-    d_bias, d_hidden = xp.zeros(width, float32), normal(float32, rows, hidden_size)
-    column_scratch = xp.empty((cuda.scratch_rows(rows, width), width), float32)
+    d_bias = xp.zeros((cuda.bias_rows(rows), width), float32)
+    d_hidden = normal(float32, rows, hidden_size)
     of_frames, of_positions = np.full(samples, frames), np.full(samples, 4)
     first = 4 * frames * np.arange(samples)
     table = cuda.group_table(0, first, of_frames, of_positions)
@@ -203,14 +211,13 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     of_logits = LogitRows(logits, bias, layout, labels, None)
     of_tile = of_logits._replace(logits=d_logits if factor is None else logits)
     halves, lse = xp.full((2, rows), 0.5, float32), xp.full((1, rows), np.log(width))
-    posteriors = RowPosteriors(lse, halves, -1.0, None)
-    gathered = xp.empty((rows, width), float32)
+    posteriors = RowPosteriors(lse, halves, sample, xp.ones(samples), -1.0)
+    output, gathered = OutputSums(None, d_bias, None), xp.empty((rows, width), float32)
 
     def run() -> None:
         cuda.hidden(hidden_rows)
         cuda.row_scores(of_logits)
-        cuda.logits_grad(of_tile, posteriors, None if factor is None else d_logits)
-        cuda.add_column_sum(d_logits, d_bias, column_scratch)
+        cuda.logits_grad(of_tile, posteriors, d_logits, None, output)
         cuda.add_input_grad(d_hidden, hidden_rows, table, sums)
         cuda.gather(logits, (packed,), gathered)
         cuda.scatter(gathered, (packed,), logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from .plan import ROW_BYTES
 
 
 class JointScratch(NamedTuple):
-    """Buffers of one worker; only the gradient needs the last three."""
+    """Buffers of one worker, None without rows; only the gradient needs the last three."""
 
     logits: DeviceArray
     block: DeviceArray  # a few rows of logits
@@ -54,22 +55,30 @@ class JointRows:
         self.batch, self.inputs = batch, inputs
         self.activation, self._gradient = options.activation, gradient
         weight, bias = inputs.weight, inputs.bias
-        dense = weight.flags.c_contiguous or weight.flags.f_contiguous
-        self._copied = not dense or weight.dtype != self.dtype
-        if self._copied:
-            weight = weight.astype(self.dtype, order="K" if dense else "C")
-        self.weight = weight
+        self._dense = weight.flags.c_contiguous or weight.flags.f_contiguous
+        self._copied = not self._dense or weight.dtype != self.dtype
         # A device may multiply half types as such. Weights are exact in them, and a hidden vector
         # is split into the sum of two factors, so logits are as accurate as those of float32.
         factor = self.ops.factor_dtype(inputs.encoder_out.dtype)
         self.factor_dtype: np.dtype | None = factor
-        self._factor = weight
-        if factor is not None:
-            self._factor = self.ops.xp.concatenate((inputs.weight, inputs.weight), axis=1)
+        if factor is None:
+            self._factor = self.weight
+        else:
+            self._factor = self.ops.empty((self.width, 2 * self.hidden_size), factor)
+            self._factor.reshape(self.width, 2, -1)[...] = weight[:, None]
         self.bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
 
+    @functools.cached_property
+    def weight(self) -> Any:
+        """The weights in the compute dtype, dense."""
+        weight = self.inputs.weight
+        if self._copied:
+            weight = weight.astype(self.dtype, order="K" if self._dense else "C")
+        return weight
+
     def scratch(self, rows: int) -> JointScratch:
-        return self._made(rows, self.ops.empty)
+        ops = self.ops
+        return self._made(rows, lambda shape, dtype: ops.empty(shape, dtype) if shape[0] else None)
 
     def _made(self, rows: int, make: Callable[[Shape, np.dtype], Any]) -> JointScratch:
         """The buffers of a tile, each made from its shape and dtype."""
@@ -90,8 +99,10 @@ class JointRows:
     def tile_bytes(self, rows: int) -> int:
         sizes: list[int] = []
         self._made(rows, lambda shape, dtype: sizes.append(math.prod(shape) * dtype.itemsize))
-        temporaries = 2 * rows * self.hidden_size * self.dtype.itemsize
-        return sum(sizes) + temporaries + ROW_BYTES * rows
+        temporaries = 2 * rows * self.hidden_size
+        if self._gradient:  # fixed_bytes has the first row of the sums of the bias
+            temporaries += (self.ops.bias_rows(rows) - 1) * self.width
+        return sum(sizes) + temporaries * self.dtype.itemsize + ROW_BYTES * rows
 
     def fixed_bytes(self, workers: int) -> int:
         weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize

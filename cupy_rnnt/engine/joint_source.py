@@ -12,6 +12,7 @@ from ..options import Options
 from ..results import JointGradients
 from .joint_rows import JointRows
 from .joint_sums import JointSums
+from .plan import Plan
 from .tangents import Tangents
 
 _STORING_HIDDEN_SIZE = 128  # for smaller H, logits are computed again sooner than fetched
@@ -68,14 +69,11 @@ class JointSource(JointRows):
         return Tangents(self.batch, samples, inputs, self.activation, *rows, self._row_sums)
 
     @contextmanager
-    def sums(self, workers: int, weights: DeviceArray, largest: DeviceArray) -> Iterator[JointSums]:
+    def sums(self, plan: Plan, weights: DeviceArray, largest: float) -> Iterator[JointSums]:
         """See :meth:`cupy_rnnt.engine.sources.Source.sums`; it completes :attr:`gradients`."""
         self.gradients = self._out or JointGradients(
-            *(None if a is None else self.ops.zeros(a.shape, a.dtype) for a in self.inputs)
+            *(None if a is None else self.ops.result(a.shape, a.dtype) for a in self.inputs)
         )
-        for gradient in self._out or ():
-            if gradient is not None:
-                gradient.fill(0)
-        sums = JointSums(self, self.gradients, workers, weights, largest)
+        sums = JointSums(self, self.gradients, plan, weights, largest)
         yield sums
         sums.close()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from ..ops.types import Cells, DeviceArray, InputSums, OutputSums, RowPosteriors
+from ..ops.types import Cells, DeviceArray, InputSums, OutputSums, RowPosteriors, Shape
 from ..results import JointGradients
 from .exponents import WeightExponents
 from .joint_rows import JointRows, JointScratch
-from .plan import Group
-
-_LARGEST_EXPONENT = 14  # of an element of d logits in float16, whose range ends below 2**16
+from .plan import Group, Plan
 
 
 class JointSums:
@@ -27,25 +26,22 @@ class JointSums:
         self,
         joint: JointRows,
         gradients: JointGradients,
-        workers: int,
+        plan: Plan,
         weights: DeviceArray,
-        largest: DeviceArray,
+        largest: float,
     ) -> None:
-        ops, dtype = joint.ops, joint.dtype
+        ops = joint.ops
         self.joint, self.ops, self._gradients = joint, ops, gradients
-        self._workers, self.weights = workers, weights
-        self._d_weight = ops.zeros((workers, joint.width, joint.hidden_size), dtype)
-        self._d_bias = ops.zeros((workers, joint.width), dtype)
-        self._scale: Any | None = None
-        if joint.factor_dtype is not None:
-            # A power of two that takes `largest` to at most 2**14, and above 2**13, so that the
-            # gradient of the logits neither overflows nor vanishes in float16.
-            xp = ops.xp
-            usable = xp.where((largest > 0) & xp.isfinite(largest), largest, 1.0)
-            self._scale = xp.exp2(_LARGEST_EXPONENT - xp.ceil(xp.log2(usable))).astype(dtype)
+        self._workers = plan.workers
+        bias_rows = 0 if joint.bias is None else ops.bias_rows(plan.rows)
+        self._d_weight, self._d_bias = self._zeros(
+            (joint.width, joint.hidden_size), (bias_rows, joint.width)
+        )
+        dtype = joint.inputs.encoder_out.dtype
+        self.weights, self._scale = ops.scaled_weights(weights, largest, dtype)
         self._exponents: WeightExponents | None = None
         if ops.slow_denormals:
-            self._exponents = WeightExponents(weights, workers)
+            self._exponents = WeightExponents(weights, plan.workers)
             self.weights = self._exponents.fractions
 
     @contextmanager
@@ -55,7 +51,8 @@ class JointSums:
         samples = slice(group.start, group.stop)
         lengths = joint.batch.frames[samples], joint.batch.positions[samples]
         table = self.ops.group_table(group.start, joint.batch.offsets[samples], *lengths)
-        parts = [self._zeros(int(counts.sum())) for counts in lengths]
+        size = joint.hidden_size
+        parts = self._zeros(*((int(counts.sum()), size) for counts in lengths))
         yield _GroupSums(self, table, *parts)
         sums = InputSums(*map(_total, parts))
         if self._exponents is not None:
@@ -64,9 +61,14 @@ class JointSums:
                 self._exponents.put_back(total, np.repeat(numbers, counts))
         self.ops.write_input_grads(sums, table, self._scale, *gradients[:2])
 
-    def _zeros(self, rows: int) -> Any:
-        """Sums of every worker, all 0, (workers, rows, H)."""
-        return self.ops.zeros((self._workers, rows, self.joint.hidden_size), self.joint.dtype)
+    def _zeros(self, *shapes: Shape) -> list[Any]:
+        """Sums of every worker, all 0, (workers, *shape) each, cleared together."""
+        sizes = [self._workers * math.prod(shape) for shape in shapes]
+        memory, start, parts = self.ops.zeros((sum(sizes),), self.joint.dtype), 0, []
+        for size, shape in zip(sizes, shapes, strict=True):
+            parts.append(memory[start : start + size].reshape(self._workers, *shape))
+            start += size
+        return parts
 
     def add(
         self,
@@ -79,43 +81,31 @@ class JointSums:
         """Add the gradients of weight and bias from some cells. Leave the gradient of their hidden
         vectors in ``scratch.d_hidden``."""
         ops, joint = self.ops, self.joint
-        logits, block, _, _, factors, _, d_hidden, slab = scratch
+        logits, _, _, _, factors, _, d_hidden, slab = scratch
         hidden = factors[:, : joint.hidden_size]
         joint.write_hidden(cells, scratch)
+        d_logits = logits if scratch.d_logits is None else scratch.d_logits
+        numbers = None
         if stored is None:
             joint.write_logits(factors, logits)
         else:
-            ops.gather(stored[0], (stored[1],), logits)
-        if self._scale is not None:
-            posteriors = self._scaled(posteriors)
-        ops.logits_grad(joint.rows(logits, cells, scratch), posteriors, scratch.d_logits)
-        d_logits = logits if scratch.d_logits is None else scratch.d_logits
+            logits, numbers = stored
+        sums = OutputSums(self._d_weight[worker], self._d_bias[worker], slab)
+        rows = joint.rows(logits, cells, scratch)
+        ops.logits_grad(rows, posteriors, d_logits, numbers, sums)
         joint.write_d_hidden(d_logits, d_hidden)
-        sums = OutputSums(self._d_weight[worker], self._d_bias[worker], slab, block)
         if self._exponents is not None:
             # Here and not before: what belongs to a single sample is on the scale of the sample.
             self._exponents.align(worker, cells.sample, d_logits, sums[:2])
         ops.add_output_grad(d_logits, hidden, sums)
 
-    def _scaled(self, posteriors: RowPosteriors) -> RowPosteriors:
-        weights, occupancies = posteriors.weights, posteriors.occupancies
-        if weights is None:
-            return posteriors._replace(occupancies=self._scale * occupancies)
-        return posteriors._replace(weights=weights * self._scale)
-
     def close(self) -> None:
         """Write the gradients of weight and bias."""
-        for parts, gradient in (
-            (self._d_weight, self._gradients.weight),
-            (self._d_bias, self._gradients.bias),
-        ):
-            if self._exponents is not None:
+        _, _, weight, bias = self._gradients
+        if self._exponents is not None:
+            for parts in self._d_weight, self._d_bias:
                 self._exponents.put_back_into_sums(parts)
-            if gradient is not None:
-                total = _total(parts)
-                if self._scale is not None:
-                    total /= self._scale
-                self.ops.assign(total, gradient)
+        self.ops.write_output_grads(self._d_weight, self._d_bias, self._scale, weight, bias)
 
 
 def _total(parts: DeviceArray) -> DeviceArray:

@@ -14,7 +14,7 @@ from ..ops import operations_for
 from ..ops.types import Cells, DeviceArray, HostArray, LogitRows, RowPosteriors, compute_dtype
 from ..transducer import LABEL_COLUMN, Row
 from .exponents import WeightExponents
-from .plan import ROW_BYTES, Group
+from .plan import ROW_BYTES, Group, Plan
 from .tangents import Tangents
 
 _CLEAR_ROWS = 2**14  # of a gradient, cleared at once
@@ -124,9 +124,7 @@ class LogitsSource:
         return results
 
     @contextmanager
-    def sums(
-        self, workers: int, weights: DeviceArray, largest: DeviceArray
-    ) -> Iterator[LogitsSums]:
+    def sums(self, plan: Plan, weights: DeviceArray, largest: float) -> Iterator[LogitsSums]:
         """See :meth:`cupy_rnnt.engine.sources.Source.sums`."""
         yield LogitsSums(self, weights)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..batch import Batch
 from ..ops import Lattice
-from ..ops.types import DeviceArray, HostArray, Tile
+from ..ops.types import DeviceArray, HostArray, RowPosteriors, Tile
 from ..options import Options
 from .plan import Group, Plan
 from .selection import Selected, bounded_lattice, selection_of
@@ -66,7 +66,7 @@ class Stored:
     def __init__(self, source: Source, rows: int) -> None:
         self._ops = source.ops
         self.rows = source.ops.empty((rows, source.width), source.dtype)
-        self._cells = source.ops.empty((0,), np.int64)
+        self._cells: DeviceArray = ()
         self._complete = False
 
     def begin(self, packed: DeviceArray) -> int:
@@ -83,8 +83,8 @@ class Stored:
         many are stored."""
         cells, ops = self._cells, self._ops
         if len(cells) == 0:
-            return kept, cells, 0
-        rows = ops.xp.searchsorted(cells, kept.packed)
+            return kept, kept.packed, 0
+        rows = ops.places(cells, kept.packed)
         if self._complete:
             return kept, rows, len(rows)
         rows[rows == len(cells)] = 0
@@ -178,9 +178,8 @@ class Passes(Work):
 
     def sums(self, weights: DeviceArray) -> AbstractContextManager[Sums]:
         """A context that sums gradients, each cost multiplied by its weight."""
-        # An element of d cost / d logits is at most 1 + lambda in magnitude, before its weight.
-        largest = abs(weights).max() * (1 + self.options.fastemit_lambda)
-        return self.source.sums(self.plan.workers, weights, largest)
+        # The occupancies of a cell are at most 1 in sum, and labels count 1 + lambda times.
+        return self.source.sums(self.plan, weights, 1 + self.options.fastemit_lambda)
 
     def second(self, sums: Sums, group: Group, kept: Kept) -> None:
         """Pass 2: add the gradient of the kept cells of a group."""
@@ -192,7 +191,7 @@ class Passes(Work):
                 start, stop = part
                 of_tile = kept.part(slice(start, stop))
                 cells = source.coordinates.of(of_tile.packed)
-                posteriors = of_tile.posteriors(sums.weights[cells.sample], clamp)
+                posteriors = RowPosteriors(*of_tile[1:], cells.sample, sums.weights, clamp)
                 logits = (self._stored.rows, rows[start:stop]) if stop <= stored else None
                 of_group.add(worker, cells, posteriors, logits, self.scratch[worker])
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..batch import Coordinates
 from ..ops.types import Cells, DeviceArray, HostArray, RowPosteriors
-from .plan import Group, Needs
+from .plan import Group, Needs, Plan
 from .tangents import Tangents
 
 
@@ -23,14 +23,6 @@ class Kept(NamedTuple):
     def part(self, index: DeviceArray | slice) -> Kept:
         """The cells at an index."""
         return Kept(*(array[..., index] for array in self))
-
-    def posteriors(self, weights: DeviceArray, clamp: float) -> RowPosteriors:
-        """Multiply occupancies by cost weights (n,), since gradients are linear in them; with a
-        clamp, pass the weights on, since they apply to the clamped elements."""
-        if clamp > 0:
-            return RowPosteriors(self.lse, self.occupancies, clamp, weights)
-        weights = weights.astype(self.occupancies.dtype)
-        return RowPosteriors(self.lse, weights * self.occupancies, clamp, None)
 
 
 class GroupSums(Protocol):
@@ -55,7 +47,7 @@ class Sums(Protocol):
     """Takes the gradient of a batch, which is complete on leaving the context."""
 
     weights: DeviceArray
-    """Cost weights (B,) from which to make the posteriors for :meth:`GroupSums.add`."""
+    """Cost weights (B,) for the posteriors that :meth:`GroupSums.add` takes."""
 
     def of_group(self, group: Group, kept: DeviceArray) -> AbstractContextManager[GroupSums]:
         """The sums of a group, whose kept cells have the packed indices `kept`. The gradients of
@@ -86,7 +78,7 @@ class Source(Needs, Protocol):
         """What bounds the scores of some samples. Called only if :attr:`selects` is true."""
 
     def sums(
-        self, workers: int, weights: DeviceArray, largest: DeviceArray
+        self, plan: Plan, weights: DeviceArray, largest: float
     ) -> AbstractContextManager[Sums]:
         """Gradients, all 0 at first, for cost weights (B,). No element of the gradient of the
-        logits is larger in magnitude than `largest`."""
+        logits is larger in magnitude than `largest` times its weight."""

@@ -145,11 +145,17 @@ class Operations(Protocol):
     def coordinates(self, table: Any, packed: DeviceArray) -> Cells:
         """Where cells are, given their packed indices."""
 
+    def places(self, numbers: DeviceArray, values: DeviceArray) -> DeviceArray:
+        """``numpy.searchsorted(numbers, values)`` of int64."""
+
     def block_rows(self, rows: int, width: int) -> int:
         """How many rows of a tile of logits to work on at once."""
 
     def scratch_rows(self, rows: int, width: int) -> int:
         """How many rows the `scratch` of a tile of logits must have."""
+
+    def bias_rows(self, rows: int) -> int:
+        """How many rows the sums of a bias must have if tiles have so many."""
 
     def threads(self) -> int:
         """How many workers the device can use at once."""
@@ -157,6 +163,9 @@ class Operations(Protocol):
     def start_workers(self, count: int) -> Workers: ...
 
     def empty(self, shape: Shape, dtype: DTypeLike) -> DeviceArray: ...
+
+    def result(self, shape: Shape, dtype: DTypeLike) -> DeviceArray:
+        """An array to return, whose elements may be anything yet."""
 
     def zeros(self, shape: Shape, dtype: DTypeLike) -> DeviceArray: ...
 
@@ -204,9 +213,6 @@ class Operations(Protocol):
 
     def scatter(self, tile: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
         """``out[index] = tile``, cast to the dtype of `out`."""
-
-    def assign(self, values: DeviceArray, out: DeviceArray) -> None:
-        """``out[...] = values``, cast to the dtype of `out`."""
 
     def hidden(self, rows: HiddenRows) -> None:
         """Write ``rows.out``."""
@@ -317,10 +323,30 @@ class Operations(Protocol):
         accuracy.
         """
 
+    def scaled_weights(
+        self, weights: DeviceArray, largest: float, dtype: np.dtype
+    ) -> tuple[DeviceArray, DeviceArray | None]:
+        """Weights, float64 (B,), of the gradients of inputs of a dtype, and the power of two that
+        they hold, float64 (1,), or None if it is 1.
+
+        No element of the gradient of logits is above `largest` times its weight. The power of two
+        takes all of them to at most 2**14, and some above 2**13, where the gradient of logits may
+        be float16, in which it must neither overflow nor vanish.
+        """
+
     def logits_grad(
-        self, rows: LogitRows, posteriors: RowPosteriors, out: DeviceArray | None = None
+        self,
+        rows: LogitRows,
+        posteriors: RowPosteriors,
+        out: DeviceArray | None = None,
+        stored: DeviceArray | None = None,
+        sums: OutputSums | None = None,
     ) -> None:
-        """Overwrite logits by d cost / d logits, or write it to `out`, of :meth:`factor_dtype`.
+        """Overwrite logits by d cost / d logits, or write it to `out`, compute or of
+        :meth:`factor_dtype`. With `stored`, int64 (n,), the logits of the rows are
+        ``logits[stored]``, which are left as they are.
+
+        If `sums` are not None, a device may do a part of :meth:`add_output_grad` here.
 
         ``sum(occupancies[k] for scores k charged g) * softmax_g`` under head g, 0 under no head
         (such logits are not read); then ``occupancies[k]`` is subtracted in the column of score k.
@@ -334,8 +360,20 @@ class Operations(Protocol):
         :meth:`factor_dtype`."""
 
     def add_output_grad(self, d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums) -> None:
-        """``weight += d_logits.T @ hidden`` and ``bias += d_logits.sum(axis=0)``; the dtypes of the
-        factors are as for :meth:`matmul`."""
+        """``weight += d_logits.T @ hidden`` and ``bias[0] += d_logits.sum(axis=0)``, but for what
+        :meth:`logits_grad` has added; the dtypes of the factors are as for :meth:`matmul`."""
+
+    def write_output_grads(
+        self,
+        weight_sums: DeviceArray,
+        bias_sums: DeviceArray,
+        scale: DeviceArray | None,
+        weight: DeviceArray,
+        bias: DeviceArray | None,
+    ) -> None:
+        """Write the sums of all workers, (workers, V, H) and (workers, `bias_rows`, V), divided by
+        `scale`, to the gradients of weight and bias, cast to their dtype. The operation may
+        overwrite the sums."""
 
     def group_table(
         self, start: int, cells: HostArray, frames: HostArray, positions: HostArray
@@ -359,7 +397,7 @@ class Operations(Protocol):
         predictor: DeviceArray,
     ) -> None:
         """Write the sums of a group, divided by `scale`, to its samples in gradients (B, T, H) and
-        (B, U + 1, H), cast to the dtype of these gradients."""
+        (B, U + 1, H), cast to the dtype of these gradients; and 0 to their padding."""
 
 
 def operations_for(array: DeviceArray) -> Operations:

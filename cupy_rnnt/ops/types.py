@@ -62,13 +62,14 @@ class RowPosteriors(NamedTuple):
 
     lse: DeviceArray  # float64, (G, n)
     occupancies: DeviceArray  # compute, (K, n)
+    samples: DeviceArray  # int64, (n,)
+    weights: DeviceArray  # float64, (B,), factors of the rows of a sample, applied behind the clamp
     clamp: float  # bounds elements to [-clamp, clamp], if it is above 0
-    weights: DeviceArray | None  # (n,), factors of the rows, applied behind the clamp
 
     def part(self, rows: slice) -> RowPosteriors:
         """The posteriors of a slice of the rows."""
-        weights = None if self.weights is None else self.weights[rows]
-        return RowPosteriors(self.lse[:, rows], self.occupancies[:, rows], self.clamp, weights)
+        lse, occupancies, samples, weights, clamp = self
+        return RowPosteriors(lse[:, rows], occupancies[:, rows], samples[rows], weights, clamp)
 
 
 class HiddenRows(NamedTuple):
@@ -97,9 +98,8 @@ class OutputSums(NamedTuple):
     """The gradient of an output layer so far, and memory for the operation that adds to it."""
 
     weight: DeviceArray  # compute, (V, H)
-    bias: DeviceArray  # compute, (V,)
+    bias: DeviceArray  # compute, (`bias_rows`, V): its rows add up to the gradient; or no row
     slab: DeviceArray  # compute, (any, H): working memory
-    scratch: DeviceArray  # compute, (`scratch_rows`, V): working memory
 
 
 class ReferenceRows(NamedTuple):

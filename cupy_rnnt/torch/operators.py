@@ -16,8 +16,9 @@ ones. Both losses have the first two operators, and the loss of a joint network 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import numpy as np
@@ -124,8 +125,17 @@ def _own(tensor: Tensor) -> DeviceArray:
     return _view(tensor, Tensor.numpy)
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
-    return cuda.guest_on(tensor.device) if cuda.is_on_cuda(tensor) else nullcontext()
+def _as_guest(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of an operator as a guest on the device of its inputs, if that is a GPU. Its
+    arrays are dead when CuPy gives the memory back."""
+
+    @functools.wraps(function)
+    def run(*flat: Any) -> Any:
+        (first, *_), *_ = flat
+        with cuda.guest_on(first.device) if cuda.is_on_cuda(first) else nullcontext():
+            return function(*flat)
+
+    return run
 
 
 def info(certificate: Tensor, numbers: Tensor) -> Info:
@@ -138,7 +148,7 @@ def info(certificate: Tensor, numbers: Tensor) -> Info:
 def _logits_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
     logits = array("logits", *arguments.inputs)
     call = logits_front.checked(logits, *_lattice(arguments), **arguments.options)
-    gradients = _gradients(arguments.inputs, dtype)
+    gradients = [] if dtype is None else [_zeros(x, dtype) for x in arguments.inputs]
     source = call.source(_own(*gradients) if gradients else None)
     return Call(call.batch, call.options, source, gradients)
 
@@ -148,14 +158,11 @@ def _joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None)
     inputs = [array(name, x) for name, x in zip(names, arguments.inputs, strict=False)]
     no_bias = [None] * (len(names) - len(inputs))
     call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **arguments.options)
-    gradients = _gradients(arguments.inputs, dtype)
+    gradients = []
+    if dtype is not None:  # the arguments have been checked
+        gradients = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in arguments.inputs]
     out = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
     return Call(call.batch, call.options, call.source(gradient, out), gradients)
-
-
-def _gradients(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
-    """New tensors of zeros, or none without a dtype; made once the arguments have been checked."""
-    return [] if dtype is None else [_zeros(x, dtype) for x in inputs]
 
 
 def _lattice(arguments: Arguments) -> list[DeviceArray]:
@@ -237,14 +244,14 @@ class _TwoPhases:
     def __init__(self, name: str, call: Callable[..., Call]):
         self._call = call
         self.forward = _operator(
-            name, f"{_ARGUMENTS}, bool keep", _RESULTS, self._forward, self._fake_forward
+            name, f"{_ARGUMENTS}, bool keep", _RESULTS, _as_guest(self._forward), self._fake_forward
         )
         self.forward.register_autograd(self._differentiated, setup_context=self._save)
         self.backward = _operator(
             f"{name}_backward",
             f"{_ARGUMENTS}, Tensor[] kept, Tensor upstream",
             "Tensor[]",
-            self._backward,
+            _as_guest(self._backward),
             self._fake_backward,
         )
         self.backward.register_autograd(_refuse_second_derivative)
@@ -252,16 +259,14 @@ class _TwoPhases:
     def _forward(self, *flat: Any) -> Results:
         *shared, keep = flat
         arguments = Arguments.of(shared)
-        first = arguments.inputs[0]
-        with _on_device_of(first):
-            call = self._call(arguments, keep, None)
-            cells = engine.KeptCells()
-            read_out = cells if keep else engine.Costs()
-            result = engine.scan(call.source, call.batch, call.options, read_out)
-            if isinstance(call.source, LogitsSource):
-                logits_front.warn_if_misnamed(call.source)
-            kept = _joined(cells.parts, arguments.inputs) if keep else []
-            return _results(result, first.device, kept)
+        call = self._call(arguments, keep, None)
+        cells = engine.KeptCells()
+        read_out = cells if keep else engine.Costs()
+        result = engine.scan(call.source, call.batch, call.options, read_out)
+        if isinstance(call.source, LogitsSource):
+            logits_front.warn_if_misnamed(call.source)
+        kept = _joined(cells.parts, arguments.inputs) if keep else []
+        return _results(result, arguments.inputs[0].device, kept)
 
     @staticmethod
     def _row(options: dict[str, Any]) -> Row:
@@ -302,14 +307,13 @@ class _TwoPhases:
     def _backward(self, *flat: Any) -> Tensors:
         *shared, kept, upstream = flat
         arguments = Arguments.of(shared)
-        with _on_device_of(arguments.inputs[0]):
-            call = self._call(arguments, True, arguments.inputs[0].dtype)
-            size = call.batch.size
-            of_cost = upstream.double() / (size if call.options.reduction == "mean" else 1)
-            weights = array("upstream", of_cost.expand(size).contiguous())
-            cells = Kept(*(array("kept", field) for field in kept))
-            engine.backward(call.source, call.batch, call.options, cells, weights)
-            return call.gradients
+        call = self._call(arguments, True, arguments.inputs[0].dtype)
+        size = call.batch.size
+        of_cost = upstream.double() / (size if call.options.reduction == "mean" else 1)
+        weights = array("upstream", of_cost.expand(size).contiguous())
+        cells = Kept(*(array("kept", field) for field in kept))
+        engine.backward(call.source, call.batch, call.options, cells, weights)
+        return call.gradients
 
     def _fake_backward(self, *flat: Any) -> Tensors:
         return [x.new_empty(x.shape) for x in flat[0]]
@@ -317,12 +321,10 @@ class _TwoPhases:
 
 def _joint_forward_backward(*flat: Any) -> Results:
     arguments = Arguments.of(flat)
-    first = arguments.inputs[0]
-    with _on_device_of(first):
-        call = _joint_call(arguments, True, _compute_dtype(arguments.inputs))
-        weights = weights_of(call.options.reduction, None, call.batch.size, call.source.dtype)
-        result = engine.run(call.source, call.batch, call.options, weights)
-        return _results(result, first.device, call.gradients)
+    call = _joint_call(arguments, True, _compute_dtype(arguments.inputs))
+    weights = weights_of(call.options.reduction, None, call.batch.size, call.source.dtype)
+    result = engine.run(call.source, call.batch, call.options, weights)
+    return _results(result, arguments.inputs[0].device, call.gradients)
 
 
 def _fake_joint_forward_backward(*flat: Any) -> Results:
@@ -386,7 +388,7 @@ JOINT_AND_GRAD = _operator(
     "joint_rnnt_loss_and_grad",
     _ARGUMENTS,
     _RESULTS,
-    _joint_forward_backward,
+    _as_guest(_joint_forward_backward),
     _fake_joint_forward_backward,
 )
 JOINT_AND_GRAD.register_autograd(_scaled_gradients, setup_context=_save_gradients)

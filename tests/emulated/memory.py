@@ -21,13 +21,23 @@ class UninitialisedRead(RuntimeError):
 
 
 class MemoryPool:
-    """Counts bytes as CuPy's pool does."""
+    """Counts bytes as CuPy's pool does, and keeps blocks of an allocator, by device and size."""
 
-    def __init__(self) -> None:
+    def __init__(self, allocator: Allocator | None = None) -> None:
         self._used = self._peak = 0
+        self._allocator = allocator
+        self._free: dict[int, list[PooledMemory]] = {}
 
     def malloc(self, size: int) -> MemoryPointer:
-        return MemoryPointer(PooledMemory(self, -(-size // _UNIT) * _UNIT), 0)
+        size = -(-size // _UNIT) * _UNIT
+        if self._allocator is None or not size:
+            return MemoryPointer(PooledMemory(self, size), 0)
+        free = self._free.setdefault(devices[-1], [])
+        fitting = [block for block in free if block.size == size]
+        block = fitting[0] if fitting else self._allocator(size).mem
+        if fitting:
+            free.remove(block)
+        return MemoryPointer(PooledMemory(_Block(self, block, free), size), 0)
 
     def used_bytes(self) -> int:
         return self._used
@@ -37,7 +47,12 @@ class MemoryPool:
         return self._peak
 
     def free_all_blocks(self, stream: Any = None) -> None:
+        """Of the current device."""
         self._peak = self._used
+        free = self._free.get(devices[-1], [])
+        while free:
+            block = free.pop()
+            block.pool._give_back(block.size)
 
     def _take(self, size: int) -> None:
         self._used += size
@@ -50,7 +65,7 @@ class MemoryPool:
 class PooledMemory(NamedTuple):
     """What a pool promises to hold for an allocation."""
 
-    pool: MemoryPool | _Lent
+    pool: MemoryPool | _Block | _Lent
     size: int
 
 
@@ -66,6 +81,20 @@ class UnownedMemory(NamedTuple):
 class MemoryPointer(NamedTuple):
     mem: PooledMemory | UnownedMemory
     offset: int
+
+
+class _Block:
+    """A block of a pool, in use, and the list of free ones that it goes back to."""
+
+    def __init__(self, pool: MemoryPool, block: PooledMemory, free: list[PooledMemory]) -> None:
+        self._pool, self._block, self._list = pool, block, free
+
+    def _take(self, size: int) -> None:
+        self._pool._take(size)
+
+    def _give_back(self, size: int) -> None:
+        self._pool._give_back(size)
+        self._list.append(self._block)
 
 
 class _Lent:

@@ -20,6 +20,7 @@ from cupy_rnnt.ops.types import (
     InputSums,
     JointInputs,
     LogitRows,
+    OutputSums,
     ReferenceRows,
     RowPosteriors,
     compute_dtype,
@@ -158,7 +159,8 @@ def picked_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
 def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     values = (4 * rng.standard_normal((ROWS, width))).astype(dtype)
     bias, results = rng.standard_normal(width).astype(dtype), []
-    weights, scratch = on.array(rng.standard_normal(ROWS)), on.empty((4, width), dtype)
+    weights, scratch = on.array(rng.standard_normal(3)), on.empty((4, width), dtype)
+    samples, order = on.array(rng.integers(0, 3, ROWS)), rng.permutation(2 * ROWS)[:ROWS]
     for row in rows_of(width, rng):
         exponentials = np.exp(values.astype(float) + bias.astype(float))
         under = [[v for bounds in head.ranges for v in range(*bounds)] for head in row.heads]
@@ -170,13 +172,71 @@ def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
             lse = np.log(np.array(sums).reshape(-1, ROWS))
         occupancies, labels = gradient_inputs(on, rng, dtype, row)
         rest, of_rows = (on.ops.device_row(row), labels, scratch), (on.array(lse), occupancies)
-        for clamp, factors in (-1.0, None), (0.1, weights):
+        for clamp in -1.0, 0.1:
+            posteriors = RowPosteriors(*of_rows, samples, weights, clamp)
             with_bias, without = on.array(values), on.array(values + bias)
             for logits, added in (with_bias, on.array(bias)), (without, None):
-                posteriors = RowPosteriors(*of_rows, clamp, factors)
                 on.ops.logits_grad(LogitRows(logits, added, *rest), posteriors)
                 results.append(logits)
+            stored = np.full((2 * ROWS, width), np.nan, dtype)
+            stored[order] = values + bias
+            rows, grad = LogitRows(on.array(stored), None, *rest), on.empty((ROWS, width), dtype)
+            on.ops.logits_grad(rows, posteriors, grad, on.array(order))
+            results.append(grad)
     return results
+
+
+def bias_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """Columns of two tiles, added up."""
+    compute, results = compute_dtype(dtype), []
+    row = on.ops.device_row(REGULAR.row(width, 0))
+    for tiles in (1, 2), (40, 67):
+        sums = OutputSums(
+            on.array(np.zeros((width, 1)), compute),
+            on.array(np.zeros((on.ops.bias_rows(max(tiles)), width)), compute),
+            on.empty((3, 1), compute),
+        )
+        for count in tiles:
+            rest = row, on.array(rng.integers(0, width, count)), on.empty((4, width), compute)
+            rows = LogitRows(on.array(np.zeros((count, width)), compute), None, *rest)
+            d_logits = on.empty((count, width), on.ops.factor_dtype(dtype) or compute)
+            posteriors = RowPosteriors(
+                on.array(np.full((1, count), np.log(width))),
+                on.array(rng.random((2, count)), compute),
+                *(on.array(np.zeros(count, np.int64)), on.array(np.ones(1)), -1.0),
+            )
+            on.ops.logits_grad(rows, posteriors, d_logits, on.array(np.arange(count)), sums)
+            on.ops.add_output_grad(d_logits, on.array(np.ones((count, 1)), d_logits.dtype), sums)
+        results.append(sums.bias.sum(axis=0))
+    return results
+
+
+def write_output_grads(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """Integers, whose sums are exact, and a scale."""
+    compute, gradients, scale = compute_dtype(dtype), [], 8.0
+    for parts in 1, 3, 100:
+        sums = [rng.integers(-99, 99, (1, *shape)) for shape in ((width, 7), (parts, width))]
+        written = [on.empty((width, 7), dtype), on.empty((width,), dtype)]
+        if on.ops is cpu:
+            weight, bias = (on.array(values / scale, compute) for values in sums)
+            on.ops.write_output_grads(weight, bias.sum(axis=1)[None], None, *written)
+        else:
+            arrays = (on.array(values, compute) for values in sums)
+            on.ops.write_output_grads(*arrays, on.array([scale]), *written)
+        gradients += written
+    return gradients
+
+
+def scaled_weights(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
+    """For inputs of a half type; the twin is written down here."""
+    values = rng.standard_normal(width) * 2.0 ** rng.integers(-99, 99, width)
+    values[rng.random(width) < 0.1] = 0
+    if on.ops is not cpu:
+        weights, scale = on.ops.scaled_weights(on.array(values), 1.5, dtype)
+        return [weights, scale]
+    most = 1.5 * abs(values).max()
+    scale = 2.0 ** (14 - math.ceil(math.log2(most))) if most else 1.0
+    return [values * scale, np.array([scale])]
 
 
 def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
@@ -186,9 +246,10 @@ def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     occupancies, labels = gradient_inputs(on, rng, compute, row)
     rest = None, on.ops.device_row(row), labels, on.empty((4, width), compute)
     lse = on.array(np.empty((0, ROWS)))
-    for clamp, weights in (-1.0, None), (0.3, on.array(rng.standard_normal(ROWS))):
+    samples, weights = on.array(rng.integers(0, 3, ROWS)), on.array([1.0, -2.0, 0.5])
+    for clamp in -1.0, 0.3:
         grad = on.computed(np.full((ROWS, width), np.nan), dtype)
-        posteriors = RowPosteriors(lse, occupancies, clamp, weights)
+        posteriors = RowPosteriors(lse, occupancies, samples, weights, clamp)
         on.ops.logits_grad(LogitRows(grad, *rest), posteriors)
         results.append(grad)
     return results
@@ -279,7 +340,7 @@ def add_input_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "
 def write_input_grads(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     totals, compute = [FRAMES, POSITIONS], compute_dtype(dtype)
     sums = InputSums(*(on.array(rng.standard_normal((n.sum(), width)), compute) for n in totals))
-    gradients = [on.array(np.zeros((4, n, width)), dtype) for n in (6, 4)]
+    gradients = [on.array(np.full((5, n, width), 7.0), dtype) for n in (6, 4)]
     table = on.ops.group_table(1, np.zeros(3, np.int64), FRAMES, POSITIONS)
     on.ops.write_input_grads(sums, table, None, *gradients)
     return gradients
@@ -299,21 +360,6 @@ def slopes(on: Any, activation: str, pre: np.ndarray) -> Any:
     return sums.frames[0]
 
 
-def add_column_sum(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
-    """The part of `add_output_grad` that is a kernel."""
-    sums = []
-    for rows in 1, 2, 31:
-        out = on.array(rng.standard_normal(width), compute_dtype(dtype))
-        tile = on.computed(rng.standard_normal((rows, width)), dtype)
-        if on.ops is cpu:
-            out += tile.sum(axis=0)
-        else:
-            scratch = on.empty((cuda_rows.scratch_rows(rows, width), width), out.dtype)
-            cuda_rows.add_column_sum(tile, out, scratch)
-        sums.append(out)
-    return sums
-
-
 class Operation(NamedTuple):
     case: Callable[..., list[Any]]
     dtypes: tuple[np.dtype, ...]
@@ -323,8 +369,8 @@ class Operation(NamedTuple):
 OPERATIONS = {
     operation.case.__name__: operation
     for operation in (
-        Operation(add_column_sum, ALL),
         Operation(add_input_grad, ALL),
+        Operation(bias_grad, ALL),
         Operation(gather, ALL, True),
         Operation(hidden, ALL),
         Operation(log_probs_grad, ALL, True),
@@ -332,7 +378,9 @@ OPERATIONS = {
         Operation(picked_scores, ALL, True),
         Operation(reference_hidden, ALL),
         Operation(row_scores, ALL),
+        Operation(scaled_weights, HALF, True),
         Operation(scatter, ALL, True),
         Operation(write_input_grads, ALL, True),
+        Operation(write_output_grads, ALL, True),
     )
 }

@@ -40,3 +40,12 @@ def test_indices_beyond_32_bits(device):
     assert cells.frame.tolist() == [2**22 - 1, 0, 2**20 - 1]
     assert cells.position.tolist() == [2**11 - 1, 0, 2**13 - 1]
     assert cells.label.tolist() == [2**11 - 1, 2**13, 2**14 - 1]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 1000])
+def test_places_among_ascending_numbers(device, size):
+    rng = np.random.default_rng(size)
+    numbers = np.sort(rng.choice(3000, size, replace=False)) + 2**40
+    for values in numbers, rng.integers(0, 3000, 300) + 2**40, np.arange(0):
+        found = to_host(operations().places(to_device(numbers), to_device(values)))
+        assert found.tolist() == [int((numbers < value).sum()) for value in values]

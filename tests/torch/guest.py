@@ -29,6 +29,7 @@ class Guest:
         self.xp = xp
         self.live = {}  # bytes of each allocation, by its address
         self.sizes = []
+        self.failing = ()  # the numbers of allocations for which there is no memory
         self.devices = []  # those made current; None where one is left
         self.host_tensors = []
 
@@ -50,6 +51,8 @@ class Guest:
     def caching_allocator_alloc(self, size, device):
         assert device == DEVICE.index
         self.sizes.append(size)
+        if len(self.sizes) - 1 in self.failing:
+            raise torch.OutOfMemoryError
         address = len(self.sizes)
         self.live[address] = size
         return address

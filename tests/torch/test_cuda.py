@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 
 import pytest
@@ -41,7 +40,9 @@ def step(kind, batch, **options):
 
 
 def assert_left_alone(host):
-    """The state of CuPy and PyTorch is what it was before, and nothing is held."""
+    """The state of CuPy and PyTorch is what it was before, and nothing is held, not even until a
+    collection of garbage."""
+    assert host.live == {}
     cuda = host.xp.cuda
     assert cuda.get_current_stream() == cuda.Stream.null
     assert cuda.Device().id == 0
@@ -52,8 +53,6 @@ def assert_left_alone(host):
     assert pool.used_bytes() > used
     assert len(host.sizes) == asked
     del array
-    gc.collect()
-    assert host.live == {}
 
 
 # Results
@@ -145,11 +144,11 @@ def test_memory_and_stream_are_those_of_pytorch(host, kind, reduction):
     pool.free_all_blocks()
     loss = loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction)
     of_forward = len(host.sizes)
-    assert of_forward > 10
+    assert of_forward > 4
     assert_left_alone(host)  # kept cells are PyTorch's own
     loss.sum().backward()
     of_gradients = len(host.sizes) - of_forward
-    assert (of_gradients > 10) == (kind == "logits" or reduction == "none")
+    assert (of_gradients > 4) == (kind == "logits" or reduction == "none")
     assert pool.total_bytes() <= used + 8192  # of the test itself
     launches = host.xp.kernels.launches
     assert len(launches) > 5
@@ -178,6 +177,27 @@ def test_interrupts_leave_nothing_behind(host, kind, error, during, monkeypatch)
             loss_of(kind)(*batch.leaves, *batch.rest, reduction="none").sum().backward()
     assert_left_alone(host)
     step(kind, batch)  # and the next call is as ever
+
+
+@every_kind
+@pytest.mark.parametrize("once", [True, False])
+def test_pytorch_may_be_out_of_memory(host, kind, once):
+    """Once, the call goes on with what it gives back; else it fails, and the next one is right and
+    leaves nothing behind."""
+    batch = made(kind, **SIZES)
+    before, (loss, found) = [leaf.clone() for leaf in batch.leaves], step(kind, batch)
+    for allocation in 0, 1, 3:
+        first = len(host.sizes) + allocation
+        host.failing = range(first, first + 1 if once else 10**9)
+        if not once:
+            with pytest.raises(torch.OutOfMemoryError):
+                step(kind, batch)
+            host.failing = ()
+        again, gradients = step(kind, batch)
+        assert_left_alone(host)
+        assert again == loss
+        assert all(map(torch.equal, gradients, found))
+    assert all(map(torch.equal, batch.leaves, before))
 
 
 def test_calls_may_be_nested_in_others_streams_and_allocators(host):

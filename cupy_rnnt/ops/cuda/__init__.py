@@ -31,21 +31,23 @@ from .references import (
     write_tangents,
 )
 from .rows import (
-    add_column_sum,
+    bias_rows,
     device_row,
     gather,
     logits_grad,
     row_scores,
+    scaled_weights,
     scatter,
     scratch_rows,
+    write_output_grads,
 )
 
 __all__ = [
     "add_input_grad",
     "add_output_grad",
     "asarray",
-    "assign",
     "batch_table",
+    "bias_rows",
     "block_rows",
     "bounded_lattice",
     "coordinates",
@@ -64,10 +66,13 @@ __all__ = [
     "logits_grad",
     "matmul",
     "means",
+    "places",
     "reference_hidden",
     "reference_table",
+    "result",
     "row_scores",
     "row_sums",
+    "scaled_weights",
     "scatter",
     "scratch_rows",
     "sizes",
@@ -77,6 +82,7 @@ __all__ = [
     "threads",
     "upper_bounds",
     "write_input_grads",
+    "write_output_grads",
     "write_tangents",
     "xp",
     "zeros",
@@ -124,16 +130,12 @@ def asarray(array: HostArray) -> DeviceArray:
     return cupy().asarray(array)
 
 
-def assign(values: DeviceArray, out: DeviceArray) -> None:
-    out[...] = values
-
-
 def add_output_grad(d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums) -> None:
     add_matmul(d_logits.T, hidden, sums.weight)
-    add_column_sum(d_logits, sums.bias, sums.scratch)
 
 
 _COORDINATES = Kernel("coordinates", "coordinates.cu", variants=((),))
+_PLACES = Kernel("places", "coordinates.cu", variants=((),))
 
 
 def batch_table(
@@ -151,12 +153,21 @@ def coordinates(table: tuple[DeviceArray, int, int], packed: DeviceArray) -> Cel
     return Cells(sample, frame, position, label, has_label, packed)
 
 
+def places(numbers: DeviceArray, values: DeviceArray) -> DeviceArray:
+    results, count = cupy().empty(len(values), np.int64), len(values)
+    _PLACES[()](count, count, values, numbers, len(numbers), results)
+    return results
+
+
 def block_rows(rows: int, width: int) -> int:
     return rows
 
 
 def empty(shape: Shape, dtype: DTypeLike) -> DeviceArray:
     return cupy().empty(shape, dtype)
+
+
+result = empty
 
 
 def zeros(shape: Shape, dtype: DTypeLike) -> DeviceArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 import numpy as np
@@ -47,12 +47,15 @@ class GroupTable(NamedTuple):
 def group_table(
     start: int, cells: HostArray, frames: HostArray, positions: HostArray
 ) -> GroupTable:
-    firsts = [counts.cumsum() - counts for counts in (frames, positions)]
-    entries = [np.stack([first, firsts[0], cells, frames, positions], axis=1) for first in firsts]
-    words = np.concatenate(entries).astype(np.int64)
-    return GroupTable(
-        cupy().asarray(words), len(frames), start, int(frames.sum()), int(positions.sum())
-    )
+    of_frames, of_positions = frames.cumsum(), positions.cumsum()
+    words = np.empty((2, len(frames), 5), np.int64)
+    first, frame, *others = np.moveaxis(words, -1, 0)
+    first[0] = frame[...] = of_frames - frames
+    first[1] = of_positions - positions
+    for column, values in zip(others, (cells, frames, positions), strict=True):
+        column[...] = values
+    totals = int(of_frames[-1]), int(of_positions[-1])
+    return GroupTable(cupy().asarray(words), len(frames), start, *totals)
 
 
 def hidden(rows: HiddenRows) -> None:
@@ -94,6 +97,8 @@ def write_input_grads(
     encoder: DeviceArray,
     predictor: DeviceArray,
 ) -> None:
-    gradients = encoder, *element_strides(encoder), predictor, *element_strides(predictor)
-    items, width = table.frames + table.positions, sums.frames.shape[1]
-    _WRITE_INPUT_GRADS[encoder.dtype](items, *sums, scale, *table, width, *gradients)
+    size, width = table.samples, encoder.shape[2]
+    gradients = [(len(g[0]), g, *element_strides(g)) for g in (encoder, predictor)]
+    items = size * sum(rows for rows, *_ in gradients)
+    of_group = table.entries, size, table.start, width
+    _WRITE_INPUT_GRADS[encoder.dtype](items, *sums, scale, *of_group, *chain(*gradients))

@@ -196,7 +196,8 @@ def host(*arrays: DeviceArray) -> list[HostArray]:
 
 def element_strides(array: DeviceArray) -> tuple[int, ...]:
     """The strides of an array in elements."""
-    return tuple(stride // array.itemsize for stride in array.strides)
+    size = array.itemsize
+    return tuple([stride // size for stride in array.strides])
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # for True and 1 are equal

@@ -10,6 +10,8 @@ from .launch import cublas, cupy, element_strides
 __all__ = ["add_matmul", "factor_dtype", "matmul"]
 
 _HALVES = {"float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
+_FACTORS = np.array([0.0, 1.0], np.float32)  # cuBLAS reads them where they are
+_ADDRESSES = {x: _FACTORS[i:].ctypes.data for i, x in enumerate(_FACTORS.tolist())}
 
 
 def factor_dtype(dtype: np.dtype) -> np.dtype | None:
@@ -36,14 +38,12 @@ def _gemm(a: DeviceArray, b: DeviceArray, out: DeviceArray, beta: float) -> None
     cuda = cupy().cuda
     half = getattr(cuda.runtime, _HALVES[a.dtype.name])
     (rows, depth), columns = a.shape, b.shape[1]
-    factors = np.array([1.0, beta], np.float32)
-    new, old = factors.ctypes.data, factors[1:].ctypes.data
     # cuBLAS reads matrices by columns, so a row-major matrix is its transpose there: b.T @ a.T.
     (of_a, a_step), (of_b, b_step) = _layout(a), _layout(b)
     cuda.cublas.gemmEx(
-        *(cuda.device.get_cublas_handle(), of_b, of_a, columns, rows, depth, new),
+        *(cuda.device.get_cublas_handle(), of_b, of_a, columns, rows, depth, _ADDRESSES[1.0]),
         *(b.data.ptr, half, b_step, a.data.ptr, half, a_step),
-        *(old, out.data.ptr, cuda.runtime.CUDA_R_32F, columns),
+        *(_ADDRESSES[beta], out.data.ptr, cuda.runtime.CUDA_R_32F, columns),
         *(cuda.cublas.CUBLAS_COMPUTE_32F, cuda.cublas.CUBLAS_GEMM_DEFAULT),
     )
 

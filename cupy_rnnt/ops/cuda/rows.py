@@ -6,9 +6,10 @@ float64. Arrays are C-contiguous, except those that rows are gathered from or sc
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, product
 from typing import NamedTuple
 
 import numpy as np
@@ -16,19 +17,22 @@ from numpy.typing import DTypeLike
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
 from ..numpy.rows import EXPONENT_FLOOR
-from ..types import DeviceArray, LogitRows, RowPosteriors, compute_dtype
+from ..types import DeviceArray, HostArray, LogitRows, OutputSums, RowPosteriors, compute_dtype
 from .launch import BLOCK, FLOATS, WARP, Kernel, Launch, cupy, element_strides
+from .products import factor_dtype
 
 __all__ = [
     "DeviceRow",
-    "add_column_sum",
+    "bias_rows",
     "by_width",
     "device_row",
     "gather",
     "logits_grad",
     "row_scores",
+    "scaled_weights",
     "scatter",
     "scratch_rows",
+    "write_output_grads",
 ]
 
 _LONG_ROW = 2048  # elements from which on a block shares a row, not a warp
@@ -47,13 +51,15 @@ def by_width(
     return lambda dtype, width: long[dtype, 256] if width >= _LONG_ROW else short[dtype, 32]
 
 
-_GRADS = tuple(("double" if t == "double" else "float", t) for (t,) in FLOATS)
+# The last is the pack of columns of a thread; packs of doubles would take too many registers.
+_GRADS = ("double", "double", "1"), *product(["float"], ["float", "__half", "__nv_bfloat16"], "14")
 
 _GATHER = Kernel("gather", "gather.cu", threads=WARP)
 _SCATTER = Kernel("scatter", "gather.cu", threads=WARP)
 _row_scores = by_width("row_scores", "row_scores.cu", FLOATS)
 _LOGITS_GRAD = Kernel("logits_grad", "logits_grad.cu", threads=WARP, variants=_GRADS)
-_COLUMN_SUM = Kernel("column_sum", "column_sum.cu", threads=WARP)
+_WRITE_OUTPUT_GRADS = Kernel("write_output_grads", "output_grads.cu", threads=BLOCK)
+_SCALED_WEIGHTS = Kernel("scaled_weights", "scaled_weights.cu", threads=BLOCK, variants=((),))
 
 
 def shares_of(shape: tuple[int, int]) -> tuple[int, tuple[int, int, int]]:
@@ -101,19 +107,27 @@ class DeviceRow(NamedTuple):
 
 
 def device_row(row: Row) -> DeviceRow:
+    words, ranges, size = _words(row)
+    on_device = cupy().asarray(words)
+    counts = len(row.heads), len(row.columns), ranges
+    label = (*row.columns, LABEL_COLUMN).index(LABEL_COLUMN)
+    table = on_device, *map(np.int32, counts)
+    return DeviceRow(*counts[:2], label, table, on_device[size:].reshape(-1, 2))
+
+
+@functools.lru_cache
+def _words(row: Row) -> tuple[HostArray, int, int]:
+    """The table of a row and the columns of no label, how many ranges the table has, and its size.
+    Making them takes the host 30 us."""
     ranges = [(*columns, g) for g, head in enumerate(row.heads) for columns in head.ranges]
     ranges += [(*columns, -1) for columns in row.under_no_head]
-    label = (*row.columns, LABEL_COLUMN).index(LABEL_COLUMN)
     charges = [sum(1 << g for g in charged) for charged in row.charged]
     shifts = np.array(row.shifts, np.float64).view(np.int64).tolist()
     scores = zip(row.columns, charges, shifts, strict=True)
-    heads, columns = len(row.heads), len(row.columns)
     of_heads = tuple(_held(head, row.columns) for head in row.heads)
     table = [*chain(*ranges, of_heads, *scores)]
-    words = cupy().asarray(np.array([*table, *chain(*row.others)], np.int64))
-    others = words[len(table) :].reshape(-1, 2)
-    counts = np.int32(heads), np.int32(columns), np.int32(len(ranges))
-    return DeviceRow(heads, columns, label, (words, *counts), others)
+    words = np.array([*table, *chain(*row.others)], np.int64)
+    return words, len(ranges), len(table)
 
 
 def _held(head: RowHead, columns: tuple[int, ...]) -> int:
@@ -133,31 +147,74 @@ def row_scores(rows: LogitRows) -> tuple[DeviceArray, DeviceArray]:
     return lse, scores
 
 
-def logits_grad(rows: LogitRows, posteriors: RowPosteriors, out: DeviceArray | None = None) -> None:
+def logits_grad(
+    rows: LogitRows,
+    posteriors: RowPosteriors,
+    out: DeviceArray | None = None,
+    stored: DeviceArray | None = None,
+    sums: OutputSums | None = None,
+) -> None:
     """See the contract; rows without heads may be of half types, too."""
     logits, bias, layout, labels, _ = rows
-    lse, occupancies, clamp, weights = posteriors
+    lse, occupancies, samples, weights, clamp = posteriors
     out = logits if out is None else out
-    dtype = compute_dtype(logits.dtype)
-    items, shares = shares_of(logits.shape)
-    softmax = entries_of(lse, np.float64), EXPONENT_FLOOR[dtype.name]
+    of_bias = sums.bias if sums is not None and len(sums.bias) else None
+    dtype, count, width = compute_dtype(logits.dtype), len(labels), logits.shape[1]
+    read = logits, out, *(array for array in (bias, of_bias) if array is not None)
+    pack = 4 if dtype == np.float32 else 1
+    if width % pack or any(a.data.ptr % (pack * a.itemsize) for a in read):
+        pack = 1
+    softmax = _by_column(lse, np.dtype(np.float64)), EXPONENT_FLOOR[dtype.name]
     bound = float(clamp) if clamp > 0 else math.inf
-    weights = None if weights is None else entries_of(weights, dtype)
-    grads = entries_of(occupancies, dtype), entries_of(labels), bound, weights
-    inputs = logits, bias, *layout.table, *softmax, *grads
-    _LOGITS_GRAD[dtype, out.dtype](items, *inputs, *shares, out)
+    of_rows = *_by_column(occupancies, dtype), entries_of(labels), bound, entries_of(samples)
+    _LOGITS_GRAD[dtype, out.dtype, pack](
+        -(-count // WARP) * -(-width // (WARP * pack)),
+        *(logits, stored, bias, *layout.table, *softmax[0], softmax[1], *of_rows),
+        *(weights, count, width, of_bias, out),
+    )
+
+
+def _by_column(array: DeviceArray, dtype: np.dtype) -> tuple[DeviceArray, int]:
+    """A matrix of a dtype with columns next to each other, and its elements from row to row."""
+    if array.dtype != dtype or array.strides[1] != array.itemsize:
+        array = cupy().ascontiguousarray(array, dtype)
+    return array, array.strides[0] // array.itemsize
 
 
 def scratch_rows(rows: int, width: int) -> int:
-    """The chunks of :func:`add_column_sum`, each of which sums up as many rows."""
-    return math.isqrt(rows) + 1
+    """None: kernels keep rows in registers."""
+    return 0
 
 
-def add_column_sum(d_logits: DeviceArray, out: DeviceArray, scratch: DeviceArray) -> None:
-    """``out += d_logits.sum(axis=0)`` for a matrix of any type."""
-    rows, width = d_logits.shape
-    chunk = scratch_rows(rows, width)
-    chunks, strips = -(-rows // chunk), -(-width // WARP)
-    first, second = _COLUMN_SUM[d_logits.dtype], _COLUMN_SUM[out.dtype]
-    first(chunks * strips, d_logits, rows, width, chunk, False, scratch)
-    second(strips, scratch, chunks, width, max(1, chunks), True, out)
+def bias_rows(rows: int) -> int:
+    """One for each warp of rows, which :func:`logits_grad` adds up."""
+    return -(-rows // WARP)
+
+
+def scaled_weights(
+    weights: DeviceArray, largest: float, dtype: np.dtype
+) -> tuple[DeviceArray, DeviceArray | None]:
+    weights = entries_of(weights, np.float64)
+    if factor_dtype(dtype) is None:
+        return weights, None
+    count = len(weights)
+    scaled = cupy().empty(count + 1)
+    _SCALED_WEIGHTS[()](1, weights, count, largest, scaled)
+    return scaled[:count], scaled[count:]
+
+
+def write_output_grads(
+    weight_sums: DeviceArray,
+    bias_sums: DeviceArray,
+    scale: DeviceArray | None,
+    weight: DeviceArray,
+    bias: DeviceArray | None,
+) -> None:
+    """See the contract; there is a single worker."""
+    (rows, width), parts = weight.shape, bias_sums.shape[1]
+    blocks = -(-rows // 8) + (0 if bias is None else -(-rows // WARP))
+    strides = (0,) if bias is None else element_strides(bias)
+    _WRITE_OUTPUT_GRADS[weight.dtype](
+        *(blocks, weight_sums, bias_sums, scale, rows, width, parts),
+        *(weight, *element_strides(weight), bias, *strides),
+    )

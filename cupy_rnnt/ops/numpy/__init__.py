@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -25,15 +26,15 @@ from .references import (
     slack,
     write_tangents,
 )
-from .rows import block_rows, logits_grad, row_scores
+from .rows import block_rows, logits_grad, row_scores, scaled_weights
 from .workers import start_workers, threads
 
 __all__ = [
     "add_input_grad",
     "add_output_grad",
     "asarray",
-    "assign",
     "batch_table",
+    "bias_rows",
     "block_rows",
     "bounded_lattice",
     "coordinates",
@@ -52,10 +53,13 @@ __all__ = [
     "logits_grad",
     "matmul",
     "means",
+    "places",
     "reference_hidden",
     "reference_table",
+    "result",
     "row_scores",
     "row_sums",
+    "scaled_weights",
     "scatter",
     "scratch_rows",
     "sizes",
@@ -65,6 +69,7 @@ __all__ = [
     "threads",
     "upper_bounds",
     "write_input_grads",
+    "write_output_grads",
     "write_tangents",
     "xp",
     "zeros",
@@ -122,6 +127,9 @@ def zeros(shape: Shape, dtype: DTypeLike) -> HostArray:
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
+result = zeros
+
+
 def indices(mask: HostArray, count: int, first: int = 0) -> HostArray:
     return np.flatnonzero(mask) + first
 
@@ -144,7 +152,15 @@ def coordinates(table: tuple[HostArray, HostArray, HostArray], packed: HostArray
     )
 
 
+def places(numbers: HostArray, values: HostArray) -> HostArray:
+    return numbers.searchsorted(values)
+
+
 scratch_rows = block_rows
+
+
+def bias_rows(rows: int) -> int:
+    return 1
 
 
 def factor_dtype(dtype: np.dtype) -> None:
@@ -162,4 +178,25 @@ def add_output_grad(d_logits: HostArray, hidden: HostArray, sums: OutputSums) ->
         product = sums.slab[: rows.stop - start]
         np.matmul(d_logits[:, rows].T, hidden, out=product)
         sums.weight[rows] += product
-    np.add(sums.bias, d_logits.sum(axis=0), out=sums.bias)
+    if len(sums.bias):
+        np.add(sums.bias[0], d_logits.sum(axis=0), out=sums.bias[0])
+
+
+def write_output_grads(
+    weight_sums: HostArray,
+    bias_sums: HostArray,
+    scale: None,
+    weight: HostArray,
+    bias: HostArray | None,
+) -> None:
+    assign(_total(weight_sums), weight)
+    if bias is not None:
+        assign(_total(bias_sums)[0], bias)
+
+
+def _total(parts: Any) -> HostArray:
+    """The sum over the workers, which overwrites the part of the first."""
+    total: HostArray = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total

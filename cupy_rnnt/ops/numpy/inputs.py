@@ -69,6 +69,8 @@ def write_input_grads(
         (sums.frames, table.frames, encoder),
         (sums.positions, table.positions, predictor),
     ):
+        for b, count in enumerate(counts.tolist(), table.start):
+            gradient[b, count:] = 0
         samples = np.repeat(np.arange(len(counts)), counts)
         rows = np.arange(len(samples)) - (counts.cumsum() - counts)[samples]
         scatter(total, (table.start + samples, rows), gradient)

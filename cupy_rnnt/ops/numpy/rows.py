@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
-from ..types import HostArray, LogitRows, RowPosteriors
+from ..types import HostArray, LogitRows, OutputSums, RowPosteriors
 
 _BLOCK_ELEMENTS = 2**17  # so many stay in the inner caches from one pass over them to the next
 
@@ -96,9 +96,20 @@ def _scores(
     return scores
 
 
-def logits_grad(rows: LogitRows, posteriors: RowPosteriors, out: None = None) -> None:
+def logits_grad(
+    rows: LogitRows,
+    posteriors: RowPosteriors,
+    out: HostArray | None = None,
+    stored: HostArray | None = None,
+    sums: OutputSums | None = None,
+) -> None:
     logits, bias, row, labels, scratch = rows
-    lse, occupancies, clamp, weights = posteriors
+    if stored is not None:
+        logits = np.take(logits, stored, axis=0, out=out, mode="clip")
+    lse, occupancies, samples, weights, clamp = posteriors
+    of_rows = weights[samples].astype(occupancies.dtype)
+    if clamp <= 0:  # gradients are linear in the occupancies
+        occupancies = of_rows * occupancies
     block = len(scratch)
     masses = np.zeros((len(row.heads), len(logits)), occupancies.dtype)
     for occupancy, charged in zip(occupancies, row.charged, strict=True):
@@ -125,8 +136,11 @@ def logits_grad(rows: LogitRows, posteriors: RowPosteriors, out: None = None) ->
             logits[:, column] -= occupancy
     if clamp > 0:
         np.clip(logits, -clamp, clamp, out=logits)
-    if weights is not None:
-        logits *= weights.astype(logits.dtype)[:, None]
+        logits *= of_rows[:, None]
+
+
+def scaled_weights(weights: HostArray, largest: float, dtype: np.dtype) -> tuple[HostArray, None]:
+    return weights, None
 
 
 def _softmax_times(x: HostArray, lse: HostArray, factor: HostArray, floor: HostArray) -> None:

@@ -23,6 +23,7 @@ from cupy_rnnt.ops.types import (
     JointInputs,
     Logistic,
     LogitRows,
+    OutputSums,
     ReferenceRows,
     Rounding,
     RowPosteriors,
@@ -135,24 +136,34 @@ def row_scores(gpu: Device, dtype: np.dtype, width: int) -> Work:
 
 
 def logits_grad(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    compute = compute_dtype(dtype)
-    logits, bias = ones(gpu, ROWS, width, dtype=compute), ones(gpu, width, dtype=compute)
-    lse, occupancies = ones(gpu, 1, ROWS), ones(gpu, 2, ROWS, dtype=compute)
-    rows = LogitRows(logits, bias, plain_row(width), labels(gpu), None)
-    posteriors = RowPosteriors(lse, occupancies, 0.5, ones(gpu, ROWS))
-    cuda_rows.logits_grad(rows, posteriors, gpu.xp.empty((ROWS, width), dtype))
-    return work("logits_grad", dtype, width)
+    compute, count = compute_dtype(dtype), 32
+    logits, bias = ones(gpu, count, width, dtype=compute), ones(gpu, width, dtype=compute)
+    sums = OutputSums(None, ones(gpu, 1, width, dtype=compute), None)
+    words = gpu.asarray(np.arange(count))
+    rows = LogitRows(logits, bias, plain_row(width), words, None)
+    out = gpu.xp.empty((count, width), dtype)
+    cuda_rows.logits_grad(rows, posteriors(gpu, count, 1, compute, 0.5), out, words, sums)
+    return work("logits_grad", dtype, width, count)
+
+
+def posteriors(
+    gpu: Device, count: int, heads: int, compute: np.dtype, clamp: float
+) -> RowPosteriors:
+    lse, occupancies = ones(gpu, heads, count), ones(gpu, 2, count, dtype=compute)
+    samples = gpu.asarray(np.zeros(count, np.int64))
+    return RowPosteriors(lse, occupancies, samples, ones(gpu, 1), clamp)
 
 
 def gradient_under_no_head(gpu: Device, dtype: np.dtype, width: int) -> Work:
     """Which reads neither logits nor a bias."""
-    compute, grad = compute_dtype(dtype), gpu.xp.empty((ROWS, width), dtype)
-    rows = LogitRows(grad, None, plain_row(width, normalised=True), labels(gpu), None)
-    of_rows = ones(gpu, 0, ROWS), ones(gpu, 2, ROWS, dtype=compute)
-    cuda_rows.logits_grad(rows, RowPosteriors(*of_rows, -1.0, ones(gpu, ROWS)))
-    nbytes = width * compute.itemsize
-    unread = Work(bytes=-nbytes - 8, cached=-nbytes)  # the logits, their sum, and the bias
-    return work("logits_grad", dtype, width) + unread.times(ROWS)
+    compute, count = compute_dtype(dtype), 32
+    grad, words = gpu.xp.empty((count, width), dtype), gpu.asarray(np.arange(count))
+    rows = LogitRows(grad, None, plain_row(width, normalised=True), words, None)
+    cuda_rows.logits_grad(rows, posteriors(gpu, count, 0, compute, -1.0))
+    nbytes, strips = width * compute.itemsize, width / (128 if compute.itemsize == 4 else 32)
+    # The logits, the sums, the bias; numbers and log-sum-exps.
+    unread = Work(bytes=-nbytes * 17 / 16 - 16, cached=-nbytes / 32 - 16 * (strips - 1))
+    return work("logits_grad", dtype, width, count) + unread.times(count)
 
 
 def gather(gpu: Device, dtype: np.dtype, width: int) -> Work:
@@ -176,15 +187,19 @@ def label_softmax(gpu: Device, dtype: np.dtype, width: int) -> Work:
     return work("label_softmax", dtype, width)
 
 
-def column_sum(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    """And that of the sums of 20 chunks."""
-    rows, compute = 400, compute_dtype(dtype)
-    scratch = gpu.xp.empty((cuda_rows.scratch_rows(rows, width), width), compute)
-    out = ones(gpu, width, dtype=compute)
-    cuda_rows.add_column_sum(ones(gpu, rows, width, dtype=dtype), out, scratch)
-    chunks = (2 * 20 + 2) * width
-    sums = Work(chunks * compute.itemsize, float32=chunks / 2)
-    return work("column_sum", dtype, width, rows) + sums
+def write_output_grads(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """Of 40 sums of the bias."""
+    size, rows, compute = 32, 40, compute_dtype(dtype)
+    sums = ones(gpu, 1, width, size, dtype=compute), ones(gpu, 1, rows, width, dtype=compute)
+    gradients = gpu.xp.empty((width, size), dtype), gpu.xp.empty(width, dtype)
+    cuda_rows.write_output_grads(*sums, None, *gradients)
+    of_bias = Work(width * (rows * compute.itemsize + dtype.itemsize))
+    return work("write_output_grads", dtype, size, width) + of_bias
+
+
+def scaled_weights(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    cuda_rows.scaled_weights(ones(gpu, width), 1.0, np.dtype(np.float16))
+    return work("scaled_weights", dtype, 0, width)
 
 
 def joint(gpu: Device, dtype: np.dtype, hidden: int, frames: int) -> tuple[JointInputs, Any]:
@@ -260,7 +275,6 @@ class Case(NamedTuple):
 CASES = {
     "bounds": Case(bounds, "H"),
     "bounds of three more scores": Case(partial(bounds, transducer=tdt(range(4))), "H"),
-    "column_sum": Case(column_sum, "V", ALL),
     "fold_rows": Case(fold_rows, "H", ALL),
     "gather": Case(gather, "V", ALL),
     "hidden": Case(hidden, "H", ALL),
@@ -273,6 +287,8 @@ CASES = {
     "scatter": Case(scatter, "V", ALL),
     "slack": Case(slack, "V"),
     "write_tangents": Case(write_tangents, "H", ALL),
+    "scaled_weights": Case(scaled_weights, "V", COMPUTE[1:]),
+    "write_output_grads of a bias": Case(write_output_grads, "V", ALL),
 }
 ON_LATTICES = (
     "count_marks",

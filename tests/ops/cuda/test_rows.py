@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
-from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.numpy import activations
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 from cupy_rnnt.ops.types import (
@@ -18,6 +17,7 @@ from cupy_rnnt.ops.types import (
     InputSums,
     JointInputs,
     LogitRows,
+    OutputSums,
     RowPosteriors,
     compute_dtype,
 )
@@ -244,12 +244,12 @@ def test_small_softmax_values_are_flushed_and_nan_stays(gpu, dtype):
     logits[1, 4], logits[2, 5] = -np.inf, np.nan
     lse, ones = np.array([0.25, 0.0, -0.25]), np.ones(3, dtype)
     row, labels = REGULAR.row(width, 1), np.array([2, 3, 4])
-    given, weights = (lse[None], np.stack((ones, ones / 3))), np.array([1.0, 2.0, -1.0])
+    given = lse[None], np.stack((ones, ones / 3)), np.arange(3), np.array([1.0, 2.0, -1.0])
     expected, actual = logits.copy(), on.array(logits)
     rows = LogitRows(expected, None, row, labels, np.empty((2, width), dtype))
-    cpu.logits_grad(rows, RowPosteriors(*given, 0.9, weights))
+    cpu.logits_grad(rows, RowPosteriors(*given, 0.9))
     rows = LogitRows(actual, None, on.ops.device_row(row), on.array(labels), None)
-    on.ops.logits_grad(rows, RowPosteriors(*map(on.array, given), 0.9, on.array(weights)))
+    on.ops.logits_grad(rows, RowPosteriors(*map(on.array, given), 0.9))
     assert_twins([actual], [expected], gpu, dtype)
     others = np.ones(logits.shape, bool)
     others[:, 1] = others[np.arange(3), labels] = False
@@ -265,8 +265,8 @@ def test_the_gradient_may_go_to_a_narrower_type(gpu, dtype, width):
     rng, on = np.random.default_rng(3), Device(gpu.xp, 1)
     dtype = next(each for each in ALL if each.name == dtype)
     logits = rng.standard_normal((5, width)).astype(np.float32)
-    given = np.zeros((1, 5)), np.ones((2, 5), np.float32)
-    posteriors = RowPosteriors(*map(on.array, given), -1.0, None)
+    given = np.zeros((1, 5)), np.ones((2, 5), np.float32), np.zeros(5, np.int64), np.ones(1)
+    posteriors = RowPosteriors(*map(on.array, given), -1.0)
     row, labels = on.ops.device_row(REGULAR.row(width, 0)), on.array(rng.integers(0, width, 5))
     in_place, kept, narrow = on.array(logits), on.array(logits), on.empty(logits.shape, dtype)
     on.ops.logits_grad(LogitRows(in_place, None, row, labels, None), posteriors)
@@ -311,7 +311,7 @@ def test_sums_of_inputs_are_written_without_their_scale(gpu, dtype):
     sums = InputSums(*(on.array(8.0 * np.ones((3, 5)), dtype) for _ in counts))
     gradients = [on.array(np.zeros((2, 2, 5)), dtype) for _ in counts]
     table = on.ops.group_table(0, np.array([0, 2]), *counts)
-    on.ops.write_input_grads(sums, table, on.array(np.array(4.0), dtype), *gradients)
+    on.ops.write_input_grads(sums, table, on.array([4.0]), *gradients)
     for gradient, rows in zip(gradients, counts, strict=True):
         expected = 2.0 * (np.arange(2)[None, :, None] < rows[:, None, None]) * np.ones(5)
         np.testing.assert_array_equal(gpu.asnumpy(gradient), expected)
@@ -320,16 +320,13 @@ def test_sums_of_inputs_are_written_without_their_scale(gpu, dtype):
 @every_compute_dtype
 def test_there_may_be_no_rows(gpu, dtype):
     on = Device(gpu.xp)
-    none, nothing, out = (
-        on.empty((0, 5), dtype),
-        on.array([], np.int64),
-        on.array(np.ones(5), dtype),
-    )
+    none, nothing = on.empty((0, 5), dtype), on.array([], np.int64)
+    out = on.array(np.ones((1, 5)), dtype)
     on.ops.gather(on.array(np.ones((2, 5)), dtype), (nothing,), none)
     row, empty = on.ops.device_row(REGULAR.row(5, 0)), [on.empty((n, 0), dtype) for n in (1, 2)]
     no_rows = LogitRows(none, None, row, nothing, None)
-    on.ops.logits_grad(no_rows, RowPosteriors(*empty, -1.0, None))
-    cuda_rows.add_column_sum(none, out, on.empty((1, 5), dtype))
+    posteriors = RowPosteriors(*empty, nothing, on.array(np.ones(2)), -1.0)
+    on.ops.logits_grad(no_rows, posteriors, none, nothing, OutputSums(None, out, None))
     scores = on.ops.row_scores(no_rows)
     assert [each.shape for each in scores] == [(1, 0), (2, 0)]
-    np.testing.assert_array_equal(gpu.asnumpy(out), np.ones(5, dtype))
+    np.testing.assert_array_equal(gpu.asnumpy(out), np.ones((1, 5), dtype))

@@ -67,21 +67,63 @@ FAULTS = {
         *("row_scores", 64, "row_scores.cu", "g < table.heads; ++g) {", "g < 1; ++g) {"),
         "out-of-bounds|uninitialised",
     ),
-    "ranges one too many": (
-        *("logits_grad", 64, "logits_grad.cu", "r < table.ranges", "r <= table.ranges"),
-        "out-of-bounds|misaligned|race",
-    ),
     "a softmax of columns under no head": (
-        *("log_probs_grad", 64, "logits_grad.cu", "if (counts) {", "if (true) {"),
+        *("log_probs_grad", 64, "logits_grad.cu", "if (row.factor == 0) return row;", ""),
         "out-of-bounds",
     ),
-    "rows beyond the last chunk": (
-        *("add_column_sum", 64, "column_sum.cu", "min((i + 1) * chunk, rows)", "(i + 1) * chunk"),
+    "rows beyond the last 32": (
+        *("bias_grad", 64, "logits_grad.cu", "rows - first < 32 ? rows - first : 32", "32"),
         "out-of-bounds",
     ),
     "columns beyond the last": (
-        *("add_column_sum", 33, "column_sum.cu", "if (j >= width) continue;", ""),
+        *("bias_grad", 33, "logits_grad.cu", "if (sums && j < width) {", "if (sums) {"),
         "race|out-of-bounds",
+    ),
+    "the sums of other rows": (
+        *("bias_grad", 64, "logits_grad.cu", "sums + chunk * width + j", "sums + j"),
+        "race",
+    ),
+    "rows that are not prepared yet": (
+        *(
+            "logits_grad",
+            64,
+            "logits_grad.cu",
+            "first + lane));\n            __syncwarp();",
+            "first + lane));",
+        ),
+        "race|uninitialised",
+    ),
+    "rows of a range prepared too early": (
+        *("logits_grad", 64, "logits_grad.cu", "__syncwarp();  //", "//"),
+        "race",
+    ),
+    "parts of columns read too early": (
+        *(
+            "write_output_grads",
+            64,
+            "output_grads.cu",
+            "= sum;\n        __syncthreads();",
+            "= sum;",
+        ),
+        "race|uninitialised",
+    ),
+    "rows of weights one too many": (
+        *("write_output_grads", 33, "output_grads.cu", "if (i >= rows) continue;", ""),
+        "out-of-bounds",
+    ),
+    "padding taken for frames": (
+        *("write_input_grads", 64, "input_grads.cu", "exists ? from[j] / factor", "true ? from[j]"),
+        "out-of-bounds",
+    ),
+    "a power of two that is not there yet": (
+        *(
+            "scaled_weights",
+            64,
+            "scaled_weights.cu",
+            "exponent);\n    }\n    __syncthreads();",
+            "exponent);\n    }",
+        ),
+        "race|uninitialised",
     ),
     "a frame behind the last": (
         *("add_input_grad", 64, "input_grads.cu", "f <= frames;", "f <= frames + 1;"),
@@ -126,8 +168,8 @@ def run(name, width, monkeypatch):
     """Run an operation in so few blocks that each has several items, and look at the results."""
     monkeypatch.setattr(launch, "MOST_BLOCKS", 2)
     with devices.emulated() as found:
-        on, dtype = Device(found.xp, offset=1), np.dtype(np.float32)
-        for result in OPERATIONS[name].case(on, dtype, width, np.random.default_rng(0)):
+        on, operation = Device(found.xp, offset=1), OPERATIONS[name]
+        for result in operation.case(on, operation.dtypes[0], width, np.random.default_rng(0)):
             found.asnumpy(result)
 
 

@@ -125,23 +125,30 @@ def test_far_rows_of_gradients(row):
     logits, chosen, occupancy = random(ROWS, WIDTH), np.arange(ROWS), abs(random(ROWS))
     rows = LogitRows(logits.copy(), None, row, chosen, np.empty_like(logits))
     lse, _ = cpu.row_scores(rows)
-    cpu.logits_grad(rows, RowPosteriors(lse, occupancy[None], -1.0, None))
-    far = [shifted(values, FAR) for values in (logits, lse[0], occupancy, chosen)]
-    args = far[0], None, *table_of(row), far[1], -45.0, *far[2:], np.inf, None, *FAR_ROWS, far[0]
-    run_far("logits_grad.cu", "logits_grad<float, float>", FAR // 8, *args)
-    np.testing.assert_allclose(logits, rows.logits, atol=1e-6)
-
-
-def test_far_chunks_of_a_matrix():
-    chunk, strips = 8, 7
-    first = FAR // chunk
-    matrix, sums = random(2 * chunk, WIDTH), ptxemu.empty((2, WIDTH))
+    samples, weights, sums = np.zeros(ROWS, np.int64), np.ones(1), np.zeros((1, WIDTH), np.float32)
+    cpu.logits_grad(rows, RowPosteriors(lse, occupancy[None], samples, weights, -1.0))
+    far = [shifted(values, FAR) for values in (logits, lse[0], occupancy, chosen, samples)]
+    softmax = *table_of(row), far[1], FAR, -45.0, far[2], FAR, far[3], np.inf, far[4], weights
+    places = FAR + ROWS, WIDTH, shifted(sums, FAR // 32), far[0]
+    strips = 2  # of a warp, which has 32 rows
+    first = FAR // 32 * strips // 8
     run_far(
-        "column_sum.cu",
-        "column_sum<float>",
-        first * strips // 8,
-        shifted(matrix, FAR),
-        *(FAR + len(matrix), WIDTH, chunk, np.bool_(False)),
-        shifted(sums, first),
+        "logits_grad.cu",
+        "logits_grad<float, float, 4>",
+        first,
+        far[0],
+        None,
+        None,
+        *softmax,
+        *places,
     )
-    np.testing.assert_allclose(sums[0], matrix[:chunk].sum(axis=0), atol=1e-5)
+    np.testing.assert_allclose(logits, rows.logits, atol=1e-6)
+    np.testing.assert_allclose(sums[0], logits.sum(axis=0), atol=1e-5)
+
+
+def test_far_rows_of_weights():
+    sums, gradient = random(8, WIDTH), ptxemu.empty((8, WIDTH))
+    far = [shifted(values, FAR) for values in (sums, gradient)]
+    args = far[0], None, None, FAR + 8, WIDTH, 0, far[1], WIDTH, 1, None, 0
+    run_far("output_grads.cu", "write_output_grads<float>", FAR // 8, *args)
+    np.testing.assert_array_equal(gradient, sums)
