@@ -53,17 +53,19 @@ class Case(NamedTuple):
 
 
 class Side:
-    """A case in the memory of the host, or of a GPU if it is given."""
+    """A case in the memory of the host, or of a GPU if it is given. On a GPU, sums of float64 are
+    logarithms, and those of float32 are not."""
 
-    def __init__(self, case: Case, gpu: Any = None) -> None:
+    def __init__(self, case: Case, gpu: Any = None, dtype: Any = np.float32) -> None:
         numpys = SimpleNamespace(Lattice=lattice.Lattice, BoundedLattice=bounded.BoundedLattice)
+        self.dtype = dtype  # of the costs that are reported
         self.case, self.ops = case, numpys if gpu is None else cuda_lattice
         self.asarray = np.asarray if gpu is None else gpu.asarray
         self.asnumpy = np.asarray if gpu is None else gpu.asnumpy
 
     def made(self, kind: str, gradient: bool) -> Any:
         case = self.case
-        lengths, dtype = (case.frames, case.columns), np.dtype(np.float64)
+        lengths, dtype = (case.frames, case.columns), np.dtype(self.dtype)
         make = getattr(self.ops, kind)
         return make(case.transducer, *lengths, gradient, case.delay_penalty, dtype)
 

@@ -117,7 +117,8 @@ class Lattice:
         # sum is rounded in proportion to its size. The mass inside C is rounded likewise.
         unit, each = np.finfo(np.float64).eps / 2, len(topology.arcs) + 3 * factors
         self._rounding = 2 * each * unit * (frames + positions)
-        counts = len(topology.scores), label, factors
+        # Sums of exponents have 40 bits in memory, which are not enough for gradients of float64.
+        counts = len(topology.scores), label, factors if self._narrow else 0
         self._kinds = *map(np.int32, counts), self._delay_penalty
         cells = frames * positions
         self._cells, self._samples = int(cells.sum()), len(frames)

@@ -29,9 +29,9 @@ few_groups = settings(random_groups, max_examples=8)  # each topology is compile
 with_and_without_gradient = pytest.mark.parametrize("gradient", [False, True])
 
 
-def assert_twins(case, gpu, gradient):
+def assert_twins(case, gpu, gradient, dtype=np.float32):
     """Costs and occupancies (or None), the same on both sides, and so are the cells kept."""
-    host, other = Side(case), Side(case, gpu)
+    host, other = Side(case, dtype=dtype), Side(case, gpu, dtype)
     expected, actual = host.exact(gradient), other.exact(gradient)
     costs = other.costs(actual)
     np.testing.assert_allclose(costs, host.costs(expected), rtol=1e-13, atol=1e-15)
@@ -48,9 +48,15 @@ def assert_twins(case, gpu, gradient):
 
 
 @random_groups
-@given(shapes=shapes, holes=st.sampled_from([0.0, 0.1]), seed=seeds, gradient=st.booleans())
-def test_groups(gpu, shapes, holes, seed, gradient):
-    assert_twins(random_case(np.random.default_rng(seed), shapes, holes), gpu, gradient)
+@given(
+    shapes=shapes,
+    holes=st.sampled_from([0.0, 0.1]),
+    seed=seeds,
+    gradient=st.booleans(),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_groups(gpu, shapes, holes, seed, gradient, dtype):
+    assert_twins(random_case(np.random.default_rng(seed), shapes, holes), gpu, gradient, dtype)
 
 
 @pytest.mark.parametrize("delay_penalty", [0.0, 0.3])
@@ -125,13 +131,13 @@ def test_scores_of_any_size(gpu, size):
     case.scores[1, of_second[::3]] = -size
     case.scores[0, of_second[5]] = size
     costs, occupancies = assert_twins(case, gpu, size < 1e4)
-    assert np.isfinite(costs).all()
+    assert np.isfinite(costs[1]) == (size < 1e38)
     if size < 1e4:
         of_frames = np.add.reduceat(occupancies[0], case.starts)
         np.testing.assert_allclose(of_frames, case.frames, rtol=1e-10)
-    side = Side(case, gpu)
-    flags = side.asnumpy(side.exact()._flags)
-    np.testing.assert_array_equal(flags, [0, 2 * (size > 700), 0])
+    for dtype, expected in (np.float32, [0, 2 * (size > 700), 0]), (np.float64, [2, 2, 2]):
+        side = Side(case, gpu, dtype)
+        np.testing.assert_array_equal(side.asnumpy(side.exact()._flags), expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
