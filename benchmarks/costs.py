@@ -129,9 +129,9 @@ class Parts(NamedTuple):
 
 # ``python -m tests.ops.cuda.operation_counts`` prints what the emulated device counts. A test holds
 # that no call asks for more, and that the waits are these.
-OPERATIONS = Parts(38, 136, 13, 22, 9, 8, 13)
+OPERATIONS = Parts(9, 35, 8, 21, 2, 6, 8)
 """Launches of any kind, fills, copies and products."""
-WAITS = Parts(2, 3, 2, 1, 0, 0, 0)
+WAITS = Parts(1, 3, 2, 1, 0, 0, 0)
 """Of the host for the device."""
 
 
@@ -284,30 +284,39 @@ KERNELS = {
             24, cached=(1 / 16 + 4 / 64) * n * c + 12, float32=7 * n, special=n, float64=3
         ),
     ),
-    "bounded_wrap": Kernel(
-        "cell", "", lambda n, e, c: Work(32, spread=2 * (SECTOR - 8), float64=4)
+    "lattice_bound": Kernel(
+        "cell", "", lambda n, e, c: Work(32, spread=2 * (SECTOR - 8), float32=4, float64=50)
     ),
-    "bounded_beta": Kernel("cell", "", lambda n, e, c: Work(24, float32=4, float64=59)),
-    "bounded_likely": Kernel(
-        "cell", "", lambda n, e, c: Work(26, spread=SECTOR - 1, float32=4, float64=51)
+    # A sweep in one way. Cells on none of its diagonals take their turns, too.
+    "lattice_sweep": Kernel("cell and way", "", lambda n, e, c: Work(24, cached=3, float64=19)),
+    "lattice_mark": Kernel(
+        "cell",
+        "",
+        lambda n, e, c: Work(17, cached=4, spread=2 * (SECTOR - 8), special=1, float64=39),
     ),
-    "bounded_leaving": Kernel("cell", "", lambda n, e, c: Work(25, float32=3, float64=40)),
+    # Cells inside C are looked at, and no more.
+    "lattice_leaving": Kernel(
+        "cell outside C",
+        "",
+        lambda n, e, c: Work(17, spread=2 * (SECTOR - 8) + SECTOR - 1, float32=3, float64=26),
+    ),
+    "lattice_complete": Kernel("cell", "", lambda n, e, c: Work(2, spread=SECTOR - 1)),
+    "count_marks": Kernel("cell", "", lambda n, e, c: Work(1)),
+    "write_indices": Kernel("cell that is marked", "", lambda n, e, c: Work(9)),
     "lattice_write": Kernel(
         "cell of pass 1",
         "",
-        lambda n, e, c: Work(56, cached=16, spread=2 * (SECTOR - 8), float64=4),
+        lambda n, e, c: Work(72, cached=16, spread=2 * (SECTOR - 8), float32=4, float64=52),
     ),
-    "lattice_sweep": Kernel("cell", "", lambda n, e, c: Work(48, float32=8, float64=98)),
-    "lattice_keep": Kernel(
-        "cell", "", lambda n, e, c: Work(17, cached=4, spread=2 * (SECTOR - 8), float64=3)
-    ),
-    "lattice_occupancies": Kernel(
+    "lattice_posteriors": Kernel(
         "cell of pass 2",
         "",
-        lambda n, e, c: Work(56, cached=48, spread=6 * (SECTOR - 8), float32=4, float64=41),
+        lambda n, e, c: Work(
+            64, cached=56, spread=7 * (SECTOR - 8), float32=4, special=2, float64=112
+        ),
     ),
 }
-"""By their names, for the scores of a blank and a label; `lattice_sweep` in both directions."""
+"""By their names, for the scores of a blank and a label."""
 
 _OF_THEIR_TYPE = {
     *("fold_rows", "gather", "hidden", "label_softmax", "logits_grad", "reference_hidden"),
@@ -346,13 +355,6 @@ class Engine:
     of the logits is rounded. References are rounded to it, too.
     """
 
-    # CuPy's own operations, of which each reads its arguments and writes its result, counted by
-    # hand. Bytes on lists of cells and on masks: of a cell of a lattice, of one where cells are
-    # selected and where they are certified, of a cell computed and of one kept. Rows of hidden
-    # values: of a frame or prefix with a gradient.
-    _LATTICE, _SELECTED, _CERTIFIED, _COMPUTED, _KEPT = 25, 100, 30, 70, 300
-    _TARGET = 1
-
     def __init__(
         self,
         batch: Batch,
@@ -387,8 +389,8 @@ class Engine:
         }
         self.operations += [Operation(stage, "products", made[kind].times(rows)) for kind in kinds]
 
-    def select(self, whole: bool) -> None:
-        """By bounds; one round certifies it, unless all cells are selected."""
+    def select(self) -> None:
+        """By bounds."""
         frames, prefixes, cells, samples = self._batch
         references = frames + prefixes
         self.launch("references", self._widths["V"], "row_sums")
@@ -398,28 +400,35 @@ class Engine:
         self.launch("references", 2 * frames + 4 * prefixes, "write_tangents")
         self.products("references", references, "reference", "reference")
         self.launch("bounds", cells, "bounds")
-        sweeps = ["bounded_wrap", "bounded_beta", "bounded_likely"]
-        self.lists("sweeps", cells, self._SELECTED)
-        if not whole:
-            sweeps += ["bounded_wrap", "bounded_beta", "bounded_leaving"]
-            self.lists("sweeps", cells, self._CERTIFIED)
-        self.launch("sweeps", cells, *sweeps)
+        self.launch("sweeps", cells, "lattice_bound", "lattice_mark", "count_marks")
+        self.launch("sweeps", 2 * cells, "lattice_sweep")
+
+    def listed(self, marked: float) -> None:
+        """The list of so many cells, made of a mask."""
+        self.launch("sweeps", marked, "write_indices")
+        rest = Work(1).times(self._batch.cells - marked)
+        self.operations.append(Operation("sweeps", "write_indices", rest))
 
     def first_pass(self, computed: float) -> None:
         self.launch("pass 1", computed, "coordinates", "hidden", "row_scores", "lattice_write")
         self.products("pass 1", computed, "logits")
-        self.lists("pass 1", computed, self._COMPUTED)
 
-    def lattice(self) -> None:
-        self.launch("sweeps", self._batch.cells, "lattice_sweep", "lattice_keep")
-        self.lists("sweeps", self._batch.cells, self._LATTICE)
+    def lattice(self, computed: float, kept: float) -> None:
+        """Sweeps in two ways, and in a third if not all cells are computed."""
+        cells = self._batch.cells
+        ways = 2 if computed == cells else 3
+        self.launch("sweeps", ways * cells, "lattice_sweep")
+        if computed < cells:
+            self.launch("sweeps", cells - computed, "lattice_leaving")
+        self.launch("sweeps", cells, "lattice_mark", "count_marks")
+        self.listed(kept)
 
     def second_pass(self, kept: float, stored: float = 0.0) -> None:
         """The logits of so many of the kept cells are stored by pass 1."""
         v, h = self._widths["V"], self._widths["H"]
         frames, positions = self._batch.frames, self._batch.prefixes
         targets = frames + positions
-        self.launch("pass 2", kept, "lattice_occupancies", "coordinates", "hidden", "logits_grad")
+        self.launch("pass 2", kept, "lattice_posteriors", "coordinates", "hidden", "logits_grad")
         self.launch("pass 2", kept, "input_grads")
         rows = max(sizes.tile_elements // v, sizes.full_rows)
         sums = bias_rows(min(rows, sizes.most_rows, self._batch.cells))
@@ -433,10 +442,7 @@ class Engine:
         self.launch("pass 2", targets, "write_input_grads")
         self.products("pass 2", kept - stored, "logits")
         self.products("pass 2", kept, "d_weight", "d_hidden")
-        if stored:
-            self.launch("pass 2", stored, "gather")
-        self.lists("pass 2", kept, self._KEPT)
-        self.lists("pass 2", 4 * (self._TARGET * h * targets + v * h), 1)  # zeros
+        self.lists("pass 2", 4 * (h * targets + v * h), 1)  # zeros
 
 
 def engine(
@@ -458,9 +464,10 @@ def engine(
     factors = 2 if itemsize == 2 and selects else 1
     call = Engine(batch, vocabulary, hidden, itemsize, factors)
     if selects:
-        call.select(whole=computed == 1)
+        call.select()
+        call.listed(computed * batch.cells)
     call.first_pass(computed * batch.cells)
-    call.lattice()
+    call.lattice(computed * batch.cells, kept * batch.cells)
     call.second_pass(kept * batch.cells, stored * kept * batch.cells)
     return call.operations
 
@@ -469,9 +476,8 @@ def given_logits(batch: Batch, vocabulary: int, kept: float) -> list[Operation]:
     """Loss and gradient of logits, where the gradient takes their place."""
     call = Engine(batch, vocabulary)
     call.launch("pass 1", batch.cells, "coordinates", "gather", "row_scores", "lattice_write")
-    call.lists("pass 1", batch.cells, call._COMPUTED)
-    call.lattice()
-    names = "lattice_occupancies", "coordinates", "gather", "logits_grad", "scatter"
+    call.lattice(batch.cells, kept * batch.cells)
+    names = "lattice_posteriors", "coordinates", "gather", "logits_grad", "scatter"
     call.launch("pass 2", kept * batch.cells, *names)
     call.lists("pass 2", (1 - kept) * batch.cells, 4 * vocabulary)  # zeros
     return call.operations

@@ -19,11 +19,13 @@ VOCABULARY, HIDDEN = 512, 128
 FRAMES, POSITIONS = np.array([60, 40]), np.array([30, 40])
 # What small samples add to it: tables of samples, and rows and diagonals that end inside a sector.
 LEAST, MOST = 0.8, 1.02
-# A tile looks for all frames of its group, of which it may have few.
-LEAST_OF = {"frame_starts": 0.4}
+# A tile looks for all frames of its group, of which it may have few. A sweep reads the first cell
+# wherever there is none; chunks of masks, and samples, may have few entries.
+LEAST_OF = {"frame_starts": 0.4, "lattice_sweep": 0.6, "slack": 0.6, "write_indices": 0.7}
 # Scores are not read of arcs that lead nowhere, or out of the cells that were computed; logits are
 # not read of rows without mass, which are kept if the tolerance is 0.
-MOST_OF = {"lattice_sweep": 1.06, "lattice_occupancies": 1.35, "logits_grad": 1.9}
+MOST_OF = {"lattice_posteriors": 1.5, "logits_grad": 1.9}
+MOST_OF |= {"label_softmax": 1.1, "write_tangents": 1.06}  # of positions fewer vectors are read
 
 
 def launched(gpu, tolerance):
@@ -78,7 +80,7 @@ def test_the_engine_launches_what_is_computed(monkeypatch, tolerance):
         for name, ratio in ratios.items()
         if not LEAST_OF.get(name, LEAST) < ratio < MOST_OF.get(name, MOST)
     }
-    assert not wrong
+    assert not wrong, str(wrong)
 
 
 def multiply_adds(operations):
