@@ -192,7 +192,8 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
     largest = max(group_bytes(extent, workers) for _, extent in groups)
     row_bytes = source.stored_row_bytes if store else 0
     most = min(room - largest, sizes.stored_bytes) // row_bytes if row_bytes else 0
-    stored = min(most, max(extent.cells for _, extent in groups))
+    all_rows = max(extent.cells for _, extent in groups)
+    stored = min(most, all_rows) if most >= min(sizes.least_stored, all_rows) else 0
     return Plan(
         workers=workers,
         rows=rows,

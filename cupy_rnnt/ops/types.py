@@ -194,6 +194,8 @@ class Sizes(NamedTuple):
     """The elements of a weight gradient that one product is added to."""
     stored_bytes: int
     """The most bytes of logits that pass 1 stores for pass 2."""
+    least_stored: int
+    """Rows of logits: fewer, if they are not those of all cells, are not worth storing."""
     group_share: float
     """The share of the workspace without tiles that a group of several samples takes at most. The
     rest stores logits."""

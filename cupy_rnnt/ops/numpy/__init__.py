@@ -99,6 +99,7 @@ sizes = Sizes(
     # More logits fall out of the caches, and every call faults their pages in again: with 256 MiB a
     # call took up to a fifth longer than with 64.
     stored_bytes=2**26,
+    least_stored=0,
     group_share=0.5,
     cuts_groups=True,
 )

@@ -3,7 +3,7 @@
 ``python -m tests.ops.cuda.sweep_latency`` writes benchmarks/results/sweeps.json. It runs loss and
 gradients of one sample, whose cells are selected, for two numbers of frames, on the emulated
 device. What a sweep takes more for more frames, it takes for their diagonals. A sweep is a kernel
-that has a barrier a diagonal at least: there is no list of them.
+that has a barrier a diagonal at least, and a chain that grows with them: there is no list of them.
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ class _Growth(NamedTuple):
         """Of instructions that the warps of a block issue."""
         return self.of("warp_instructions", kind) / self.fewer.grid[0]
 
+    def is_of_sweep(self) -> bool:
+        """Whether diagonals have a barrier, and wait for each other."""
+        return self.issued("barrier") >= 1 and self.of("chain_instructions") >= 1
+
     def sweep(self) -> Sweep:
         return Sweep(
             kernel=re.match(r"\w+", self.fewer.kernel)[0],
@@ -107,7 +111,7 @@ def sweeps(gpu: Any, positions: int, frames: tuple[int, int] = FRAMES) -> list[S
     """In the order in which a call runs them, one after the other."""
     runs = (launched(gpu, t, positions) for t in frames)
     growths = (_Growth(*pair, frames[1] - frames[0]) for pair in zip(*runs, strict=True))
-    return [growth.sweep() for growth in growths if growth.issued("barrier") >= 1]
+    return [growth.sweep() for growth in growths if growth.is_of_sweep()]
 
 
 def main() -> None:
