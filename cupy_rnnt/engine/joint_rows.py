@@ -22,7 +22,7 @@ class JointScratch(NamedTuple):
     logits: DeviceArray
     block: DeviceArray  # a few rows of logits
     pre: DeviceArray
-    hidden: DeviceArray
+    hidden: DeviceArray  # None where `factors` are made without
     factors: DeviceArray  # what `weight` multiplies: `hidden`, or its factors in the factor dtype
     d_logits: DeviceArray  # in the factor dtype; None where they overwrite the logits
     d_hidden: DeviceArray
@@ -84,22 +84,24 @@ class JointRows:
         """The buffers of a tile, each made from its shape and dtype."""
         width, size, gradient = self.width, self.hidden_size, self._gradient
         slab = min(width, max(1, self.ops.sizes.slab_elements // size)) if gradient else 0
-        hidden, factor = make((rows, size), self.dtype), self.factor_dtype
+        factor, fuses = self.factor_dtype, self.ops.fuses
+        pre = make((rows, size), self.dtype)
+        hidden = None if factor is not None and fuses else make((rows, size), self.dtype)
         return JointScratch(
             logits=make((rows, width), self.dtype),
             block=make((self.ops.scratch_rows(rows, width), width), self.dtype),
-            pre=make((rows, size), self.dtype),
+            pre=pre,
             hidden=hidden,
             factors=hidden if factor is None else make((rows, 2 * size), factor),
             d_logits=None if factor is None or not gradient else make((rows, width), factor),
-            d_hidden=make((rows if gradient else 0, size), self.dtype),
+            d_hidden=pre if fuses else make((rows if gradient else 0, size), self.dtype),
             slab=make((slab, size), self.dtype),
         )
 
     def tile_bytes(self, rows: int) -> int:
         sizes: list[int] = []
         self._made(rows, lambda shape, dtype: sizes.append(math.prod(shape) * dtype.itemsize))
-        temporaries = 2 * rows * self.hidden_size
+        temporaries = 0 if self.ops.fuses else 2 * rows * self.hidden_size
         if self._gradient:  # fixed_bytes has the first row of the sums of the bias
             temporaries += (self.ops.bias_rows(rows) - 1) * self.width
         return sum(sizes) + temporaries * self.dtype.itemsize + ROW_BYTES * rows

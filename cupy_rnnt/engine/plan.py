@@ -20,7 +20,6 @@ from ..transducer import Row
 _SMALL_ROWS = 64  # a smaller tile is not worth it, even if workers then have unequal counts
 ROW_BYTES = 512
 """What a row of a tile takes up in vectors, such as indices and occupancies."""
-_CELL_BYTES = 2 * 8 + 2 * 8 + 2 * 8  # list; choosing kept cells; number and row of a kept cell
 _MASKS_BYTES = 8  # a cell has entries of masks as well where cells are selected
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
 _BOOKKEEPING_BYTES = 2**20  # threads, closures, chunks of occupancies
@@ -152,7 +151,7 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
     budget = workspace_budget(options, sizes)
     scores, heads = len(topology.scores), len(source.row.heads)
     # The log-sum-exps are held of all cells and again of the kept cells, whose occupancies are too.
-    cell_bytes = _CELL_BYTES + 8 * (2 * heads + scores)
+    cell_bytes = sizes.list_bytes + 8 * (2 * heads + scores)
     full, small = _tile_rows(batch, source.width, sizes)
     selecting = options.tolerance > 0 and source.selects
     extents = [

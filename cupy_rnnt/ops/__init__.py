@@ -126,6 +126,10 @@ class Operations(Protocol):
     slow_denormals: bool
     """Whether arithmetic is slower on denormal numbers than on others."""
 
+    fuses: bool
+    """Whether operations keep what lies between hidden inputs and results in registers: `pre` and
+    other working memory of rows of hidden values are not used."""
+
     def device_of(self, array: DeviceArray) -> AbstractContextManager[Any]:
         """A context in which the device of the array is the current one."""
 

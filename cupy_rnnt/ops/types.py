@@ -199,6 +199,8 @@ class Sizes(NamedTuple):
     group_share: float
     """The share of the workspace without tiles that a group of several samples takes at most. The
     rest stores logits."""
+    list_bytes: int
+    """What a cell takes up at most in lists of cells, and while these are made."""
     cuts_groups: bool
     """Whether fewer samples take less time to solve, so that a group may be cut into parts whose
     logits can all be stored."""

@@ -56,6 +56,7 @@ __all__ = [
     "empty",
     "exact_lattice",
     "factor_dtype",
+    "fuses",
     "gather",
     "group_table",
     "hidden",
@@ -94,7 +95,9 @@ sizes = Sizes(
     # An 80th of an H100. Larger groups solve more lattices side by side: a batch of 64 samples with
     # T = 1000, U = 200 is 4 groups, and 16 with 256 MiB.
     workspace_bytes=2**30,
-    tile_elements=2**24,
+    # Logits of 128 MiB. A tile takes 14 operations in both passes, 0.3 ms of the host; an H100
+    # needs about as long for its products with H = 640, of half types. No cache holds half of it.
+    tile_elements=2**25,
     full_rows=2**13,
     most_rows=2**16,
     tile_share=0.5,
@@ -108,10 +111,12 @@ sizes = Sizes(
     # multiplies so many rows of V = 1024 and H = 640 again in as long.
     least_stored=2**17,
     group_share=0.9,
+    list_bytes=8 + 2 * 8,  # list; number and row of a kept cell
     cuts_groups=False,
 )
 
 slow_denormals = False
+fuses = True
 exact_lattice = Lattice
 bounded_lattice = BoundedLattice
 

@@ -43,6 +43,7 @@ __all__ = [
     "empty",
     "exact_lattice",
     "factor_dtype",
+    "fuses",
     "gather",
     "group_table",
     "hidden",
@@ -78,6 +79,7 @@ __all__ = [
 xp: ModuleType = np
 empty = np.empty
 slow_denormals = True
+fuses = False
 exact_lattice = Lattice
 bounded_lattice = BoundedLattice
 
@@ -101,6 +103,7 @@ sizes = Sizes(
     stored_bytes=2**26,
     least_stored=0,
     group_share=0.5,
+    list_bytes=2 * 8 + 2 * 8 + 2 * 8,  # list; choosing kept cells; number and row of a kept cell
     cuts_groups=True,
 )
 

@@ -148,12 +148,13 @@ def test_a_first_template_argument_may_be_another_one():
 
 def test_kernels_of_another_first_argument_run(gpu):
     other = multi_blank((3,)).topology.cpp
-    keeps = gpu.xp.empty(1, np.bool_)
-    arrays = np.zeros((1, 2), np.int64), np.zeros(1), np.zeros(1), np.zeros(1), np.ones(1)
-    table, *values = map(gpu.asarray, arrays)
-    table[0, 1] = 1 + 2**32  # a frame and a position
-    cuda_lattice._KEEP[other](1, 1, 1, table, *values, keeps)
-    assert gpu.asnumpy(keeps).tolist() == [False]
+    marks, sums = gpu.xp.empty(1, np.bool_), np.array([np.iinfo(np.int64).min])  # of 0
+    lattice = np.array([[0, -1, 1 + 2**32]])  # of a frame and a position
+    arrays = lattice, np.zeros(1, np.int32), sums, sums, np.zeros(1), np.zeros(1)
+    counts = gpu.asarray(np.zeros(1, np.int64))
+    of_sums = None, None, marks, counts
+    cuda_lattice._MARK[other](1, 1, 1, *map(gpu.asarray, arrays), *of_sums)
+    assert gpu.asnumpy(marks).tolist() == [False]
 
 
 def test_every_file_is_included_once_and_lines_are_kept(tmp_path, monkeypatch):
