@@ -288,7 +288,7 @@ KERNELS = {
         "cell", "", lambda n, e, c: Work(32, spread=2 * (SECTOR - 8), float32=4, float64=50)
     ),
     # A sweep in one way. Cells on none of its diagonals take their turns, too.
-    "lattice_sweep": Kernel("cell and way", "", lambda n, e, c: Work(24, cached=3, float64=19)),
+    "lattice_sweep": Kernel("cell and way", "", lambda n, e, c: Work(24, cached=8, float64=19)),
     "lattice_mark": Kernel(
         "cell",
         "",

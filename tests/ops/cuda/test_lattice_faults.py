@@ -122,7 +122,7 @@ FAULTS = {
         "race",
     ),
     "parts of rows read before they are there": (
-        *("bounds", "bounds.cu", f"{BARRIER}\n#pragma unroll 1", "#pragma unroll 1"),
+        *("bounds", "bounds.cu", f"{BARRIER}\n            if (logistic)", "if (logistic)"),
         "race|uninitialised",
     ),
     "parts of rows overwritten before they are read": (
@@ -142,7 +142,7 @@ FAULTS = {
         "out-of-bounds",
     ),
     "logits that are not there": (
-        *("bounds of many", "bounds.cu", "if (k < count)", "if (k == 0)"),
+        *("bounds of many", "bounds.cu", "if (k < logits)", "if (k == 0)"),
         "uninitialised",
     ),
     "rows behind the last": (
@@ -158,7 +158,7 @@ FAULTS = {
         "misaligned",
     ),
     "tiles of the sample before": (
-        *("bounds", "entries.cuh", "first <= item ?", "first < item ?"),
+        *("bounds", "entries.cuh", "FIRST <= item ?", "FIRST < item ?"),
         "uninitialised",
     ),
 }
