@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..batch import Batch
-from ..ops import Lattice
+from ..ops.lattices import Lattice
 from ..ops.types import DeviceArray, HostArray, RowPosteriors, Tile
 from ..options import Options
 from .plan import Group, Plan

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..ops import BoundedLattice, operations_for
+from ..ops import operations_for
+from ..ops.lattices import BoundedLattice
 from ..ops.types import DeviceArray, HostArray, PathMass, Tile
 from .plan import Group
 from .work import Lengths, Work
@@ -192,7 +193,7 @@ def next_cells(
     computed : shape (n,)
         How many cells of each sample were computed so far.
     least : shape (n,)
-        As :meth:`cupy_rnnt.ops.BoundedLattice.candidates` takes it.
+        As :meth:`cupy_rnnt.ops.lattices.BoundedLattice.candidates` takes it.
     rounds : int
         Rounds so far.
 

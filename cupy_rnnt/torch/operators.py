@@ -10,8 +10,7 @@ ones. Both losses have the first two operators, and the loss of a joint network 
     The gradients, from the kept cells and the gradient of the loss.
 ``forward_backward``
     The loss and its gradients at once, which takes less time and keeps no cells. The gradients
-    wait, in the dtype of the arithmetic, for the gradient of the loss, which must be a single
-    number.
+    wait, in the dtype of the arithmetic, for the gradient of the loss, which must be one number.
 """
 
 from __future__ import annotations
@@ -158,9 +157,8 @@ def _joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None)
     inputs = [array(name, x) for name, x in zip(names, arguments.inputs, strict=False)]
     no_bias = [None] * (len(names) - len(inputs))
     call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **arguments.options)
-    gradients = []
-    if dtype is not None:  # the arguments have been checked
-        gradients = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in arguments.inputs]
+    like = [] if dtype is None else arguments.inputs  # which have been checked
+    gradients = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in like]
     out = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
     return Call(call.batch, call.options, call.source(gradient, out), gradients)
 

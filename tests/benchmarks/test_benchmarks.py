@@ -55,7 +55,7 @@ def test_times_on_paper_have_host_and_sweeps(script):
         assert seconds > 1e-3 * call["host ms"]["median"]
         assert computed.host_seconds(measured._replace(groups=2), products) > 1.2 * seconds
         more = measured._replace(second=measured.second + 1)
-        assert seconds < computed.host_seconds(more, products) < 1.1 * seconds
+        assert seconds < computed.host_seconds(more, products) < 1.15 * seconds
     assert len(computed.DRAWN) <= 6
 
 

@@ -78,7 +78,7 @@ def _spare_words(topology: Topology) -> int:
 
 
 class Lattice:
-    """See :class:`cupy_rnnt.ops.Lattice`.
+    """See :class:`cupy_rnnt.ops.lattices.Lattice`.
 
     Parameters
     ----------
@@ -221,7 +221,7 @@ class Lattice:
 
 
 class BoundedLattice(Lattice):
-    """See :class:`cupy_rnnt.ops.BoundedLattice`; parameters are those of :class:`Lattice`."""
+    """See :class:`cupy_rnnt.ops.lattices.BoundedLattice`; parameters are those of :class:`Lattice`."""
 
     _bounded = True
 

@@ -64,7 +64,7 @@ class BoundedSweeps(Sweeps):
         return emits
 
     def certify(self) -> PathMass:
-        """See :class:`cupy_rnnt.ops.BoundedLattice`."""
+        """See :class:`cupy_rnnt.ops.lattices.BoundedLattice`."""
         grid = self.grid
         with np.errstate(all="ignore"):
             self._upper_beta = self._backward(cap=self._cap)
@@ -115,7 +115,7 @@ class BoundedSweeps(Sweeps):
         return self._delay(grid.repeat(grid.frames, 1), frame)
 
     def candidates(self, least: HostArray) -> list[HostArray]:
-        """See :class:`cupy_rnnt.ops.BoundedLattice`: bool (cells,) of each sample."""
+        """See :class:`cupy_rnnt.ops.lattices.BoundedLattice`: bool (cells,) of each sample."""
         self._inside_sweep = None  # C will grow, and the memory is needed
         grid = self.grid
         chosen = np.empty((grid.rows, grid.width), bool)
@@ -154,7 +154,7 @@ class BoundedSweeps(Sweeps):
 
 
 class BoundedLattice(Lattice):
-    """See :class:`cupy_rnnt.ops.BoundedLattice`."""
+    """See :class:`cupy_rnnt.ops.lattices.BoundedLattice`."""
 
     sweeps = BoundedSweeps
 

@@ -9,7 +9,7 @@ import numpy as np
 from ...transducer import LABEL_COLUMN, Row, RowHead
 from ..types import Forms, HostArray, ReferenceRows, TangentRows
 from .activations import ACTIVATIONS
-from .lattice import logaddexp
+from .log_space import logaddexp
 from .rows import block_rows
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
-from cupy_rnnt.ops import BoundedLattice
+from cupy_rnnt.ops.lattices import BoundedLattice
 from cupy_rnnt.topology import LABEL, Topology
 from cupy_rnnt.transducer import Transducer
 
@@ -102,9 +102,10 @@ def made(samples, gradient=True) -> BoundedLattice:
     return lattice
 
 
-PACKED = 2.0**-36
+PACKED = 2.0**-34
 """CUDA keeps alpha and the bound of beta in 40 bits each, and the mass that leaves C is a sum of
-products of both. It is made larger by as much as rounding may take from it."""
+products of both. It is made larger by as much as rounding may take from it, which for logarithms of
+a few hundred and 60 diagonals is some 2e-11."""
 
 
 class Plain(NamedTuple):

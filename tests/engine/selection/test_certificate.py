@@ -10,7 +10,13 @@ from cupy_rnnt import reference
 from cupy_rnnt.engine import selection
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 
-from ...device_calls import examples, joint_rnnt_loss, joint_rnnt_loss_and_grad, to_host
+from ...device_calls import (
+    examples,
+    joint_rnnt_loss,
+    joint_rnnt_loss_and_grad,
+    to_device,
+    to_host,
+)
 from ...helpers import occupancies
 from .cases import (
     a_subset,
@@ -98,7 +104,8 @@ def test_before_anything_is_exact_the_bound_is_that_of_all_paths(device, extents
     assert (inside == -np.inf).all()
     assert lattice.candidates(np.full(len(samples), -np.inf))[0].all()
     assert not lattice.candidates(np.full(len(samples), np.inf))[0].any()
-    np.testing.assert_allclose(leaving, upper, rtol=PACKED, atol=PACKED)
+    some = upper > -700  # what leaves is made up to no less than the least float64
+    np.testing.assert_allclose(leaving[some], upper[some], rtol=PACKED, atol=PACKED)
     for sample, total in zip(samples, upper, strict=True):
         np.testing.assert_allclose(total, plain(sample).leaving, rtol=1e-13, atol=1e-14)
         full = reference.betas(sample.exact)[0, 0]
@@ -238,7 +245,7 @@ def test_gradient_is_that_of_the_paths_inside(device, activation):
     assert fixed.mean() < 0.6
 
     def next_cells(lattice, lengths, computed, least, rounds):
-        return listed(fixed, lengths)
+        return listed(to_device(fixed), lengths)
 
     def certificates(mass, computed, lengths):
         return np.zeros(len(computed))

@@ -1,0 +1,64 @@
+"""The contract of lattices, which ``Operations.exact_lattice`` and ``bounded_lattice`` make."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from .types import Cells, DeviceArray, HostArray, PathMass
+
+
+class Lattice(Protocol):
+    """The lattices of a group of samples, in float64, for the K scores of a topology. Cells are
+    numbered as in the batch."""
+
+    def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
+        """Store log-sum-exps (G, n) and scores (K, n) of cells. The score of a label gets the delay
+        penalty added, and is not read in cells that no label leaves."""
+
+    def solve(self) -> DeviceArray:
+        """Costs of the samples, float64, in nats (section 3.1 of Graves 2012), which are not
+        rounded, but inf where the dtype in which they are reported cannot hold them. A sample with
+        a NaN or +inf score costs NaN."""
+
+    def keep(self, least: HostArray) -> DeviceArray:
+        """Packed indices, ascending, int64, of the cells that a path leads through with a posterior
+        probability of at least `least`, (n,), an entry for each sample. A sample whose cost is not
+        finite keeps no cell.
+
+        If arcs read a second cell, half of `least` is enough, and the cells that these arcs read
+        are kept, too. Call :meth:`solve` first, on a lattice made with ``gradient=True``.
+        """
+
+    def posteriors(
+        self, packed: DeviceArray, of_labels: float, dtype: np.dtype, least: float
+    ) -> tuple[DeviceArray, DeviceArray]:
+        """Log-sum-exps (G, n) and occupancies (K, n) of the scores of cells, given by their packed
+        indices: the posterior probability of all arcs that add up the score, 0 if it is below
+        `least`. An arc that emits a label counts `of_labels` times. Call :meth:`keep` first; costs
+        of the samples must be finite."""
+
+
+class BoundedLattice(Lattice, Protocol):
+    """Lattices that hold exact scores in the cells that were written, the set C, and upper bounds
+    of scores in other cells. A cell that has neither is not passed: its probability is 0.
+
+    :meth:`solve`, :meth:`keep` and :meth:`posteriors` count the paths inside C only. Where an arc
+    reads a second cell, both cells must be in C.
+    """
+
+    def bound(self, bounds: DeviceArray) -> None:
+        """Store upper bounds of the scores, float64 (K, cells), in packed order; -inf for a score
+        that has none."""
+
+    def certify(self) -> PathMass:
+        """The mass of the paths inside C, and bounds of the mass that leaves C and of all paths."""
+
+    def candidates(self, least: HostArray) -> tuple[DeviceArray, DeviceArray]:
+        """Mask of the cells outside C where the upper bound of alpha + beta reaches that of all
+        paths plus `least` of the sample, (n,), and of the cells that arcs from there read: bool
+        (cells,), in packed order. And how many marks each sample has, (n,), int64."""
+
+    def complete(self, marks: DeviceArray, samples: HostArray) -> None:
+        """Mark all cells outside C of some `samples`, (n,) bool, too."""
