@@ -221,7 +221,7 @@ class Lattice:
 
 
 class BoundedLattice(Lattice):
-    """See :class:`cupy_rnnt.ops.lattices.BoundedLattice`; parameters are those of :class:`Lattice`."""
+    """See :class:`cupy_rnnt.ops.lattices.BoundedLattice`, and for parameters :class:`Lattice`."""
 
     _bounded = True
 
