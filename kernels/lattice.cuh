@@ -141,8 +141,8 @@ template <typename T> struct Fetch {
     __device__ bool is_exact(bool exists, int d, int c) const {
         return exact[exists ? lattice.place(d, c) : lattice.first];
     }
-    // `exists(arc, frame, position)` says whether an arc does, and `source` whether it leads to the
-    // cell, so that it reads others.
+    // `arc_exists(arc, frame, position)` says whether an arc of the cell does. Arcs that lead to the
+    // cell, if `leads_here` is set, read other cells, where they come from.
     template <typename Exists>
     __device__ Fetched<T> operator()(int d, int c, bool leads_here, Exists arc_exists) const {
         Fetched<T> fetched;

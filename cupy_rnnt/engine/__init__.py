@@ -23,7 +23,7 @@ import numpy as np
 
 from ..batch import Batch
 from ..dlpack import exported
-from ..ops import Operations
+from ..ops import operations_for
 from ..ops.types import DeviceArray, HostArray
 from ..options import Options
 from ..results import Info, reduced
@@ -36,7 +36,6 @@ from .sources import Kept, Source
 class Result:
     """What :func:`scan` returns."""
 
-    ops: Operations
     batch: Batch
     options: Options
     dtype: np.dtype  # of the arithmetic and of the loss
@@ -66,7 +65,7 @@ class Result:
             cells=self.batch.cell_count,
             computed=self.computed_count,
             kept=self.kept_count,
-            certificate=self.ops.asarray(self.certificate),
+            certificate=operations_for(self.costs).asarray(self.certificate),
             rounds=self.rounds,
             workspace_bytes=self.plan.workspace_bytes,
         )
@@ -138,7 +137,7 @@ def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> R
     """Solve the lattices of a batch, part by part, and let `read_out` read each part."""
     plan = make_plan(source, batch, options, read_out.gradient, read_out.store)
     costs, certificate = source.ops.empty((batch.size,), np.float64), np.empty(batch.size)
-    result = Result(source.ops, batch, options, source.dtype, plan, costs, certificate)
+    result = Result(batch, options, source.dtype, plan, costs, certificate)
     with (
         _running(source, batch, options, plan, read_out.passes) as passes,
         read_out.reading(passes) as read,

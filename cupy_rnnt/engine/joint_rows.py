@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -55,26 +54,19 @@ class JointRows:
         self.batch, self.inputs = batch, inputs
         self.activation, self._gradient = options.activation, gradient
         weight, bias = inputs.weight, inputs.bias
-        self._dense = weight.flags.c_contiguous or weight.flags.f_contiguous
-        self._copied = not self._dense or weight.dtype != self.dtype
+        dense = weight.flags.c_contiguous or weight.flags.f_contiguous
         # A device may multiply half types as such. Weights are exact in them, and a hidden vector
         # is split into the sum of two factors, so logits are as accurate as those of float32.
         factor = self.ops.factor_dtype(inputs.encoder_out.dtype)
         self.factor_dtype: np.dtype | None = factor
-        if factor is None:
-            self._factor = self.weight
-        else:
+        self._copied = factor is not None or not dense or weight.dtype != self.dtype
+        self._factor = weight
+        if factor is None and self._copied:
+            self._factor = weight.astype(self.dtype, order="K" if dense else "C")
+        elif factor is not None:
             self._factor = self.ops.empty((self.width, 2 * self.hidden_size), factor)
             self._factor.reshape(self.width, 2, -1)[...] = weight[:, None]
         self.bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
-
-    @functools.cached_property
-    def weight(self) -> Any:
-        """The weights in the compute dtype, dense."""
-        weight = self.inputs.weight
-        if self._copied:
-            weight = weight.astype(self.dtype, order="K" if self._dense else "C")
-        return weight
 
     def scratch(self, rows: int) -> JointScratch:
         ops = self.ops
@@ -108,9 +100,7 @@ class JointRows:
 
     def fixed_bytes(self, workers: int) -> int:
         weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize
-        copies = self._copied + (self.factor_dtype is not None)
-        if self._gradient:
-            copies += workers
+        copies = self._copied + (workers if self._gradient else 0)
         return copies * weight_bytes + self.width * self.dtype.itemsize
 
     def scores(

@@ -102,10 +102,12 @@ class JointSums:
     def close(self) -> None:
         """Write the gradients of weight and bias."""
         _, _, weight, bias = self._gradients
+        parts = self._d_weight, self._d_bias
         if self._exponents is not None:
-            for parts in self._d_weight, self._d_bias:
-                self._exponents.put_back_into_sums(parts)
-        self.ops.write_output_grads(self._d_weight, self._d_bias, self._scale, weight, bias)
+            for sums in parts:
+                self._exponents.put_back_into_sums(sums)
+        weight_sums, bias_sums = map(_total, parts)
+        self.ops.write_output_grads(weight_sums, bias_sums, self._scale, weight, bias)
 
 
 def _total(parts: DeviceArray) -> DeviceArray:

@@ -126,15 +126,15 @@ class Passes(Work):
         ends = sizes.cumsum()
         counts = sizes if selected is None else selected.counts
         runs = list(_runs(counts.tolist(), most))
+        if selected is not None and (len(runs) > 1 or (counts == sizes).all()):
+            selected = selected._replace(lattice=None)  # each part has a lattice of its own
         for start, stop in runs:
             part, samples = Group(group.start + start, group.start + stop), slice(start, stop)
             if selected is None or (counts[samples] == sizes[samples]).all():
-                selected = selected and selected._replace(lattice=None)
                 yield Part(part)
-            elif len(runs) == 1:
+            elif selected.lattice is not None:
                 yield Part(part, selected)
             else:
-                selected = selected._replace(lattice=None)  # each part has a lattice of its own
                 cells = slice(ends[start] - sizes[start], ends[stop - 1])
                 yield Part(part, selected.part(samples, cells))
 

@@ -320,9 +320,8 @@ class Operations(Protocol):
         weight: DeviceArray,
         bias: DeviceArray | None,
     ) -> None:
-        """Write the sums of all workers, (workers, V, H) and (workers, `bias_rows`, V), divided by
-        `scale`, to the gradients of weight and bias, cast to their dtype. The operation may
-        overwrite the sums."""
+        """Write sums, (V, H) and (`bias_rows`, V), the latter added up, divided by `scale`, to the
+        gradients of weight and bias, cast to their dtype."""
 
     def group_table(
         self, start: int, cells: HostArray, frames: HostArray, positions: HostArray

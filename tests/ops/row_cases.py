@@ -215,11 +215,11 @@ def write_output_grads(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[A
     """Integers, whose sums are exact, and a scale."""
     compute, gradients, scale = compute_dtype(dtype), [], 8.0
     for parts in 1, 3, 100:
-        sums = [rng.integers(-99, 99, (1, *shape)) for shape in ((width, 7), (parts, width))]
+        sums = [rng.integers(-99, 99, shape) for shape in ((width, 7), (parts, width))]
         written = [on.empty((width, 7), dtype), on.empty((width,), dtype)]
         if on.ops is cpu:
             weight, bias = (on.array(values / scale, compute) for values in sums)
-            on.ops.write_output_grads(weight, bias.sum(axis=1)[None], None, *written)
+            on.ops.write_output_grads(weight, bias.sum(axis=0)[None], None, *written)
         else:
             arrays = (on.array(values, compute) for values in sums)
             on.ops.write_output_grads(*arrays, on.array([scale]), *written)

@@ -6,7 +6,6 @@ Arrays with an entry for each cell are on the device.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -156,6 +155,7 @@ class Lattice:
         sizes = count, count, self._table, self._start
         _WRITE[()](*sizes, *inputs, *self._kinds, self._cells, *outputs)
         self._costs = None
+        self._sums.clear()
 
     def solve(self) -> DeviceArray:
         if self._costs is None:
@@ -170,7 +170,9 @@ class Lattice:
         marks, counts = self._mark(_ALPHA, _BETA, least, None, self._costs, None)
         return indices(marks, int(host(counts)[0].sum()), self._first)
 
-    def _mark(self, alpha: int, beta: int, least: HostArray, *limits: Any) -> Any:
+    def _mark(
+        self, alpha: int, beta: int, least: HostArray, *limits: DeviceArray
+    ) -> tuple[DeviceArray, DeviceArray]:
         """Marks of the cells where two sums reach a limit, and their counts in each sample."""
         library, counts = cupy(), self._counts
         marks, self._counts = library.empty(self._cells, np.bool_), None
@@ -195,10 +197,6 @@ class Lattice:
         )
         return lse, occupancies
 
-    def _kept(self, way: int) -> bool:
-        """Whether the sums of a way are read cell by cell."""
-        return self._gradient
-
     def _sweep(self, *ways: int) -> None:
         """Sweep in some ways at once; beta is needed for the gradient only."""
         library, topology = cupy(), self._topology
@@ -206,7 +204,7 @@ class Lattice:
         if _ALPHA in ways:
             self._costs = library.empty(self._samples)
         for way in ways:
-            if self._kept(way):
+            if self._gradient or self._bounded:
                 self._sums[way] = library.empty(self._cells, np.int64)
         sweeps = self._samples * len(ways)
         spare = library.empty(len(ways) * self._spare) if self._spare else None
@@ -229,13 +227,6 @@ class BoundedLattice(Lattice):
         sizes = self._cells, self._cells, self._samples, self._table
         _BOUND[()](*sizes, bounds, *self._kinds, self._words, self._flags)
         self._sums.clear()
-
-    def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
-        super().write(cells, lse, scores)
-        self._sums.clear()
-
-    def _kept(self, way: int) -> bool:
-        return True
 
     def certify(self) -> PathMass:
         self._sweep(_ALPHA, _BETA, _UPPER_BETA)
@@ -262,8 +253,7 @@ class BoundedLattice(Lattice):
         if ways:
             self._sweep(*ways)
         limits = self._totals[_UPPER_BETA], None, self._exact
-        marks, counts = self._mark(_UPPER_ALPHA, _UPPER_BETA, least, *limits)
-        return marks, counts
+        return self._mark(_UPPER_ALPHA, _UPPER_BETA, least, *limits)
 
     def complete(self, marks: DeviceArray, samples: HostArray) -> None:
         sizes = self._cells, self._cells, self._samples, self._table

@@ -210,8 +210,7 @@ def write_output_grads(
     weight: DeviceArray,
     bias: DeviceArray | None,
 ) -> None:
-    """See the contract; there is a single worker."""
-    (rows, width), parts = weight.shape, bias_sums.shape[1]
+    (rows, width), parts = weight.shape, len(bias_sums)
     blocks = -(-rows // 8) + (0 if bias is None else -(-rows // WARP))
     strides = (0,) if bias is None else element_strides(bias)
     _WRITE_OUTPUT_GRADS[weight.dtype](

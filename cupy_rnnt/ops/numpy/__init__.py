@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -193,14 +192,6 @@ def write_output_grads(
     weight: HostArray,
     bias: HostArray | None,
 ) -> None:
-    assign(_total(weight_sums), weight)
+    assign(weight_sums, weight)
     if bias is not None:
-        assign(_total(bias_sums)[0], bias)
-
-
-def _total(parts: Any) -> HostArray:
-    """The sum over the workers, which overwrites the part of the first."""
-    total: HostArray = parts[0]
-    for part in parts[1:]:
-        total += part
-    return total
+        assign(bias_sums[0], bias)

@@ -190,7 +190,7 @@ def label_softmax(gpu: Device, dtype: np.dtype, width: int) -> Work:
 def write_output_grads(gpu: Device, dtype: np.dtype, width: int) -> Work:
     """Of 40 sums of the bias."""
     size, rows, compute = 32, 40, compute_dtype(dtype)
-    sums = ones(gpu, 1, width, size, dtype=compute), ones(gpu, 1, rows, width, dtype=compute)
+    sums = ones(gpu, width, size, dtype=compute), ones(gpu, rows, width, dtype=compute)
     gradients = gpu.xp.empty((width, size), dtype), gpu.xp.empty(width, dtype)
     cuda_rows.write_output_grads(*sums, None, *gradients)
     of_bias = Work(width * (rows * compute.itemsize + dtype.itemsize))
