@@ -17,21 +17,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import costs
-from costs import KERNELS, MACHINES, Batch, Kernel, Machine, Operation, Parts
+import modelled
+from costs import KERNELS, MACHINES, Batch, Kernel, Machine, Operation
 from matplotlib.figure import Figure
+from modelled import ASKED, ITEMSIZES, RESULTS, host_seconds, parts_of, read
 
-from cupy_rnnt.ops.cuda import sizes
-
-RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parents[1] / "docs" / "costs"
 
 HIDDEN = 640
-ITEMSIZES = {"float32": 4, "bfloat16": 2}  # of the inputs, by what products multiply
 MEMORY = {"A100": 80e9, "H100": 80e9, "RTX 4090": 24e9}
-DRIVER = 2e-6  # seconds that a real driver adds to an operation of the stand-in for one
 EAGER = 10e-6  # that PyTorch takes to run an operation and to note it for the gradient
 OF_AUTOGRAD, OF_TILE, OF_FUSED = 30, 20, 12  # operations of a call, of each sample, of a call
-STORING = 0.5  # of the workspace, at most: logits that pass 1 stores
 
 
 class Shape(NamedTuple):
@@ -60,10 +56,6 @@ SHAPES = (
 )
 
 
-def read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
 # Steps
 
 
@@ -83,26 +75,6 @@ class Step(NamedTuple):
             key = f"{stage}, {name}" if name == "products" else stage
             found[key] = found.get(key, 0.0) + work.seconds(machine, products)
         return found | {"sweeps": max(found["sweeps"], self.sweeps)}
-
-
-def parts_of(computed: float, kept: float, vocabulary: int, further: int = 0) -> Parts:
-    """Of a call that is one group, whose logits are stored as far as its first round goes."""
-    rows = min(max(sizes.tile_elements // vocabulary, sizes.full_rows), sizes.most_rows)
-    first, second = math.ceil(computed / rows), math.ceil(kept / rows)
-    rounds = {"further_rounds": further, "incomplete": min(further, 1)}
-    return Parts(references=3, first=first, second=second, **rounds)
-
-
-def host_seconds(parts: Parts, products: str) -> float:
-    """By the operations, from the call whose host time the stand-in took."""
-    of = read(f"host_{products}")
-    asked = sum(of[name] for name in ("own kernels", "CuPy kernels", *ASKED))
-    measured = 1e-3 * of["host ms"]["median"] + DRIVER * asked
-    counted = parts_of(of["info"]["computed"], of["info"]["kept"], of["call"]["vocab"])
-    return measured * parts.total(costs.OPERATIONS) / counted.total(costs.OPERATIONS)
-
-
-ASKED = "memsets", "H2D", "D2H", "D2D", "GEMMs", "sorts", "CUB"
 
 
 def own_sweeps(shape: Shape, name: str, further: int = 0) -> float:
@@ -125,17 +97,9 @@ def their_sweeps(shape: Shape, name: str) -> float:
 def selecting(computed: float, kept: float, further: int) -> Callable[[Shape, str, str], Step]:
     def step(shape: Shape, name: str, products: str) -> Step:
         cells, v = shape.batch.cells, shape.vocabulary
-        room = STORING * sizes.workspace_bytes / (4 * v)  # logits are float32
-        operations = costs.engine(
-            shape.batch,
-            v,
-            HIDDEN,
-            computed,
-            kept,
-            itemsize=ITEMSIZES[products],
-            stored=min(1.0, room / (computed * cells)),
-        )
-        host = host_seconds(parts_of(computed * cells, kept * cells, v, further), products)
+        of = computed * cells, kept * cells
+        operations = modelled.operations(shape.batch, v, HIDDEN, *of, products)
+        host = host_seconds(parts_of(*of, v, further), products)
         return Step(operations, host, own_sweeps(shape, name, further))
 
     return step

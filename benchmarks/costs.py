@@ -91,10 +91,12 @@ MACHINES = {
 # Units for float32 of a multiprocessor, by the first compute capability that has so many, and for
 # special functions: "Throughput of Native Arithmetic Instructions" in the CUDA C++ guide.
 _UNITS, _SPECIAL_UNITS = {75: 64, 86: 128}, 16
+_SHEETS = {80: "A100", 89: "RTX 4090", 90: "H100"}  # whose tensor cores these capabilities have
 
 
 def machine_of(attributes: Mapping[str, int], capability: int) -> Machine:
-    """A device with attributes by CuPy's names, for products in float32."""
+    """A device with attributes by CuPy's names; the rates of its tensor cores are known if there is
+    a data sheet of its compute capability."""
     bandwidth = 2e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 8
     clock, count = 1e3 * attributes["ClockRate"], attributes["MultiProcessorCount"]
     cycles = clock * count
@@ -102,7 +104,11 @@ def machine_of(attributes: Mapping[str, int], capability: int) -> Machine:
     float32, special = 2 * units * cycles, _SPECIAL_UNITS * cycles
     ratio = attributes["SingleToDoublePrecisionPerfRatio"]
     latencies = MACHINES["H100" if ratio <= 2 else "RTX 4090"].latencies
-    rates = bandwidth, float32, float32 / ratio, special, {"float32": float32}
+    products = {"float32": float32}
+    if capability in _SHEETS:
+        sheet = MACHINES[_SHEETS[capability]]
+        products = {kind: x * float32 / sheet.float32 for kind, x in sheet.products.items()}
+    rates = bandwidth, float32, float32 / ratio, special, products
     return Machine(*rates, clock, count, latencies)
 
 

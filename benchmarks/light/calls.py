@@ -7,14 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import costs
 import ml_dtypes
+import modelled
 import numpy as np
 from workloads import Joint, fresh, speech
 
 import cupy_rnnt
 
 from . import Report, in_short
-from .arrays import on_device
+from .arrays import cupy, on_device
 from .timing import (
     Interval,
     busy_seconds,
@@ -88,7 +90,32 @@ def _call(report: Report, label: str, joint: Joint, workspace: int) -> None:
         rounds=info.rounds,
         workspace_bytes=info.workspace_bytes,
     )
+    _beside(report, label, joint, workspace, info, median)
     _kernels(report, label, call, median)
+
+
+def _beside(
+    report: Report, label: str, joint: Joint, workspace: int, info: Any, seconds: float
+) -> None:
+    """The time of a call beside what the model computes for its host and for this GPU."""
+    gpu, products = cupy().cuda.Device(), joint.weight.dtype.name
+    machine = costs.machine_of(gpu.attributes, int(gpu.compute_capability))
+    frames, labels = (lengths.tolist() for lengths in (joint.logit_lengths, joint.target_lengths))
+    batch = costs.Batch.of(frames, [count + 1 for count in labels])
+    shape, of = joint.weight.shape, (info.computed, info.kept)
+    host = modelled.host_seconds(modelled.parts_of(*of, shape[0], info.rounds - 1), products)
+    device = None
+    if products in machine.products:
+        operations = modelled.operations(batch, *shape, *of, products, workspace)
+        device = costs.seconds(operations, machine, products)
+    of_device = "not known" if device is None else f"at least {1e3 * device:.2f} ms"
+    report(
+        f"{label}: computed: host {1e3 * host:.2f} ms, GPU {of_device}",
+        batch=label,
+        computed_host_seconds=host,
+        computed_gpu_seconds=device,
+        measured_over_computed=seconds / max(host, device or 0.0),
+    )
 
 
 def _kernels(report: Report, label: str, call: Callable[[], Any], seconds: float) -> None:

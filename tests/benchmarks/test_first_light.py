@@ -83,7 +83,12 @@ def test_values_on_an_emulated_gpu(emulated):
 
 def test_times_on_an_emulated_gpu(emulated):
     steps = emulated("calls bfloat16", "sweeps", "products", "rows", "headline")
-    whole, kernels, *_ = steps["calls bfloat16"]["results"]
+    whole, modelled, kernels, *_ = steps["calls bfloat16"]["results"]
+    times = modelled["computed_host_seconds"], modelled["computed_gpu_seconds"]
+    assert modelled["measured_over_computed"] == pytest.approx(
+        sorted(whole["wall_seconds"])[len(whole["wall_seconds"]) // 2] / max(times)
+    )
+    assert 0 < times[1] < times[0]  # a toy starves the GPU
     assert 0 < whole["kept"] <= whole["computed"] <= whole["cells"] == 5 * 3 + 4 * 2
     assert kernels["by"].startswith("events")
     counts = {row["name"]: row["count"] for row in kernels["kernels"]}
