@@ -90,3 +90,30 @@ def test_everything_runs_on_the_current_stream(emulator, function):
         function(**given)
     assert emulator.kernels.launches
     assert all(launch.stream == stream for launch in emulator.kernels.launches)
+
+
+@pytest.mark.slow
+def test_two_calls_on_two_streams(gpu):
+    """A second call runs in the middle of the first, on a stream of its own: both give the bits of
+    a call alone."""
+    case, function = to_device(trained(size=2, hidden=130)), OF_JOINT[True]
+    streams = [gpu.xp.cuda.Stream(non_blocking=True) for _ in range(2)]
+    results = [function(*case)]
+    gpu.xp.cuda.get_current_stream().synchronize()
+
+    def interrupt(done, total):
+        if len(results) == 1:
+            with streams[1]:
+                results.append(function(*case))
+
+    with streams[0]:
+        results.append(function(*case, progress=interrupt))
+    for stream in streams:
+        stream.synchronize()
+    alone, *others = [
+        [gpu.asnumpy(array) for array in (loss, *gradients)] for loss, gradients in results
+    ]
+    assert len(others) == 2
+    for other in others:
+        for one, expected in zip(other, alone, strict=True):
+            np.testing.assert_array_equal(one, expected)
