@@ -4,6 +4,7 @@ Importing this package imports NumPy and SciPy, and no framework.
 """
 
 from . import reference
+from .family import multi_blank, tdt
 from .joint import joint_rnnt_loss, joint_rnnt_loss_and_grad
 from .logits import rnnt_loss, rnnt_loss_and_grad
 from .results import Info, JointGradients
@@ -20,8 +21,10 @@ __all__ = [
     "Transducer",
     "joint_rnnt_loss",
     "joint_rnnt_loss_and_grad",
+    "multi_blank",
     "reference",
     "rnnt_loss",
     "rnnt_loss_and_grad",
+    "tdt",
 ]
 __version__ = "0.1.0"

@@ -26,12 +26,10 @@ class Batch:
     logit_lengths, target_lengths : array_like, shape (B,), any integer type
     shape : (B, T, U + 1)
         Extents of the padded lattice; no length may exceed them.
-    vocabulary : int
-        Number of entries V, the blanks included.
     blank : int
         Index in ``[-V, V)``.
-    blanks : int
-        Number of blanks: the blank and the columns in front of it.
+    tokens : checks.Tokens
+        What a row of logits holds.
 
     Attributes
     ----------
@@ -50,12 +48,11 @@ class Batch:
         logit_lengths: Any,
         target_lengths: Any,
         shape: tuple[int, int, int],
-        vocabulary: int,
         blank: int,
-        blanks: int = 1,
+        tokens: checks.Tokens,
     ) -> None:
         size, frames, positions = shape
-        self.blank = checks.blank(blank, vocabulary, blanks)
+        self.blank = checks.blank(blank, tokens)
         targets, logit_lengths, target_lengths = checks.integers(
             ("targets", targets, (size, positions - 1)),
             ("logit_lengths", logit_lengths, (size,)),
@@ -69,7 +66,7 @@ class Batch:
         longest = int(label_counts.max())
         targets = targets[:, :longest]
         valid = np.arange(longest) < label_counts[:, None]
-        checks.labels(targets, valid, vocabulary, self.blank, blanks)
+        checks.labels(targets, valid, self.blank, tokens)
         self.labels = np.zeros((size, longest + 1), np.intp)
         np.copyto(self.labels[:, :-1], targets, where=valid, casting="unsafe")
 

@@ -62,7 +62,7 @@ def checked(
     inputs = JointInputs(encoder_out, predictor_out, weight, bias)
     checks.same_device(**inputs._asdict())
     lattice, tokens = (size, frames, positions), options.tokens(len(weight))
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, options.blank, tokens)
     return JointCall(batch, options, inputs)
 
 
@@ -115,7 +115,8 @@ def joint_rnnt_loss(
         `gelu` is the tanh form.
     transducer : str or Transducer
         What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
-        ``"constrained"`` (those of k2, where a label takes a frame as well), or a
+        ``"constrained"`` (those of k2, where a label takes a frame as well), ``"hat"`` (Variani
+        2020), :func:`tdt`, whose rows hold V + D logits, :func:`multi_blank`, or a
         :class:`Transducer` of one's own.
     delay_penalty : float
         As in k2, ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every

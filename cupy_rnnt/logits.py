@@ -46,7 +46,7 @@ def checked(
     checks.batch_first("logits", logits, targets, positions=2)
     *lattice, width = logits.shape
     tokens = options.tokens(width)
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, *tokens)
+    batch = Batch(targets, logit_lengths, target_lengths, lattice, options.blank, tokens)
     return LogitsCall(batch, options, logits)
 
 
@@ -109,7 +109,8 @@ def rnnt_loss(
         Whether to take the log-softmax of `logits`; if not, they are log-probabilities already.
     transducer : str or Transducer
         What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
-        ``"constrained"`` (those of k2, where a label takes a frame as well), or a
+        ``"constrained"`` (those of k2, where a label takes a frame as well), ``"hat"`` (Variani
+        2020), :func:`tdt`, whose rows hold V + D logits, :func:`multi_blank`, or a
         :class:`Transducer` of one's own.
     delay_penalty : float
         As in k2, ``delay_penalty * ((T - 1) / 2 - t)`` is added to the log-probability of every

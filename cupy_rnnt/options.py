@@ -89,11 +89,9 @@ class Options:
             values["tolerance"] = default_tolerance(dtype)
         return Options(**values)
 
-    def tokens(self, width: int) -> tuple[int, int, int]:
-        """Of rows of `width` logits: the number of tokens, the blank, the number of blanks."""
-        transducer = self.transducer
-        vocabulary = checks.vocabulary(width, transducer.durations)
-        return vocabulary, self.blank, transducer.blanks
+    def tokens(self, width: int) -> checks.Tokens:
+        """What a row of `width` logits holds."""
+        return checks.Tokens.of(width, self.transducer.blanks, self.transducer.durations)
 
     def values(self) -> dict[str, Any]:
         """The value of every keyword, by name."""

@@ -284,14 +284,19 @@ def _joined(kinds: Iterable[list[tuple[int, int]]]) -> tuple[tuple[int, int], ..
     return tuple(joined)
 
 
-_WAIT = Arc(1, 0, (BLANK,))
+_WAIT, _EMIT = Arc(1, 0, (BLANK,)), Arc(0, 1, (LABEL,))
 NAMED = {
     # Graves 2012, arXiv 1211.3711.
-    "regular": Transducer(Topology((_WAIT, Arc(0, 1, (LABEL,))))),
+    "regular": Transducer(Topology((_WAIT, _EMIT))),
     # Of k2: a label takes a frame, too, and may be the last arc.
     "modified": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,))))),
     # Of k2: a label is followed by a blank of the same frame.
     "constrained": Transducer(Topology((_WAIT, Arc(1, 1, (LABEL,), then=BLANK)))),
+    # Variani 2020, arXiv 2003.07705: a sigmoid for the blank, a softmax for what it leaves.
+    "hat": Transducer(
+        Topology((_WAIT, _EMIT)),
+        (Head(("blank",), zero=True, charges=("blank", "label")), Head(("label",))),
+    ),
 }
 """The transducers that have a name."""
 
@@ -305,4 +310,7 @@ def transducer_of(name: str, value: Any) -> Transducer:
     try:
         return Transducer.parse(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} is {value!r}, but one of {', '.join(NAMED)} is needed") from None
+        raise ValueError(
+            f"{name} is {value!r}, but one of {', '.join(NAMED)} is needed, or a Transducer, as "
+            "tdt() and multi_blank() return"
+        ) from None

@@ -58,7 +58,7 @@ def test_what_is_refused(kind):
     """When it is traced, before anything runs."""
     batch = batch_of(kind, {})
     for options, text in (
-        ({"transducer": "modifed"}, "one of regular, modified, constrained is needed"),
+        ({"transducer": "modifed"}, "one of regular, modified, constrained, hat is needed"),
         ({"delay_penalty": float("nan")}, "delay_penalty is nan, but it must be finite"),
     ):
         with pytest.raises(ValueError, match=text):

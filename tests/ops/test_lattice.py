@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
+from cupy_rnnt.checks import Tokens
 from cupy_rnnt.topology import LABEL
 
 from ..device_calls import examples, operations, to_device, to_host
@@ -17,9 +18,8 @@ def solved(frames, positions, scores, gradient=True, transducer=PLAIN, delay_pen
     """Costs of a group of samples with given scores (K, T, S), and its lattice."""
     frames, positions = np.asarray(frames), np.asarray(positions)
     size, most = len(frames), positions.max()
-    batch = Batch(
-        np.ones((size, most - 1), int), frames, positions - 1, (size, frames.max(), most), 2, 0
-    )
+    extents = size, frames.max(), most
+    batch = Batch(np.ones((size, most - 1), int), frames, positions - 1, extents, 0, Tokens(2))
     ops = operations()
     form = transducer, frames, positions, gradient, delay_penalty, np.dtype(np.float64)
     lattice = ops.exact_lattice(*form)

@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 
+from cupy_rnnt import multi_blank, tdt
 from cupy_rnnt.topology import BLANK, KINDS, LABEL, Arc, Score, Topology
 from cupy_rnnt.transducer import NAMED, Head, Transducer, transducer_of
 
@@ -20,30 +21,10 @@ PLAIN = NAMED["regular"]
 WAIT, EMIT = Arc(1, 0, (BLANK,)), Arc(0, 1, (LABEL,))
 
 
-def tdt(durations, sigma=0.0) -> Transducer:
-    """Token-and-duration transducer (Xu 2023, arXiv 2304.06795); the last arc is a blank."""
-    scores = {frames: Score("duration", i) for i, frames in enumerate(durations)}
-    waiting = [Arc(d, 0, (BLANK, score)) for d, score in scores.items() if d > 0]
-    emitting = [Arc(d, 1, (LABEL, score), ends=False) for d, score in scores.items()]
-    heads = Head(("blank", "label")), Head(("duration",))
-    return Transducer(Topology((*waiting, *emitting)), heads, sigma)
-
-
-def multi_blank(durations, sigma=0.0) -> Transducer:
-    """Xu 2022, arXiv 2211.03541: blanks of some more durations beside that of one frame."""
-    big = [Arc(d, 0, (Score("blank", 1 + i),)) for i, d in enumerate(durations)]
-    return Transducer(Topology((WAIT, *big, EMIT)), sigma=sigma)
-
-
-HAT = Transducer(
-    Topology((WAIT, EMIT)),
-    (Head(("blank",), zero=True, charges=("blank", "label")), Head(("label",))),
-)
-"""Variani 2020, arXiv 2003.07705."""
+HAT = NAMED["hat"]
 
 TRANSDUCERS = {
     **NAMED,
-    "hat": HAT,
     "tdt": tdt((0, 1, 2), 0.05),
     "multi-blank": multi_blank((2, 4), 0.05),
 }
@@ -292,12 +273,49 @@ def padded_grads(samples: list[Sample], grads: list[np.ndarray], like: np.ndarra
     return padded
 
 
+class Joint:
+    """Samples of a joint network, and by the chain rule what their logits' gradients make."""
+
+    def __init__(self, transducer, extents, seed, scale=1.0, **options):
+        rng = np.random.default_rng(seed)
+        self.blank = int(rng.choice(blanks_of(transducer, 3)))
+        size, hidden, width = len(extents), 5, width_of(transducer, 3)
+        T, U = map(max, zip(*extents, strict=True))
+        shapes = (size, T + 1, hidden), (size, U + 1, hidden), (width, hidden), (width,)
+        self.inputs = [scale * rng.normal(size=shape) for shape in shapes]
+        encoder_out, predictor_out, weight, bias = self.inputs
+        self.hidden, self.samples = [], []
+        self.targets = np.zeros((size, U), int)
+        for b, (t, u) in enumerate(extents):
+            self.hidden.append(np.tanh(encoder_out[b, :t, None] + predictor_out[b, : u + 1]))
+            sample = random_sample(rng, transducer, t, u, blank=self.blank, **options)
+            sample = sample._replace(logits=self.hidden[-1] @ weight.T + bias)
+            self.targets[b, :u] = sample.labels
+            self.samples.append(sample)
+        self.arguments = *self.inputs, self.targets, *np.array(extents).T, self.blank
+
+    def expected(self, fastemit=0.0):
+        """Costs, and gradients of the sum of those that are finite."""
+        grads = [np.zeros_like(array) for array in self.inputs]
+        costs = []
+        for b, (sample, hidden) in enumerate(zip(self.samples, self.hidden, strict=True)):
+            cost, d_logits = enumerated(sample, fastemit)
+            costs.append(cost)
+            grads[2] += np.einsum("tuv,tuh->vh", d_logits, hidden)
+            grads[3] += d_logits.sum(axis=(0, 1))
+            d_sum = (d_logits @ self.inputs[2]) * (1 - hidden**2)
+            grads[0][b, : len(hidden)] = d_sum.sum(axis=1)
+            grads[1][b, : hidden.shape[1]] = d_sum.sum(axis=0)
+        return costs, grads
+
+
 OPTIONS = {
     "modified": {"transducer": "modified", "delay_penalty": 0.2},
     "constrained": {"transducer": "constrained"},
     "a penalty": {"delay_penalty": 0.3},
-    "a text": {"transducer": str(HAT), "delay_penalty": -0.1},
-    "a value": {"transducer": TRANSDUCERS["tdt"]},
+    "hat": {"transducer": "hat", "delay_penalty": -0.1},
+    "a text": {"transducer": str(multi_blank((2, 4), 0.05))},
+    "a value": {"transducer": tdt((0, 1, 2), 0.05)},
 }
 """For the tests of adapters."""
 

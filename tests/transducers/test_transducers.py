@@ -19,6 +19,7 @@ from .cases import (
     HAT,
     PLAIN,
     TRANSDUCERS,
+    Joint,
     Sample,
     batch_of,
     blanks_of,
@@ -28,7 +29,6 @@ from .cases import (
     random_sample,
     tdt,
     transducers,
-    width_of,
 )
 
 GRADIENT = {"rtol": 1e-11, "atol": 1e-12}
@@ -117,42 +117,6 @@ def test_logits_of_any_transducer(
 
 
 # Joint networks
-
-
-class Joint:
-    """Samples of a joint network, and by the chain rule what their logits' gradients make."""
-
-    def __init__(self, transducer, extents, seed, scale=1.0, **options):
-        rng = np.random.default_rng(seed)
-        self.blank = int(rng.choice(blanks_of(transducer, 3)))
-        size, hidden, width = len(extents), 5, width_of(transducer, 3)
-        T, U = map(max, zip(*extents, strict=True))
-        shapes = (size, T + 1, hidden), (size, U + 1, hidden), (width, hidden), (width,)
-        self.inputs = [scale * rng.normal(size=shape) for shape in shapes]
-        encoder_out, predictor_out, weight, bias = self.inputs
-        self.hidden, self.samples = [], []
-        self.targets = np.zeros((size, U), int)
-        for b, (t, u) in enumerate(extents):
-            self.hidden.append(np.tanh(encoder_out[b, :t, None] + predictor_out[b, : u + 1]))
-            sample = random_sample(rng, transducer, t, u, blank=self.blank, **options)
-            sample = sample._replace(logits=self.hidden[-1] @ weight.T + bias)
-            self.targets[b, :u] = sample.labels
-            self.samples.append(sample)
-        self.arguments = *self.inputs, self.targets, *np.array(extents).T, self.blank
-
-    def expected(self, fastemit=0.0):
-        """Costs, and gradients of the sum of those that are finite."""
-        grads = [np.zeros_like(array) for array in self.inputs]
-        costs = []
-        for b, (sample, hidden) in enumerate(zip(self.samples, self.hidden, strict=True)):
-            cost, d_logits = enumerated(sample, fastemit)
-            costs.append(cost)
-            grads[2] += np.einsum("tuv,tuh->vh", d_logits, hidden)
-            grads[3] += d_logits.sum(axis=(0, 1))
-            d_sum = (d_logits @ self.inputs[2]) * (1 - hidden**2)
-            grads[0][b, : len(hidden)] = d_sum.sum(axis=1)
-            grads[1][b, : hidden.shape[1]] = d_sum.sum(axis=0)
-        return costs, grads
 
 
 @examples(120, 4, **DRAWN)
@@ -271,6 +235,33 @@ def test_published_losses_and_gradients(device, name, package):
     np.testing.assert_allclose(grad, case["grad"], rtol=0, atol=of_grad)
     np.testing.assert_allclose(loss, case["ref64_loss"], **EXACT)
     np.testing.assert_allclose(grad, case["ref64_grad"], **EXACT)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values_of_a_joint(device, name):
+    """Hidden vectors that are 1 in the unit of their cell and 0 in others: a column of the weight
+    is the row of logits of a cell, and has its gradient."""
+    case = np.load(DATA / f"golden_{name}.npz")
+    (B, T, S, V), (transducer, options) = case["logits"].shape, of_source(case)
+    of_cells = np.eye(B * T * S).reshape(B, T, S, -1)
+    inputs = of_cells.sum(axis=2) - 0.5, of_cells.sum(axis=1) - 0.5
+    loss, gradients = joint_rnnt_loss_and_grad(
+        *inputs,
+        case["logits"].astype(np.float64).reshape(-1, V).T,
+        None,
+        *(case[name] for name in ("targets", "logit_lengths", "target_lengths")),
+        int(case["blank"]),
+        reduction="none",
+        activation="relu",
+        transducer=transducer,
+        **options,
+    )
+    of_loss, of_grad = PUBLISHED[name]
+    found = gradients.weight.T.reshape(B, T, S, V)
+    np.testing.assert_allclose(loss, case["loss"], rtol=of_loss)
+    np.testing.assert_allclose(found, case["grad"], rtol=0, atol=of_grad)
+    np.testing.assert_allclose(loss, case["ref64_loss"], **EXACT)
+    np.testing.assert_allclose(found, case["ref64_grad"], **EXACT)
 
 
 @every_implementation

@@ -12,6 +12,7 @@ import numpy as np
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
+from cupy_rnnt.checks import Tokens
 from cupy_rnnt.ops.lattices import BoundedLattice
 from cupy_rnnt.topology import LABEL, Topology
 from cupy_rnnt.transducer import Transducer
@@ -92,7 +93,7 @@ def made(samples, gradient=True) -> BoundedLattice:
     lattice.bound(to_device(np.ascontiguousarray(bounds)))
     shape = len(samples), int(frames.max()), int(positions.max())
     targets = np.ones((shape[0], shape[2] - 1), int)
-    batch = Batch(targets, frames, positions - 1, shape, 2, 0)
+    batch = Batch(targets, frames, positions - 1, shape, 0, Tokens(2))
     inside = np.concatenate([sample.mask.ravel() for sample in samples])
     exact = np.concatenate([sample.exact.reshape(scores, -1) for sample in samples], axis=1)
     if inside.any():

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cupy_rnnt.batch import Batch
+from cupy_rnnt.checks import Tokens
 from cupy_rnnt.engine.tangents import Tangents
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
@@ -216,8 +217,8 @@ def bounds_and_scores(gpu, case, transducer, activation, dtype):
     arrays = [array.astype(dtype) for array in case[:4]]
     arrays[3][2] = -np.inf
     shape, vocabulary = (len(case.targets), *(array.shape[1] for array in case[:2])), len(arrays[3])
-    tokens = vocabulary - transducer.durations
-    batch = Batch(case.targets, case.logit_lengths, case.target_lengths, shape, tokens, case.blank)
+    tokens = Tokens(vocabulary - transducer.durations)
+    batch = Batch(case.targets, case.logit_lengths, case.target_lengths, shape, case.blank, tokens)
     compute, hidden_size = compute_dtype(arrays[0].dtype), arrays[2].shape[1]
     inputs = JointInputs(*map(gpu.asarray, (*arrays[:3], arrays[3].astype(compute))))
     row = transducer.row(vocabulary, case.blank)

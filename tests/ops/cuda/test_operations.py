@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cupy_rnnt.batch import Batch, Coordinates
+from cupy_rnnt.checks import Tokens
 from cupy_rnnt.engine.plan import Tiles
 from cupy_rnnt.ops import cuda, is_on_cuda, on_host, operations_for
 from cupy_rnnt.ops import numpy as cpu
@@ -45,7 +46,7 @@ def test_products_of_some_columns(gpu, dtype):
 def test_coordinates(gpu):
     rng = np.random.default_rng(0)
     frames, labels = rng.integers(1, 9, 6), rng.integers(0, 6, 6)
-    batch = Batch(rng.integers(1, 9, (6, 5)), frames, labels, (6, 9, 6), 9, 0)
+    batch = Batch(rng.integers(1, 9, (6, 5)), frames, labels, (6, 9, 6), 0, Tokens(9))
     packed = np.arange(batch.cell_count)[::2]
     expected = Coordinates(batch, cpu).of(packed)
     found = Coordinates(batch, cuda).of(gpu.asarray(packed))
