@@ -8,7 +8,7 @@ import numpy as np
 
 from . import checks
 from .ops import Operations
-from .ops.types import Cells, DeviceArray
+from .ops.types import Cells, DeviceArray, HostArray
 
 INTEGERS = "targets", "logit_lengths", "target_lengths"
 """The integer arguments of every loss, in order."""
@@ -73,6 +73,10 @@ class Batch:
     @property
     def size(self) -> int:
         return len(self.frames)
+
+    @property
+    def label_counts(self) -> HostArray:
+        return self.positions - 1
 
     @property
     def cell_count(self) -> int:

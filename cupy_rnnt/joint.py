@@ -109,10 +109,11 @@ def joint_rnnt_loss(
         Index of the blank in ``[-V, V)``.
     clamp : float
         Of no effect without a gradient; see :func:`joint_rnnt_loss_and_grad`.
-    reduction : {"none", "mean", "sum"}
-        Costs of the samples, their mean over the batch, or their sum.
-    activation : {"tanh", "relu", "sigmoid", "gelu", "silu", "identity"}
-        `gelu` is the tanh form.
+    reduction : {"none", "mean", "mean_volume", "sum"}
+        Costs of the samples, their mean over the batch, their sum over the number of labels in the
+        batch (or over 1, if there are none), or their sum.
+    activation : {"tanh", "relu", "leaky_relu", "sigmoid", "gelu", "silu", "softsign", "identity"}
+        `gelu` is the tanh form, and the slope of `leaky_relu` below 0 is 0.01.
     transducer : str or Transducer
         What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
         ``"constrained"`` (those of k2, where a label takes a frame as well), ``"hat"`` (Variani
@@ -277,7 +278,8 @@ def joint_rnnt_loss_and_grad(
     )
     with operations_for(call.inputs.encoder_out).device_of(call.inputs.encoder_out):
         source = call.source(gradient=True)
-        weights = weights_of(call.options.reduction, cost_weights, call.batch.size, source.dtype)
+        labels = call.batch.label_counts
+        weights = weights_of(call.options.reduction, cost_weights, labels, source.dtype)
         result = run(source, call.batch, call.options, weights)
         gradients = JointGradients(*(exported(g, encoder_out) for g in source.gradients))
         return returned(result, encoder_out, gradients)

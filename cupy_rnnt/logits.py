@@ -103,8 +103,9 @@ def rnnt_loss(
         Index of the blank in ``[-V, V)``.
     clamp : float
         Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
-    reduction : {"none", "mean", "sum"}
-        Costs of the samples, their mean over the batch, or their sum.
+    reduction : {"none", "mean", "mean_volume", "sum"}
+        Costs of the samples, their mean over the batch, their sum over the number of labels in the
+        batch (or over 1, if there are none), or their sum.
     fused_log_softmax : bool
         Whether to take the log-softmax of `logits`; if not, they are log-probabilities already.
     transducer : str or Transducer
@@ -268,7 +269,8 @@ def rnnt_loss_and_grad(
         if overwrite_logits:
             checks.writeable("logits", logits, call.logits)
         dtype = compute_dtype(call.logits.dtype)
-        weights = weights_of(call.options.reduction, cost_weights, call.batch.size, dtype)
+        labels = call.batch.label_counts
+        weights = weights_of(call.options.reduction, cost_weights, labels, dtype)
         like_logits = call.logits.shape, call.logits.dtype
         grad = call.logits if overwrite_logits else ops.zeros(*like_logits)
         source = call.source(grad)

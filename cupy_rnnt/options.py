@@ -20,7 +20,7 @@ from .ops.numpy.activations import ACTIVATIONS
 from .transducer import NAMED, Transducer, transducer_of
 
 Progress = Callable[[int, int], object]
-REDUCTIONS = "none", "mean", "sum"
+REDUCTIONS = "none", "mean", "mean_volume", "sum"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
+from .ops import operations_for
 from .ops.types import DeviceArray, HostArray
 
 
@@ -57,19 +58,33 @@ class Info:
     workspace_bytes: int
 
 
-def reduced(costs: DeviceArray, reduction: str, dtype: np.dtype) -> Any:
+def divisor(reduction: str, label_counts: Any) -> Any:
+    """What the sum of the costs is divided by, of samples of so many labels, (..., B): an integer,
+    or one for each batch."""
+    if reduction == "mean":
+        return label_counts.shape[-1]
+    return label_counts.sum(axis=-1).clip(1) if reduction == "mean_volume" else 1
+
+
+def reduced(costs: DeviceArray, reduction: str, label_counts: HostArray, dtype: np.dtype) -> Any:
     """The costs (..., B), or their mean or sum over the batch, in `dtype`."""
     with np.errstate(all="ignore"):  # a sum may be too large, or inf - inf
         if reduction == "mean":
             costs = costs.mean(axis=-1)
-        elif reduction == "sum":
+        elif reduction != "none":
             costs = costs.sum(axis=-1)
+        if reduction == "mean_volume":
+            volume = divisor(reduction, label_counts)
+            costs = costs / operations_for(costs).asarray(volume)
         return costs.astype(dtype)
 
 
-def weights_of(reduction: str, cost_weights: Any, size: int, dtype: np.dtype) -> HostArray:
-    """Weights of the costs, float64, (B,): `cost_weights` or, if None, the derivative of the loss
-    with respect to each cost; for ``"none"``, of the sum of the costs."""
+def weights_of(
+    reduction: str, cost_weights: Any, label_counts: HostArray, dtype: np.dtype
+) -> HostArray:
+    """Weights of the costs, float64, (..., B): `cost_weights` or, if None, the derivative of the
+    loss with respect to each cost; for ``"none"``, of the sum of the costs."""
     if cost_weights is not None:
-        return checks.cost_weights(cost_weights, size, dtype)
-    return np.full(size, 1.0 / size if reduction == "mean" else 1.0)
+        return checks.cost_weights(cost_weights, len(label_counts), dtype)
+    share = 1.0 / np.expand_dims(divisor(reduction, label_counts), -1)
+    return np.full(label_counts.shape, share)

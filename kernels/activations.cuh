@@ -15,6 +15,12 @@ struct Relu {
     template <typename C> __device__ static C derivative(C x) { return x > 0; }
 };
 
+struct LeakyRelu {
+    static constexpr double kLeak = 0.01;  // the slope below 0
+    template <typename C> __device__ static C apply(C x) { return x > 0 ? x : C(kLeak) * x; }
+    template <typename C> __device__ static C derivative(C x) { return x > 0 ? 1 : C(kLeak); }
+};
+
 struct Sigmoid {
     template <typename C> __device__ static C apply(C x) { return 1 / (1 + exp(-x)); }
     template <typename C> __device__ static C derivative(C x) {
@@ -47,6 +53,14 @@ struct Silu {
     template <typename C> __device__ static C derivative(C x) {
         C s = Sigmoid::apply(x);
         return s + x * s * (1 - s);
+    }
+};
+
+struct Softsign {
+    template <typename C> __device__ static C apply(C x) { return x / (1 + fabs(x)); }
+    template <typename C> __device__ static C derivative(C x) {
+        C r = 1 / (1 + fabs(x));  // the square of a large number overflows
+        return r * r;
     }
 };
 

@@ -120,3 +120,9 @@ def occupancies(lattice, costs, frames, positions, of_labels=1.0):
     return [
         values.reshape(-1, t, s) for values, t, s in zip(of_samples, frames, positions, strict=True)
     ]
+
+
+def divisor(reduction, target_lengths):
+    """What a reduction divides the sum of the costs by."""
+    volume = max(int(np.sum(np.asarray(target_lengths))), 1)
+    return {"mean": len(target_lengths), "mean_volume": volume}.get(reduction, 1)

@@ -58,7 +58,8 @@ class Result:
         self.rounds = max(self.rounds, solved.rounds)
 
     def loss(self) -> Any:
-        return reduced(self.costs, self.options.reduction, self.dtype)
+        labels = self.batch.label_counts
+        return reduced(self.costs, self.options.reduction, labels, self.dtype)
 
     def info(self) -> Info:
         return Info(

@@ -7,12 +7,12 @@ Their workspace there comes from CuPy's own memory pool, so JAX must not have re
 
 *What is kept, what is computed twice.* JAX fixes all sizes when it compiles, so the list of kept
 cells, whose length depends on the data, cannot wait for the backward pass. With ``reduction``
-``"mean"`` or ``"sum"`` the forward pass of a derivative computes loss and gradients at once,
-reusing what the workspace holds; the gradients wait until the gradient of the loss, a number,
-multiplies them. With ``"none"`` the inputs wait; the backward pass takes the gradients of the costs
-as cost weights, and computes the scores of the forward pass again. The same happens with float16,
-because unscaled gradients could underflow. Under ``jax.checkpoint`` the whole forward pass is
-repeated as well. Without a derivative only costs are computed.
+``"mean"``, ``"mean_volume"`` or ``"sum"`` the forward pass of a derivative computes loss and
+gradients at once, reusing what the workspace holds; the gradients wait until the gradient of the
+loss, a number, multiplies them. With ``"none"`` the inputs wait; the backward pass takes the
+gradients of the costs as cost weights, and computes the scores of the forward pass again. The same
+happens with float16, because unscaled gradients could underflow. Under ``jax.checkpoint`` the whole
+forward pass is repeated as well. Without a derivative only costs are computed.
 
 *vmap* maps onto the batch: all mapped instances are computed in one call. Where instances have
 different parameters, or gradients of the parameters are wanted, there is a call for each instance,
@@ -49,6 +49,7 @@ from .. import logits as logits_front
 from ..batch import INTEGERS
 from ..ops.types import ArrayLike, Shape, compute_dtype
 from ..options import JointKeywords, Keywords, spells_out
+from ..results import divisor
 from .callbacks import JointLoss, LogitsLoss, Loss
 
 if TYPE_CHECKING:
@@ -305,9 +306,9 @@ def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, No
     gradients, inputs, integers = saved
     if gradients is not None:
         return jax.tree.map(partial(_scaled, upstream), gradients), None
-    size = inputs[0].shape[0]
-    of_cost = upstream / size if loss.options.reduction == "mean" else upstream
-    weights = jnp.broadcast_to(of_cost, (size,))
+    *_, target_lengths = integers
+    count = jnp.asarray(divisor(loss.options.reduction, target_lengths), upstream.dtype)
+    weights = jnp.broadcast_to(upstream / count, target_lengths.shape)
     return _call(loss, (None, _types_of(inputs)), inputs, integers, weights)[1], None
 
 

@@ -129,17 +129,16 @@ class Loss:
         named = dict(zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True))
         call = self.checked(named | self.options.values())
         source = self.source(call, gradients)
-        reduction = self.options.reduction
+        reduction, labels = self.options.reduction, call.batch.label_counts.reshape(*mapped, -1)
         if gradients is not None and weights is None:
-            size = call.batch.size // prod(mapped)
-            weights = np.tile(weights_of(reduction, None, size, source.dtype), prod(mapped))
+            weights = weights_of(reduction, None, labels, source.dtype).reshape(-1)
         elif gradients is not None:
             weights = weights.astype(np.float64)
         costs = run(source, call.batch, call.options, weights).costs
         if result is not None:
             if isinstance(source, LogitsSource):
                 logits_front.warn_if_misnamed(source)
-            result[...] = reduced(costs.reshape(*mapped, -1), reduction, source.dtype)
+            result[...] = reduced(costs.reshape(labels.shape), reduction, labels, source.dtype)
 
 
 class LogitsLoss(Loss):

@@ -127,19 +127,26 @@ def _samples(
         yield b, int(T), np.asarray(targets)[b, :U].astype(np.int64)
 
 
-def _reduce(costs: FloatArray, reduction: str, zero_infinity: bool) -> np.float64 | FloatArray:
+def _divisor(reduction: str, target_lengths: ArrayLike) -> float:
+    """What the sum of the costs is divided by."""
+    size, volume = np.size(target_lengths), max(int(np.sum(target_lengths)), 1)
+    return {"none": 1, "mean": size, "mean_volume": volume, "sum": 1}[reduction]
+
+
+def _reduce(
+    costs: FloatArray, reduction: str, target_lengths: ArrayLike, zero_infinity: bool
+) -> np.float64 | FloatArray:
     if zero_infinity:
         costs = np.where(np.isfinite(costs), costs, 0.0)
     if reduction == "none":
         return costs
-    total = np.float64(costs.sum())
-    return {"mean": total / len(costs), "sum": total}[reduction]
+    return np.float64(costs.sum() / _divisor(reduction, target_lengths))
 
 
-def _weights(cost_weights: ArrayLike | None, batch: int, reduction: str) -> FloatArray:
-    if cost_weights is not None:
-        return np.asarray(cost_weights, np.float64)
-    return np.full(batch, 1.0 / batch if reduction == "mean" else 1.0)
+def _weights(weights: ArrayLike | None, reduction: str, target_lengths: ArrayLike) -> FloatArray:
+    if weights is not None:
+        return np.asarray(weights, np.float64)
+    return np.full(np.shape(target_lengths), 1.0 / _divisor(reduction, target_lengths))
 
 
 def _logit_frames(logits: NDArray[np.generic]) -> Iterator[FloatArray]:
@@ -191,8 +198,8 @@ def rnnt_loss(
         Index of the blank in [-V, V).
     clamp : float
         If positive, bound of each element of d cost / d logits; the loss is the same.
-    reduction : {"none", "mean", "sum"}
-        Over the batch.
+    reduction : {"none", "mean", "mean_volume", "sum"}
+        Over the batch; "mean_volume": the sum over the number of labels, or over 1 if that is 0.
     fused_log_softmax : bool
         Whether a log-softmax over V comes first. If not, `logits` are taken as log-probabilities.
     transducer : str or Transducer
@@ -223,7 +230,7 @@ def rnnt_loss(
         frames = partial(_logit_frames, logits[b, :T, : len(labels) + 1])
         kind = logits.shape[-1], blank, transducer, delay_penalty, fused_log_softmax
         costs[b], _ = _cells(frames, labels, *kind).gradients(-1.0, 1.0)
-    return _reduce(costs, reduction, zero_infinity)
+    return _reduce(costs, reduction, target_lengths, zero_infinity)
 
 
 def rnnt_loss_and_grad(
@@ -244,9 +251,9 @@ def rnnt_loss_and_grad(
 ) -> tuple[np.float64 | FloatArray, FloatArray]:
     """Compute the loss of `rnnt_loss`, and a gradient (B, T, U + 1, V).
 
-    The gradient is that of ``sum(cost_weights * costs)``, where `cost_weights` (B,) are 1 / B for
-    "mean" and 1 for "sum" and "none" by default. It is 0 at padding and in samples whose cost is
-    not finite.
+    The gradient is that of ``sum(cost_weights * costs)``, where `cost_weights` (B,) are by default
+    1 / B for "mean", 1 / sum(target_lengths) for "mean_volume", and 1 for "sum" and "none". It is 0
+    at padding and in samples whose cost is not finite.
 
     Examples
     --------
@@ -257,7 +264,7 @@ def rnnt_loss_and_grad(
     (0.25, array([ 0.25,  0.25,  0.25, -0.75]))
     """
     logits = np.asarray(logits)
-    weights = _weights(cost_weights, len(logits), reduction)
+    weights = _weights(cost_weights, reduction, target_lengths)
     costs, grad_logits = np.zeros(len(logits)), np.zeros(logits.shape)
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         frames = partial(_logit_frames, logits[b, :T, : len(labels) + 1])
@@ -266,7 +273,7 @@ def rnnt_loss_and_grad(
         costs[b], gradients = cells.gradients(clamp, 1.0 + fastemit_lambda)
         for t, grad in enumerate(gradients):
             grad_logits[b, t, : len(grad)] = weights[b] * grad
-    return _reduce(costs, reduction, zero_infinity), grad_logits
+    return _reduce(costs, reduction, target_lengths, zero_infinity), grad_logits
 
 
 class _Joint:
@@ -336,7 +343,7 @@ fastemit_lambda, zero_infinity
         frames = partial(joint.frames, b, T, len(labels) + 1)
         kind = len(joint.weight), blank, transducer, delay_penalty
         costs[b], _ = _cells(frames, labels, *kind).gradients(-1.0, 1.0)
-    return _reduce(costs, reduction, zero_infinity)
+    return _reduce(costs, reduction, target_lengths, zero_infinity)
 
 
 def joint_rnnt_loss_and_grad(
@@ -373,7 +380,7 @@ def joint_rnnt_loss_and_grad(
     joint = _Joint(JointGradients(encoder_out, predictor_out, weight, bias), activation)
     arrays = joint.encoder_out, joint.predictor_out, joint.weight, joint.bias
     d_encoder, d_predictor, d_weight, d_bias = (np.zeros(array.shape) for array in arrays)
-    costs, weights = np.zeros(len(d_encoder)), _weights(cost_weights, len(d_encoder), reduction)
+    costs, weights = np.zeros(len(d_encoder)), _weights(cost_weights, reduction, target_lengths)
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         S = len(labels) + 1
         frames = partial(joint.frames, b, T, S)
@@ -388,4 +395,4 @@ def joint_rnnt_loss_and_grad(
             d_encoder[b, t] = d_sum.sum(axis=0)
             d_predictor[b, :S] += d_sum
     grads = JointGradients(d_encoder, d_predictor, d_weight, None if bias is None else d_bias)
-    return _reduce(costs, reduction, zero_infinity), grads
+    return _reduce(costs, reduction, target_lengths, zero_infinity), grads

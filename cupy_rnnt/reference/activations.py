@@ -24,8 +24,10 @@ def _gelu(x: FloatArray) -> Pair:
 ACTIVATIONS: dict[str, Callable[[FloatArray], Pair]] = {
     "tanh": lambda x: (np.tanh(x), 1 - np.tanh(x) ** 2),
     "relu": lambda x: (np.maximum(x, 0.0), np.where(x > 0, 1.0, 0.0)),
+    "leaky_relu": lambda x: (np.where(x > 0, x, 0.01 * x), np.where(x > 0, 1.0, 0.01)),
     "sigmoid": lambda x: (expit(x), expit(x) * expit(-x)),
     "gelu": _gelu,
     "silu": lambda x: (x * expit(x), expit(x) * (1 + x * expit(-x))),
+    "softsign": lambda x: (x / (1 + np.abs(x)), (1 / (1 + np.abs(x))) ** 2),
     "identity": lambda x: (x, np.ones_like(x)),
 }

@@ -32,7 +32,7 @@ from ..engine.logits_source import LogitsSource
 from ..engine.sources import Kept, Source
 from ..ops.types import DeviceArray, JointInputs
 from ..options import JointKeywords, Options
-from ..results import Info, JointGradients, weights_of
+from ..results import Info, JointGradients, divisor, weights_of
 from ..transducer import Row, Transducer
 from . import cuda
 
@@ -306,11 +306,11 @@ class _TwoPhases:
         *shared, kept, upstream = flat
         arguments = Arguments.of(shared)
         call = self._call(arguments, True, arguments.inputs[0].dtype)
-        size = call.batch.size
-        of_cost = upstream.double() / (size if call.options.reduction == "mean" else 1)
-        weights = array("upstream", of_cost.expand(size).contiguous())
+        batch = call.batch
+        of_cost = upstream.double() / int(divisor(call.options.reduction, batch.label_counts))
+        weights = array("upstream", of_cost.expand(batch.size).contiguous())
         cells = Kept(*(array("kept", field) for field in kept))
-        engine.backward(call.source, call.batch, call.options, cells, weights)
+        engine.backward(call.source, batch, call.options, cells, weights)
         return call.gradients
 
     def _fake_backward(self, *flat: Any) -> Tensors:
@@ -320,7 +320,7 @@ class _TwoPhases:
 def _joint_forward_backward(*flat: Any) -> Results:
     arguments = Arguments.of(flat)
     call = _joint_call(arguments, True, _compute_dtype(arguments.inputs))
-    weights = weights_of(call.options.reduction, None, call.batch.size, call.source.dtype)
+    weights = weights_of(call.options.reduction, None, call.batch.label_counts, call.source.dtype)
     result = engine.run(call.source, call.batch, call.options, weights)
     return _results(result, arguments.inputs[0].device, call.gradients)
 

@@ -65,7 +65,7 @@ def test_blank_may_count_from_the_end(function, blank):
 @every_function
 @pytest.mark.parametrize("value", ["average", "", "Mean", None, 1, ["mean"], b"mean"], ids=repr)
 def test_unknown_reduction(function, value):
-    words = f"reduction is {value!r}", "none, mean, sum"
+    words = f"reduction is {value!r}", "none, mean, mean_volume, sum"
     refused(function, ValueError, *words, reduction=value)
 
 

@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 import cupy_rnnt
 from cupy_rnnt import reference
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
+from cupy_rnnt.options import REDUCTIONS
 
 from ..device_calls import (
     examples,
@@ -37,7 +38,7 @@ SHAPES = {
 }
 OPTIONS = {
     "clamp": st.sampled_from([-1.0, 0.05]),
-    "reduction": st.sampled_from(("none", "mean", "sum")),
+    "reduction": st.sampled_from(REDUCTIONS),
     "fastemit_lambda": st.sampled_from([0.0, 0.3]),
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 import cupy_rnnt
 from cupy_rnnt import reference
+from cupy_rnnt.options import REDUCTIONS
 
 from ..helpers import random_joint_case, random_logits_case
 from ..tolerances import assert_gradient_close, assert_gradients_close
@@ -26,7 +27,7 @@ WEIGHTS = np.array([0.75, -2.0, 0.0, 3.0])  # what comes from above: of any sign
 
 every_kind = pytest.mark.parametrize("kind", ["logits", "joint"])
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: np.dtype(t).name)
-every_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
 def wide(dtype):

@@ -22,7 +22,11 @@ from .cases import (
 )
 
 pytestmark = pytest.mark.usefixtures("jax_on_cpu")
-PASSES = {"mean": ["forward_backward"], "none": ["forward", "forward_backward"]}
+PASSES = {
+    "mean": ["forward_backward"],
+    "mean_volume": ["forward_backward"],
+    "none": ["forward", "forward_backward"],
+}
 
 
 # What is computed
@@ -218,7 +222,7 @@ def test_mapped_batches(kind, reduction):
         assert_costs_close(found, jnp.stack(wanted), batches[0].dtype, batches[0].length)
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+@every_reduction
 def test_mapped_parameters(reduction):
     batch = made("joint")
     weight = jnp.stack([batch.inputs[2], -batch.inputs[2]])

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
+from cupy_rnnt.options import REDUCTIONS
 from cupy_rnnt.results import JointGradients
 
+from ..helpers import divisor
 from ..tolerances import assert_costs_close
 from .cases import (
     WEIGHTS,
@@ -54,7 +56,8 @@ def test_loss_and_gradient(kind, dtype, reduction):
     assert loss.dtype == (np.float64 if dtype == np.float64 else np.float32)
     assert loss.shape == wanted_loss.shape
     assert_costs_close(loss, wanted_loss, dtype, batch.length)
-    above = {"none": WEIGHTS, "mean": np.full(4, -0.5), "sum": np.full(4, -2.0)}[reduction]
+    share = -2.0 / divisor(reduction, batch.case.target_lengths)
+    above = WEIGHTS if reduction == "none" else np.full(4, share)
     _, wanted = reference_of(kind)(*batch.case, cost_weights=above)
     assert all(one.dtype == dtype for one in found)
     assert_gradients_match(kind, found, wanted, batch)
@@ -174,7 +177,7 @@ def test_gradients_that_overflow_float16_are_inf(kind, reduction):
 
     with np.errstate(all="raise"):
         found = jax.block_until_ready(gradient(loss, batch.inputs))
-    weights = np.full(4, scale / 4 if reduction == "mean" else scale)
+    weights = np.full(4, scale / divisor(reduction, batch.case.target_lengths))
     _, wanted = reference_of(kind)(*batch.case, cost_weights=weights)
     for one, other in zip(found, [wanted] if kind == "logits" else wanted, strict=True):
         too_large = abs(other) > 1.01 * float(np.finfo(np.float16).max)
@@ -187,8 +190,10 @@ def test_gradients_that_overflow_float16_are_inf(kind, reduction):
 def test_no_labels_and_one_sample(kind):
     batch = made(kind, size=2, labels=0)
     assert batch.integers[0].shape == (2, 0)
-    _, wanted = reference_of(kind)(*batch.case)
-    assert_gradients_match(kind, gradient(batch.loss, batch.inputs), wanted, batch)
+    for reduction in REDUCTIONS[1:]:
+        _, wanted = reference_of(kind)(*batch.case, reduction=reduction)
+        found = gradient(batch.loss, batch.inputs, reduction=reduction)
+        assert_gradients_match(kind, found, wanted, batch)
     batch = made(kind, size=1)
     _, wanted = reference_of(kind)(*batch.case)
     assert_gradients_match(kind, gradient(batch.loss, batch.inputs), wanted, batch)
@@ -244,7 +249,7 @@ def test_a_cost_that_is_not_finite_stays_alone(kind, value, zero_infinity, reduc
         lambda *inputs: batch.loss(*inputs, reduction=reduction, zero_infinity=zero_infinity).sum(),
         inputs,
     )
-    others = np.array([0.0, 1.0, 1.0, 1.0]) / (4 if reduction == "mean" else 1)
+    others = np.array([0.0, 1.0, 1.0, 1.0]) / divisor(reduction, batch.case.target_lengths)
     _, wanted = reference_of(kind)(*batch.case, cost_weights=others)
     assert_gradients_match(kind, found, wanted, batch)
 

@@ -22,10 +22,12 @@ DIFFERENCES = {"rtol": 1e-7, "atol": 1e-8}
 ACTIVATIONS = {
     "tanh": np.tanh,
     "relu": lambda x: x * (x > 0),
+    "leaky_relu": lambda x: np.maximum(x, x / 100),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     # (1 + tanh(y)) / 2 = sigmoid(2 y) gives the tanh approximation another face.
     "gelu": lambda x: x * expit(np.sqrt(8 / np.pi) * (x + 0.044715 * x**3)),
     "silu": lambda x: x / (1 + np.exp(-x)),
+    "softsign": lambda x: np.sign(x) * (1 - 1 / (1 + np.abs(x))),
     "identity": lambda x: x,
 }
 

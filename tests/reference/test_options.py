@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from cupy_rnnt.options import REDUCTIONS
 from cupy_rnnt.reference import joint_rnnt_loss_and_grad, rnnt_loss, rnnt_loss_and_grad
 
+from .. import device_calls
 from .cases import EXACT, assert_all_close, random_batch, random_joint
 
 
@@ -79,16 +81,32 @@ def test_reductions_and_cost_weights():
     costs, each = rnnt_loss_and_grad(logits, *rest, reduction="none")
     assert costs.shape == (3,)
     assert len(set(costs)) == 3
-    for reduction, weight in (("mean", 1 / 3), ("sum", 1.0)):
+    labels = rest[-1].sum()
+    assert labels > 1
+    for reduction, weight in (("mean", 1 / 3), ("mean_volume", 1 / labels), ("sum", 1.0)):
         loss, grad = rnnt_loss_and_grad(logits, *rest, reduction=reduction)
         np.testing.assert_allclose(loss, weight * costs.sum(), **EXACT)
         np.testing.assert_allclose(grad, weight * each, **EXACT)
         assert loss.dtype == grad.dtype == np.float64
     weights = np.array([2.0, 0.0, -0.5])
-    for reduction in ("none", "mean", "sum"):
+    for reduction in REDUCTIONS:
         loss, grad = rnnt_loss_and_grad(logits, *rest, reduction=reduction, cost_weights=weights)
         np.testing.assert_array_equal(loss, rnnt_loss(logits, *rest, reduction=reduction))
         np.testing.assert_allclose(grad, weights[:, None, None, None] * each, **EXACT)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_reductions_without_labels(device, reduction):
+    """A sum over the number of labels is a sum over 1 then; padding has none."""
+    logits, targets, logit_lengths, target_lengths = random_batch()
+    arguments = logits, targets, logit_lengths, 0 * target_lengths
+    costs, each = rnnt_loss_and_grad(*arguments, reduction="none")
+    share = 1 / 3 if reduction == "mean" else 1.0
+    whole = costs if reduction == "none" else share * costs.sum()
+    for function in rnnt_loss_and_grad, device_calls.rnnt_loss_and_grad:
+        loss, grad = function(*arguments, reduction=reduction)
+        np.testing.assert_allclose(loss, whole, **EXACT)
+        np.testing.assert_allclose(grad, share * each, **EXACT)
 
 
 def test_joint_reduces_like_the_loss():

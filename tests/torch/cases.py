@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cupy_rnnt import reference
+from cupy_rnnt.options import REDUCTIONS
 
-from ..helpers import random_joint_case, random_logits_case
+from ..helpers import divisor, random_joint_case, random_logits_case
 from ..tolerances import assert_gradient_close, assert_gradients_close
 
 torch = pytest.importorskip("torch")
@@ -25,9 +26,11 @@ from cupy_rnnt.torch import cuda, operators  # noqa: E402, F401
 ACTIVATIONS = {
     "tanh": torch.tanh,
     "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
     "sigmoid": torch.sigmoid,
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
+    "softsign": F.softsign,
     "identity": lambda x: x,
 }
 DTYPES = {
@@ -42,7 +45,7 @@ KINDS = "logits", "joint"
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
-every_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
 def tensor(array, dtype=None):
@@ -96,5 +99,6 @@ def assert_equal_bits(actual, desired):
         assert torch.equal(one, other)
 
 
-def reduced(costs, reduction):
-    return {"none": costs, "mean": costs.mean(), "sum": costs.sum()}[reduction]
+def reduced(costs, reduction, case):
+    whole = costs if reduction == "none" else costs.sum()
+    return whole / divisor(reduction, case.target_lengths)

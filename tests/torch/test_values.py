@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ..helpers import divisor
 from ..tolerances import assert_costs_close, assert_gradient_close
 from .cases import (
     ACTIVATIONS,
@@ -61,6 +62,18 @@ def textbook(kind, leaves, rest, activation="tanh", fused=True):
 # Values
 
 
+@every_kind
+@every_reduction
+def test_batches_without_labels(kind, reduction):
+    """Their sum is divided by 1 if it is to be divided by the number of labels."""
+    batch = made(kind, labels=0)
+    loss = loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction)
+    wanted = reference_of(kind)(*batch.case, reduction=reduction)
+    assert_costs_close(numpy(loss), wanted[0], np.float64, batch.length)
+    found = gradients(loss.sum(), batch.leaves)
+    assert_gradients_match(kind, found, wanted[1], np.float64, batch.length)
+
+
 @every_reduction
 @pytest.mark.parametrize("fused", [True, False])
 def test_logits_against_autograd(fused, reduction):
@@ -71,7 +84,9 @@ def test_logits_against_autograd(fused, reduction):
     loss = adapter.rnnt_loss(
         *batch.leaves, *batch.rest, reduction=reduction, fused_log_softmax=fused
     )
-    expected = reduced(textbook("logits", batch.leaves, batch.rest, fused=fused), reduction)
+    expected = reduced(
+        textbook("logits", batch.leaves, batch.rest, fused=fused), reduction, batch.case
+    )
     assert loss.shape == expected.shape
     assert_costs_close(numpy(loss), numpy(expected), np.float64, batch.length)
     upstream = torch.from_numpy(WEIGHTS) if reduction == "none" else torch.tensor(-2.5)
@@ -103,7 +118,8 @@ def test_against_the_reference(kind, dtype, reduction):
     batch = made(kind, seed=3, dtype=dtype, blank=2)
     numpy_dtype = DTYPES[dtype]
     loss = loss_of(kind)(*batch.leaves, *batch.rest, reduction=reduction)
-    scale = WEIGHTS if reduction == "none" else np.full(4, -2.5 / (4 if reduction == "mean" else 1))
+    share = -2.5 / divisor(reduction, batch.case.target_lengths)
+    scale = WEIGHTS if reduction == "none" else np.full(4, share)
     wanted = reference_of(kind)(*batch.case, reduction=reduction, cost_weights=scale)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_costs_close(numpy(loss), wanted[0], numpy_dtype, batch.length)

@@ -12,7 +12,7 @@ from ..types import DeviceArray, HiddenRows, HostArray, InputSums
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy, element_strides
 from .rows import entries_of, shares_of
 
-FUNCTORS = {name: name.capitalize() for name in ACTIVATIONS}
+FUNCTORS = {name: name.title().replace("_", "") for name in ACTIVATIONS}
 """The types of kernels/activations.cuh, by the names of the activations."""
 _HIDDEN = Kernel(
     "hidden",

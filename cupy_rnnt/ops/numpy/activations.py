@@ -13,6 +13,7 @@ from ..types import HostArray
 
 _GELU_SCALE = math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = 0.044715
+_LEAK = 0.01  # the slope below 0
 _GELU_SATURATED = 10.0  # from here on the gate is 1 in float64, and the derivative its limit
 
 
@@ -37,6 +38,14 @@ def _tanh_derivative(pre: HostArray, hidden: HostArray) -> None:
 def _sigmoid_derivative(pre: HostArray, hidden: HostArray) -> None:
     np.subtract(1, hidden, out=pre)
     np.multiply(pre, hidden, out=pre)
+
+
+def _leaky_relu(pre: HostArray, out: HostArray) -> None:
+    np.maximum(pre, _LEAK * pre, out=out)
+
+
+def _leaky_relu_derivative(pre: HostArray, hidden: HostArray) -> None:
+    np.copyto(pre, np.where(pre > 0, pre.dtype.type(1), pre.dtype.type(_LEAK)))
 
 
 def _gelu_gate(pre: HostArray) -> HostArray:
@@ -85,14 +94,31 @@ def _silu_derivative(pre: HostArray, hidden: HostArray) -> None:
     pre += gate
 
 
+def _softsign(pre: HostArray, out: HostArray) -> None:
+    """x / (1 + |x|)"""
+    size = abs(pre)
+    size += 1
+    np.divide(pre, size, out=out)
+
+
+def _softsign_derivative(pre: HostArray, hidden: HostArray) -> None:
+    """1 / (1 + |x|)^2"""
+    np.abs(pre, out=pre)
+    pre += 1
+    np.reciprocal(pre, out=pre)  # first, as the square of a large number overflows
+    pre *= pre
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": Activation(lambda pre, out: np.tanh(pre, out=out), _tanh_derivative),
     "relu": Activation(
         lambda pre, out: np.maximum(pre, 0, out=out),
         lambda pre, hidden: np.greater(pre, 0, out=pre),
     ),
+    "leaky_relu": Activation(_leaky_relu, _leaky_relu_derivative),
     "sigmoid": Activation(lambda pre, out: expit(pre, out=out), _sigmoid_derivative),
     "gelu": Activation(_gelu, _gelu_derivative),
     "silu": Activation(_silu, _silu_derivative),
+    "softsign": Activation(_softsign, _softsign_derivative),
     "identity": Activation(_copy, lambda pre, hidden: pre.fill(1)),
 }

@@ -227,7 +227,7 @@ def test_third_round(device):
 # The gradient
 
 
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu", "silu", "identity"])
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu", "silu", "softsign", "identity"])
 @pytest.mark.thinned(4)
 def test_gradient_is_that_of_the_paths_inside(device, activation):
     """Finite differences at a fixed C, in a random direction of each input.

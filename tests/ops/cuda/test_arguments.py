@@ -5,6 +5,7 @@ import pytest
 from scipy.special import log_softmax
 
 import cupy_rnnt
+from cupy_rnnt.options import REDUCTIONS
 
 from ...arguments.cases import (
     LENGTHS,
@@ -61,7 +62,7 @@ def flat_of(result):
 
 @every_function
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.thinned(5)
 def test_results_are_arrays_as_of_numpy(gpu, function, dtype, reduction):
     given = arguments(function)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
+from cupy_rnnt.ops.cuda.inputs import FUNCTORS
 from cupy_rnnt.ops.numpy import activations
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 from cupy_rnnt.ops.types import (
@@ -133,14 +134,14 @@ def test_it_knows_every_activation(gpu, launched, case, dtype, activation):
     )
     count = roundings(case, dtype, activation, 0)
     assert_twins(actual, desired, gpu, dtype, roundings=count)
-    arguments = launch.ELEMENTS[dtype.name], activation.capitalize()
+    arguments = launch.ELEMENTS[dtype.name], FUNCTORS[activation]
     assert of_activations(launched) == {(ACTIVATED[case], arguments)}
 
 
 def test_every_activation_is_launched():
     """By the test above, of all types that are declared."""
     tested = {
-        (name, (launch.ELEMENTS[dtype.name], activation.capitalize()))
+        (name, (launch.ELEMENTS[dtype.name], FUNCTORS[activation]))
         for case, name in ACTIVATED.items()
         for dtype in OPERATIONS[case.__name__].dtypes
         for activation in ACTIVATIONS
