@@ -6,8 +6,8 @@ Their workspace there comes from CuPy's own memory pool, so JAX must not have re
 (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
 
 *What is kept, what is computed twice.* JAX fixes all sizes when it compiles, so the list of kept
-cells, whose length depends on the data, cannot wait for the backward pass. With ``reduction``
-``"mean"``, ``"mean_volume"`` or ``"sum"`` the forward pass of a derivative computes loss and
+cells, whose length depends on the data, cannot wait for the backward pass. With a ``reduction``,
+``"mean"``, ``"mean_volume"`` or ``"sum"``, the forward pass of a derivative computes loss and
 gradients at once, reusing what the workspace holds; the gradients wait until the gradient of the
 loss, a number, multiplies them. With ``"none"`` the inputs wait; the backward pass takes the
 gradients of the costs as cost weights, and computes the scores of the forward pass again. The same

@@ -182,9 +182,9 @@ def joint_rnnt_loss(
 ) -> Any:
     """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for tensors.
 
-    Logits are in memory a tile at a time. With the reductions ``"mean"`` and ``"sum"`` the
-    gradients are computed with the loss; with ``"none"`` each cell whose gradient matters takes 24
-    bytes until the backward pass. If no input requires a gradient, only costs are computed.
+    Logits are in memory a tile at a time. With every reduction but ``"none"`` the gradients are
+    computed with the loss. With ``"none"`` each cell whose gradient matters takes 24 bytes until
+    the backward pass. If no input requires a gradient, only costs are computed.
 
     Parameters
     ----------
