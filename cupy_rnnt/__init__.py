@@ -6,6 +6,7 @@ Importing this package imports NumPy and SciPy, and no framework.
 from . import reference
 from .family import multi_blank, tdt
 from .joint import joint_rnnt_loss, joint_rnnt_loss_and_grad
+from .log_probs import joint_rnnt_log_probs, joint_rnnt_log_probs_grad
 from .logits import rnnt_loss, rnnt_loss_and_grad
 from .results import Info, JointGradients
 from .topology import Arc, Score, Topology
@@ -19,6 +20,8 @@ __all__ = [
     "Score",
     "Topology",
     "Transducer",
+    "joint_rnnt_log_probs",
+    "joint_rnnt_log_probs_grad",
     "joint_rnnt_loss",
     "joint_rnnt_loss_and_grad",
     "multi_blank",

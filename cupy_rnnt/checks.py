@@ -20,7 +20,7 @@ from .ops.types import FLOATING_DTYPES, ArrayLike, DeviceArray, HostArray, Shape
 from .topology import boolean as boolean
 from .topology import integer as integer
 
-_CELL_LIMIT = 2**62
+CELL_LIMIT = 2**62
 
 
 def _array(name: str, value: ArrayLike) -> DeviceArray:
@@ -55,16 +55,41 @@ def _shape_text(shape: Sequence[int | str]) -> str:
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
-def floats(
-    name: str, value: ArrayLike, axes: Sequence[str], dtype: np.dtype | None = None
-) -> DeviceArray:
-    """An array of a supported floating dtype (of `dtype`, if given) with the axes named."""
-    array = _array(name, value)
-    if array.ndim != len(axes):
+def rank(name: str, array: DeviceArray, *forms: Sequence[str]) -> Sequence[str]:
+    """The axes of an array by name, which are those of one of several forms."""
+    axes = next((form for form in forms if len(form) == array.ndim), None)
+    if axes is None:
         raise ValueError(
             f"{name} has {array.ndim} dimensions {_shape_text(array.shape)}, "
-            f"but {_shape_text(axes)} is needed"
+            f"but {' or '.join(map(_shape_text, forms))} is needed"
         )
+    return axes
+
+
+def not_empty(name: str, array: DeviceArray, axes: Sequence[str]) -> None:
+    """The first axes of an array, those that have a name, are not empty."""
+    for axis, extent in zip(axes, array.shape, strict=False):
+        if extent == 0:
+            raise ValueError(f"{name} has shape {_shape_text(array.shape)}: axis {axis} is empty")
+
+
+def packed_rows(name: str, array: DeviceArray, cells: int) -> None:
+    """A packed array has a row for each cell of the batch."""
+    rows, width = array.shape
+    if rows != cells:
+        raise ValueError(
+            f"{name} has shape {_shape_text(array.shape)}, but {_shape_text((cells, width))} is "
+            "needed: packed logits have a row for each cell, sum(logit_lengths * (target_lengths + "
+            "1)) in all"
+        )
+
+
+def floats(
+    name: str, value: ArrayLike, *forms: Sequence[str], dtype: np.dtype | None = None
+) -> DeviceArray:
+    """An array of a supported floating dtype (of `dtype`, if given) with the axes of a form."""
+    array = _array(name, value)
+    axes = rank(name, array, *forms)
     if array.dtype.name not in FLOATING_DTYPES:
         raise TypeError(
             f"{name} has dtype {array.dtype}, but one of {', '.join(FLOATING_DTYPES)} is needed"
@@ -75,9 +100,7 @@ def floats(
         raise TypeError(
             f"{name} has dtype {array.dtype}, but {dtype} is needed, as of the first argument"
         )
-    for axis, extent in zip(axes, array.shape, strict=True):
-        if extent == 0:
-            raise ValueError(f"{name} has shape {_shape_text(array.shape)}: axis {axis} is empty")
+    not_empty(name, array, axes)
     return array
 
 
@@ -211,7 +234,7 @@ def labels(targets: HostArray, valid: HostArray, blank: int, tokens: Tokens) -> 
 def cell_count(frames: HostArray, positions: HostArray) -> None:
     """The number of cells, and with it every offset, fits 64 bits."""
     count = sum(map(operator.mul, frames.tolist(), positions.tolist()))
-    if count > _CELL_LIMIT:
+    if count > CELL_LIMIT:
         raise ValueError(f"the batch has {count} cells, but at most 2**62 can be numbered")
 
 

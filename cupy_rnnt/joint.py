@@ -47,17 +47,17 @@ def checked(
     encoder_out = checks.floats("encoder_out", encoder_out, ("B", "T", "H"))
     dtype = encoder_out.dtype
     options = Options.checked(dtype, **keywords)
-    predictor_out = checks.floats("predictor_out", predictor_out, ("B", "U + 1", "H"), dtype)
+    predictor_out = checks.floats("predictor_out", predictor_out, ("B", "U + 1", "H"), dtype=dtype)
     targets = checks.integer_array("targets", targets)
     checks.batch_first("encoder_out", encoder_out, targets)
     checks.batch_first("predictor_out", predictor_out, targets, positions=1)
     size, frames, hidden_size = encoder_out.shape
     positions = predictor_out.shape[1]
     checks.shape("predictor_out", predictor_out, (size, positions, hidden_size))
-    weight = checks.floats("weight", weight, ("V", "H"), dtype)
+    weight = checks.floats("weight", weight, ("V", "H"), dtype=dtype)
     checks.output_layer(weight, hidden_size)
     if bias is not None:
-        bias = checks.floats("bias", bias, ("V",), dtype)
+        bias = checks.floats("bias", bias, ("V",), dtype=dtype)
         checks.shape("bias", bias, (len(weight),))
     inputs = JointInputs(encoder_out, predictor_out, weight, bias)
     checks.same_device(**inputs._asdict())

@@ -27,6 +27,8 @@ class LogitsCall(NamedTuple):
     logits: ArrayLike
 
     def source(self, grad: DeviceArray | None = None) -> LogitsSource:
+        if self.logits.ndim == 2:  # not in `checked`: JAX traces with lengths that stand for others
+            checks.packed_rows("logits", self.logits, self.batch.cell_count)
         options, width = self.options, self.logits.shape[-1]
         row = options.transducer.row(width, self.batch.blank, not options.fused_log_softmax)
         return LogitsSource(self.batch, self.logits, row, grad)
@@ -40,11 +42,17 @@ def checked(
     **keywords: Any,
 ) -> LogitsCall:
     """Validate the arguments of a loss; `keywords` are those of :class:`Options`."""
-    logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"))
+    logits = checks.floats("logits", logits, ("B", "T", "U + 1", "V"), ("cells", "V"))
     options = Options.checked(logits.dtype, **keywords)
     targets = checks.integer_array("targets", targets)
-    checks.batch_first("logits", logits, targets, positions=2)
     *lattice, width = logits.shape
+    if logits.ndim == 2:
+        checks.rank("targets", targets, ("B", "U"))
+        checks.not_empty("targets", targets, ("B",))
+        size, labels = targets.shape
+        lattice = [size, checks.CELL_LIMIT, labels + 1]
+    else:
+        checks.batch_first("logits", logits, targets, positions=2)
     tokens = options.tokens(width)
     batch = Batch(targets, logit_lengths, target_lengths, lattice, options.blank, tokens)
     return LogitsCall(batch, options, logits)
@@ -91,12 +99,14 @@ def rnnt_loss(
     ----------
     logits : numpy.ndarray, cupy.ndarray or other array with ``__dlpack__``, shape (B, T, U + 1, V)
         Joint outputs before softmax; float16, bfloat16, float32 or float64. Arithmetic is float32,
-        or float64 for float64.
+        or float64 for float64. Or, without padding, of shape (cells, V): a row for each cell,
+        sample by sample, then frame by frame, then position by position,
+        ``sum(logit_lengths * (target_lengths + 1))`` in all.
     targets : array_like, shape (B, U)
         Labels, of any integer type, on any device; entries from ``target_lengths[b]`` on are
         ignored.
     logit_lengths : array_like, shape (B,)
-        Frames of each sample, 1 to T.
+        Frames of each sample, 1 to T; any number of them if logits are packed.
     target_lengths : array_like, shape (B,)
         Labels of each sample, 0 to U.
     blank : int
@@ -234,7 +244,7 @@ def rnnt_loss_and_grad(
     Returns
     -------
     loss : as of :func:`rnnt_loss`
-    grad_logits : of the kind of `logits`, shape (B, T, U + 1, V)
+    grad_logits : of the kind and the shape of `logits`
         In the dtype of the logits; 0 at padding and for a sample whose cost is not finite.
     info : Info
         Only if `return_info` is true.

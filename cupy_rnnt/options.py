@@ -46,6 +46,14 @@ class JointKeywords(Keywords, total=False):
     activation: str
 
 
+class ScoreKeywords(TypedDict, total=False):
+    """What the functions of scores take by keyword."""
+
+    activation: str
+    transducer: str | Transducer
+    max_workspace_bytes: int | None
+
+
 class ReportingKeywords(Keywords, total=False):
     """What a loss takes by keyword if it can call back to Python and return an :class:`Info`."""
 

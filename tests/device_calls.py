@@ -81,6 +81,8 @@ rnnt_loss = _on_device(cupy_rnnt.rnnt_loss)
 rnnt_loss_and_grad = _on_device(cupy_rnnt.rnnt_loss_and_grad)
 joint_rnnt_loss = _on_device(cupy_rnnt.joint_rnnt_loss)
 joint_rnnt_loss_and_grad = _on_device(cupy_rnnt.joint_rnnt_loss_and_grad)
+joint_rnnt_log_probs = _on_device(cupy_rnnt.joint_rnnt_log_probs)
+joint_rnnt_log_probs_grad = _on_device(cupy_rnnt.joint_rnnt_log_probs_grad)
 
 
 def examples(many: int, few: int, **strategies: Any) -> Callable[..., Callable[[Device], None]]:

@@ -24,6 +24,8 @@ PUBLIC = {
     "Score",
     "Topology",
     "Transducer",
+    "joint_rnnt_log_probs",
+    "joint_rnnt_log_probs_grad",
     "joint_rnnt_loss",
     "joint_rnnt_loss_and_grad",
     "multi_blank",
@@ -32,9 +34,9 @@ PUBLIC = {
     "tdt",
 }
 FUNCTIONS = [getattr(cupy_rnnt, name) for name in sorted(PUBLIC) if name.islower()]
-LOSSES = [function for function in FUNCTIONS if "rnnt_loss" in function.__name__]
-OF_JAX = {"joint_rnnt_loss", "rnnt_loss"}
-OF_TORCH = {"JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"}
+WITH_TEXTBOOK = [function for function in FUNCTIONS if hasattr(reference, function.__name__)]
+OF_ADAPTERS = ["rnnt_loss", "joint_rnnt_loss", "joint_rnnt_log_probs"]
+OF_TORCH = {"JointRNNTLoss", "RNNTLoss", *OF_ADAPTERS}
 HEAVY = {"cupy", "torch", "jax", "tqdm", "matplotlib", "ml_dtypes"}
 OF_GRADIENTS = {"cost_weights", "overwrite_logits"}
 MOST_IMPORT_SECONDS = 0.3
@@ -110,7 +112,7 @@ def test_public_names_of_the_torch_adapter():
 
 def test_public_names_of_the_jax_adapter():
     adapter = pytest.importorskip("jax") and pytest.importorskip("cupy_rnnt.jax")
-    assert set(adapter.__all__) == OF_JAX
+    assert set(adapter.__all__) == set(OF_ADAPTERS)
 
 
 def defaults(module, name):
@@ -172,7 +174,7 @@ def test_every_parameter_is_documented(function):
     assert_documented(function)
 
 
-@pytest.mark.parametrize("name", ["rnnt_loss", "joint_rnnt_loss"])
+@pytest.mark.parametrize("name", OF_ADAPTERS)
 def test_every_parameter_of_the_jax_adapter_is_documented(name):
     pytest.importorskip("jax")
     import cupy_rnnt.jax as adapter
@@ -180,7 +182,7 @@ def test_every_parameter_of_the_jax_adapter_is_documented(name):
     assert_documented(getattr(adapter, name))
 
 
-@pytest.mark.parametrize("name", ["rnnt_loss", "joint_rnnt_loss"])
+@pytest.mark.parametrize("name", OF_ADAPTERS)
 def test_every_parameter_of_the_torch_adapter_is_documented(name):
     pytest.importorskip("torch")
     import cupy_rnnt.torch as adapter
@@ -188,7 +190,7 @@ def test_every_parameter_of_the_torch_adapter_is_documented(name):
     assert_documented(getattr(adapter, name))
 
 
-@pytest.mark.parametrize("function", LOSSES, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("function", WITH_TEXTBOOK, ids=lambda function: function.__name__)
 def test_every_parameter_of_the_reference_is_explained(function):
     oracle = getattr(reference, function.__name__)
     text = " ".join(own_and_referred(oracle, r"`(\w*rnnt_loss\w*)`"))

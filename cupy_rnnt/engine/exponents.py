@@ -94,7 +94,7 @@ def _ldexp(rows: HostArray, exponents: HostArray) -> None:
 
 
 def _lower(rows: HostArray, exponents: HostArray) -> None:
-    """:func:`_ldexp` of finite numbers and exponents of at most 0, by integer operations."""
+    """:func:`_ldexp` with exponents of at most 0, by integer operations."""
     limits = np.finfo(rows.dtype)
     integer = np.dtype(f"int{limits.bits}")
     bits_of_1 = limits.dtype.type(1).view(integer)
@@ -106,6 +106,7 @@ def _lower(rows: HostArray, exponents: HostArray) -> None:
     scratch = np.empty(shape, rows.dtype), np.empty(shape, rows.dtype)
     for part in _parts(rows):
         bits = rows[part].view(integer).T
+        is_finite = np.isfinite(rows[part].T)
         magnitude, denormal = (array[: bits.shape[-1]].T for array in scratch)
         shifted, rounded = magnitude.view(integer), denormal.view(integer)
         np.bitwise_and(bits, np.iinfo(integer).max, out=shifted)
@@ -117,8 +118,8 @@ def _lower(rows: HostArray, exponents: HostArray) -> None:
         rounded -= bits_of_1
         shifted += fields[part]
         np.maximum(shifted, rounded, out=shifted)
-        bits &= np.iinfo(integer).min
-        bits |= shifted
+        shifted |= bits & np.iinfo(integer).min
+        np.copyto(bits, shifted, where=is_finite)
 
 
 def _parts(rows: HostArray) -> Iterator[slice]:

@@ -32,7 +32,8 @@ class _LogitsScratch(NamedTuple):
 
 
 class LogitsSource:
-    """Logits in memory or, if the row has no head, log-probabilities.
+    """Logits in memory, (B, T, U + 1, V) or packed (cells, V), or, if the row has no head,
+    log-probabilities.
 
     The gradient goes to `grad`, which may be the array of the logits itself.
     """
@@ -50,7 +51,7 @@ class LogitsSource:
         self.coordinates = Coordinates(batch, self.ops)
         self.row, self.fused = row, bool(row.heads)
         self.device_row = self.ops.device_row(row)
-        self._batch, self.logits = batch, logits
+        self._batch, self.logits, self._packed = batch, logits, logits.ndim == 2
         self._tiles = None  # a view of the logits, (rows, V), where tiles need no copy
         if isinstance(logits, HostArray) and logits.flags.c_contiguous:
             self._tiles = logits.reshape(-1, self.width) if logits.dtype == self.dtype else None
@@ -100,9 +101,15 @@ class LogitsSource:
     def tangents(self, samples: HostArray) -> Tangents:
         raise NotImplementedError("given logits need no bounds")
 
+    def index(self, cells: Cells) -> tuple[DeviceArray, ...]:
+        """Where the rows of some cells are in the array of the logits."""
+        if self._packed:
+            return (cells.packed,)
+        return cells.sample, cells.frame, cells.position
+
     def _tile(self, cells: Cells, scratch: _LogitsScratch) -> Any:
         """The logits of some cells: a view if they are contiguous, else a copy."""
-        index = cells.sample, cells.frame, cells.position
+        index = self.index(cells)
         if self._tiles is not None:
             ends = tuple(coordinate[[0, -1]] for coordinate in index)
             first, last = np.ravel_multi_index(ends, self.logits.shape[:-1])
@@ -134,7 +141,7 @@ class LogitsSource:
         if self.grad is not self.logits:
             return
         batch, ops = self._batch, self.ops
-        for b in range(group.start, group.stop):
+        for b in () if self._packed else range(group.start, group.stop):
             frames, positions = int(batch.frames[b]), int(batch.positions[b])
             self.grad[b, frames:] = 0
             self.grad[b, :frames, positions:] = 0
@@ -144,7 +151,7 @@ class LogitsSource:
         rest = ops.indices(dropped, len(cells) - len(kept))
         for start in range(0, len(rest), _CLEAR_ROWS):
             place = self.coordinates.of(rest[start : start + _CLEAR_ROWS] + cells.start)
-            self.grad[place.sample, place.frame, place.position] = 0
+            self.grad[self.index(place)] = 0
 
 
 class LogitsSums:
@@ -173,16 +180,16 @@ class LogitsSums:
     ) -> None:
         """See :meth:`cupy_rnnt.engine.sources.GroupSums.add`."""
         source, ops, count = self._source, self._source.ops, len(cells.sample)
-        rows = ops.block_rows(count, source.width)
+        rows, indices = ops.block_rows(count, source.width), source.index(cells)
         for start in range(0, count, rows):
             part = slice(start, start + rows)
             labels = cells.label[part]
-            index = cells.sample[part], cells.frame[part], cells.position[part]
+            index = tuple(entries[part] for entries in indices)
             tile = scratch.logits[: len(labels)]
             if source.row.heads:
                 ops.gather(source.logits, index, tile)
             of_tile = LogitRows(tile, None, source.device_row, labels, scratch.block)
             ops.logits_grad(of_tile, posteriors.part(part))
             if self._exponents is not None:
-                self._exponents.put_back(tile, index[0])
+                self._exponents.put_back(tile, cells.sample[part])
             ops.scatter(tile, index, source.grad)

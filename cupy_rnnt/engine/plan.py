@@ -20,6 +20,8 @@ from ..transducer import Row
 _SMALL_ROWS = 64  # a smaller tile is not worth it, even if workers then have unequal counts
 ROW_BYTES = 512
 """What a row of a tile takes up in vectors, such as indices and occupancies."""
+LISTED_TILES = 4
+"""Tiles of a worker in a list of cells, where lists are not those of whole groups."""
 _MASKS_BYTES = 8  # a cell has entries of masks as well where cells are selected
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
 _BOOKKEEPING_BYTES = 2**20  # threads, closures, chunks of occupancies
@@ -129,7 +131,14 @@ def workspace_budget(options: Options, sizes: Sizes) -> int:
     return sizes.workspace_bytes if budget is None else min(budget, 2**62)
 
 
-def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, store: bool) -> Plan:
+def make_plan(
+    source: Needs,
+    batch: Batch,
+    options: Options,
+    gradient: bool,
+    store: bool,
+    lattices: bool = True,
+) -> Plan:
     """Choose workers, tiles and groups so that the planned peak is within `max_workspace_bytes`.
 
     Pass 1 selects its cells if the tolerance is above 0, the source can bound scores, and the
@@ -141,6 +150,8 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
         Whether the call needs occupancies, and not only costs.
     store : bool
         Whether logits may be kept from pass 1 to pass 2, which saves their second computation.
+    lattices : bool
+        Whether lattices are solved; if not, the cells of a group are listed some tiles at a time.
 
     Raises
     ------
@@ -152,8 +163,10 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
     scores, heads = len(topology.scores), len(source.row.heads)
     # The log-sum-exps are held of all cells and again of the kept cells, whose occupancies are too.
     cell_bytes = sizes.list_bytes + 8 * (2 * heads + scores)
+    # Coordinates of the cells of a list, and three arrays of their scores.
+    listed_bytes = 0 if lattices or not gradient else LISTED_TILES * (64 + 3 * 8 * scores)
     full, small = _tile_rows(batch, source.width, sizes)
-    selecting = options.tolerance > 0 and source.selects
+    selecting = lattices and options.tolerance > 0 and source.selects
     extents = [
         _Extent(t + s - 1, min(t, s) + 1, t * s, t, s, 1)
         for t, s in zip(batch.frames.tolist(), batch.positions.tolist(), strict=True)
@@ -161,8 +174,10 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
 
     def group_bytes(extent: _Extent, workers: int) -> int:
         diagonals, width, cells, frames, positions, samples = extent
-        lattice = ops.lattice_nbytes(topology, diagonals, width, gradient, selecting)
         vectors = source.group_bytes(frames, positions, workers)
+        if not lattices:
+            return vectors
+        lattice = ops.lattice_nbytes(topology, diagonals, width, gradient, selecting)
         if selecting:  # the references are freed before the gradient is allocated
             lattice += (8 * scores + _MASKS_BYTES) * cells
             vectors = max(vectors, source.selection_bytes(frames, positions, samples, workers))
@@ -170,7 +185,8 @@ def make_plan(source: Needs, batch: Batch, options: Options, gradient: bool, sto
 
     def base_bytes(workers: int, rows: int) -> int:
         shared = _BOOKKEEPING_BYTES + batch.nbytes + _SAMPLE_BYTES * batch.size
-        return shared + source.fixed_bytes(workers) + workers * source.tile_bytes(rows)
+        tile_bytes = source.tile_bytes(rows) + listed_bytes * rows
+        return shared + source.fixed_bytes(workers) + workers * tile_bytes
 
     def least_bytes(workers: int, rows: int) -> int:
         return base_bytes(workers, rows) + max(group_bytes(e, workers) for e in extents)

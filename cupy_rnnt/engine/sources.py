@@ -33,13 +33,14 @@ class GroupSums(Protocol):
         worker: int,
         cells: Cells,
         posteriors: RowPosteriors,
-        stored: tuple[DeviceArray, DeviceArray] | None,
+        stored: tuple[DeviceArray, DeviceArray | None] | None,
         scratch: Any,
     ) -> None:
         """Add the gradient of some cells.
 
-        `stored` holds logits that pass 1 stored and the numbers of the cells' rows in them. Calls
-        of several workers overlap; every worker makes its calls in the same order in every run.
+        `stored` holds logits that are in memory and the numbers of the cells' rows in them, or None
+        for logits in the scratch, a row for each cell. Calls of several workers overlap; every
+        worker makes its calls in the same order in every run.
         """
 
 

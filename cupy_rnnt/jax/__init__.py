@@ -1,6 +1,6 @@
-"""The losses as JAX functions, on the device buffers of JAX in place, within ``jax.jit`` or not.
+"""The losses, and the scores of cells, as JAX functions, on the device buffers of JAX in place.
 
-:func:`rnnt_loss` and :func:`joint_rnnt_loss` have a derivative in reverse mode, and no second one.
+They work within ``jax.jit`` or not, and have a derivative in reverse mode, and no second one.
 On the CPU they compute in NumPy; on CUDA in CuPy, on the stream of the surrounding computation.
 Their workspace there comes from CuPy's own memory pool, so JAX must not have reserved all memory
 (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
@@ -11,8 +11,9 @@ cells, whose length depends on the data, cannot wait for the backward pass. With
 gradients at once, reusing what the workspace holds; the gradients wait until the gradient of the
 loss, a number, multiplies them. With ``"none"`` the inputs wait; the backward pass takes the
 gradients of the costs as cost weights, and computes the scores of the forward pass again. The same
-happens with float16, because unscaled gradients could underflow. Under ``jax.checkpoint`` the whole
-forward pass is repeated as well. Without a derivative only costs are computed.
+happens with float16, because unscaled gradients could underflow, and with
+:func:`joint_rnnt_log_probs`. Under ``jax.checkpoint`` the whole forward pass is repeated as well.
+Without a derivative only costs are computed.
 
 *vmap* maps onto the batch: all mapped instances are computed in one call. Where instances have
 different parameters, or gradients of the parameters are wanted, there is a call for each instance,
@@ -48,14 +49,14 @@ from .. import checks, joint
 from .. import logits as logits_front
 from ..batch import INTEGERS
 from ..ops.types import ArrayLike, Shape, compute_dtype
-from ..options import JointKeywords, Keywords, spells_out
+from ..options import JointKeywords, Keywords, ScoreKeywords, spells_out
 from ..results import divisor
-from .callbacks import JointLoss, LogitsLoss, Loss
+from .callbacks import JointLoss, JointScores, LogitsLoss, Loss, PackedLogitsLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["joint_rnnt_loss", "rnnt_loss"]
+__all__ = ["joint_rnnt_log_probs", "joint_rnnt_loss", "rnnt_loss"]
 
 
 @spells_out(Keywords)
@@ -76,7 +77,7 @@ def rnnt_loss(
 
     Parameters
     ----------
-    logits : jax.Array, shape (B, T, U + 1, V)
+    logits : jax.Array, shape (B, T, U + 1, V) or, packed, (cells, V)
         float16, bfloat16, float32 or float64.
     targets : array_like, shape (B, U), any integer dtype
     logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
@@ -117,7 +118,8 @@ zero_infinity, tolerance, max_workspace_bytes
         fused_log_softmax=fused_log_softmax,
         **options,
     )
-    result: jax.Array = _everywhere(LogitsLoss(call.options), inputs, integers)
+    kind = PackedLogitsLoss if call.logits.ndim == 2 else LogitsLoss
+    result: jax.Array = _everywhere(_loss, kind(call.options), inputs, integers)
     return result
 
 
@@ -189,7 +191,58 @@ zero_infinity, tolerance, max_workspace_bytes
         reduction=reduction,
         **options,
     )
-    result: jax.Array = _everywhere(JointLoss(call.options), inputs, integers)
+    result: jax.Array = _everywhere(_loss, JointLoss(call.options), inputs, integers)
+    return result
+
+
+@spells_out(ScoreKeywords)
+def joint_rnnt_log_probs(
+    encoder_out: ArrayLike,
+    predictor_out: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    targets: ArrayLike,
+    logit_lengths: ArrayLike,
+    target_lengths: ArrayLike,
+    blank: int = -1,
+    **options: Unpack[ScoreKeywords],
+) -> jax.Array:
+    """Log-probabilities of every cell: :func:`cupy_rnnt.joint_rnnt_log_probs` for JAX.
+
+    Any function of the result has a derivative in reverse mode, in a workspace of tiles.
+
+    Parameters
+    ----------
+    encoder_out, predictor_out, weight, bias, targets, logit_lengths, target_lengths, blank, \
+activation, transducer, max_workspace_bytes
+        As for :func:`joint_rnnt_loss`.
+
+    Returns
+    -------
+    log_probs : jax.Array, shape (B, T, U + 1, K)
+        float32, or float64 for float64 inputs: for the plain transducer the log-probabilities of
+        the blank and of the next label. They are 0 at padding, and so is that of the label at the
+        last position of a sample. The gradient there is ignored.
+
+    Raises
+    ------
+    ValueError, TypeError, jax.errors.JaxRuntimeError
+        As :func:`joint_rnnt_loss` does.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, cupy_rnnt.jax
+    >>> lattice = jnp.array([[1, 2, 3], [4, 5, 0]]), jnp.array([6, 5]), jnp.array([3, 2])
+    >>> inputs = [jnp.zeros(shape) for shape in [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]]
+    >>> def function(inputs):
+    ...     return cupy_rnnt.jax.joint_rnnt_log_probs(*inputs, *lattice)[..., 0].sum()
+    >>> [gradient.shape for gradient in jax.jit(jax.grad(function))(inputs)]
+    [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]
+    """
+    inputs = _arrays(JointScores.names, encoder_out, predictor_out, weight, bias)
+    integers = _arrays(INTEGERS, targets, logit_lengths, target_lengths)
+    call = joint.checked(**_stand_ins(JointScores, inputs, integers), blank=blank, **options)
+    result: jax.Array = _everywhere(_scores, JointScores(call.options), inputs, integers)
     return result
 
 
@@ -234,15 +287,15 @@ def _axes(*trees: Any) -> frozenset[Any]:
     return frozenset().union(*(kind.manual_axis_type.varying for kind in types))
 
 
-def _everywhere(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
-    """The loss of inputs that vary over the same axes, from which JAX knows that it has to add up
-    the gradients of parameters."""
+def _everywhere(function: Any, loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
+    """The loss, by `function`, of inputs that vary over the same axes, from which JAX knows that it
+    has to add up the gradients of parameters."""
     axes = _axes(inputs, integers)
 
     def varying(x: jax.Array) -> Any:
         return jax.lax.pcast(x, tuple(axes - _axes(x)), to="varying")
 
-    return _loss(loss, jax.tree.map(varying, inputs), integers)
+    return function(loss, jax.tree.map(varying, inputs), integers)
 
 
 def _call(
@@ -275,8 +328,8 @@ def _type(shape: Shape, dtype: np.dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
-def _type_of_loss(loss: Loss, inputs: Arrays) -> jax.ShapeDtypeStruct:
-    shape = inputs[0].shape[:1] if loss.options.reduction == "none" else ()
+def _type_of_loss(loss: Loss, inputs: Arrays, integers: Arrays) -> jax.ShapeDtypeStruct:
+    shape = integers[1].shape if loss.options.reduction == "none" else ()
     return _type(shape, compute_dtype(inputs[0].dtype))
 
 
@@ -286,13 +339,13 @@ def _types_of(inputs: Arrays) -> Any:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
-    return _call(loss, (_type_of_loss(loss, inputs), None), inputs, integers)[0]
+    return _call(loss, (_type_of_loss(loss, inputs, integers), None), inputs, integers)[0]
 
 
 def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[Any, Any]:
     if loss.options.reduction == "none" or inputs[0].dtype == jnp.float16:
         return _loss(loss, inputs, integers), (None, inputs, integers)
-    types = _type_of_loss(loss, inputs), _types_of(inputs)
+    types = _type_of_loss(loss, inputs, integers), _types_of(inputs)
     result, gradients = _call(loss, types, inputs, integers)
     return result, (gradients, None, None)
 
@@ -313,3 +366,24 @@ def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, No
 
 
 _loss.defvjp(_loss_forward, _loss_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scores(scores: JointScores, inputs: Arrays, integers: Arrays) -> Any:
+    encoder_out, predictor_out, *_ = inputs
+    count = len(scores.options.transducer.topology.scores)
+    shape = *encoder_out.shape[:2], predictor_out.shape[1], count
+    result = _type(shape, compute_dtype(encoder_out.dtype))
+    return _call(scores, (result, None), inputs, integers)[0]
+
+
+def _scores_forward(scores: JointScores, inputs: Arrays, integers: Arrays) -> tuple[Any, Any]:
+    return _scores(scores, inputs, integers), (inputs, integers)
+
+
+def _scores_backward(scores: JointScores, saved: Any, upstream: jax.Array) -> tuple[Any, None]:
+    inputs, integers = saved
+    return _call(scores, (None, _types_of(inputs)), inputs, integers, upstream)[1], None
+
+
+_scores.defvjp(_scores_forward, _scores_backward)

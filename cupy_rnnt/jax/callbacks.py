@@ -24,6 +24,7 @@ from ..batch import INTEGERS
 from ..engine import run
 from ..engine.joint_source import JointSource
 from ..engine.logits_source import LogitsSource
+from ..engine.scores import Scores
 from ..ops.cuda.launch import cupy
 from ..ops.types import DeviceArray, HostArray, JointInputs, Shape
 from ..options import Options
@@ -159,6 +160,12 @@ class LogitsLoss(Loss):
         return call.source(gradient)
 
 
+class PackedLogitsLoss(LogitsLoss):
+    """The loss of packed logits, (cells, V)."""
+
+    rank = 2
+
+
 class JointLoss(Loss):
     """The loss of a joint network."""
 
@@ -172,6 +179,30 @@ class JointLoss(Loss):
     def source(self, call: joint.JointCall, gradients: Arrays | None) -> JointSource:
         out = None if gradients is None else JointGradients(*gradients)
         return call.source(out is not None, out)
+
+
+class JointScores(JointLoss):
+    """The scores of the cells of a joint network, in the place of a loss. What comes from above has
+    their shape, as weights have that of the costs."""
+
+    def _compute(
+        self,
+        mapped: Shape,
+        result: DeviceArray,
+        gradients: Arrays | None,
+        inputs: Arrays,
+        integers: Arrays,
+        weights: DeviceArray,
+    ) -> None:
+        named = dict(zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True))
+        call = self.checked(named | self.options.values())
+        source = self.source(call, gradients)
+        scores = Scores(source, call.batch, call.options, gradient=gradients is not None)
+        if gradients is None:
+            result.fill(0)
+            scores.write(_merged(mapped, result))
+        else:
+            scores.add_gradient(weights)
 
 
 # Arrays of instances of vmap; None stays None.

@@ -1,4 +1,4 @@
-"""The losses as PyTorch functions and modules, without copies.
+"""The losses, and the scores of cells, as PyTorch functions and modules, without copies.
 
 :func:`rnnt_loss` takes the arguments of ``torchaudio.functional.rnnt_loss``, in the same order and
 with the same defaults. Tensors may be on the CPU or, with CuPy installed, on a CUDA device, where
@@ -10,86 +10,28 @@ on a retained graph. There is no second derivative, and no ``vmap``: pass the sa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import checks
-from ..batch import INTEGERS
-from ..ops.types import ArrayLike
-from ..options import DEFAULTS, JointKeywords, Keywords, Options, spells_out
+from ..options import JointKeywords, Keywords, spells_out
 from . import operators
+from .arguments import arguments_of, autocast, dense, needs_grad
+from .log_probs import joint_rnnt_log_probs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["JointRNNTLoss", "RNNTLoss", "joint_rnnt_loss", "rnnt_loss"]
-
-
-def _dense(name: str, value: ArrayLike) -> Tensor:
-    if not isinstance(value, Tensor):
-        kind = type(value)
-        text = f"{name} is a {kind.__module__}.{kind.__qualname__}, but a torch.Tensor is needed"
-        raise TypeError(text)
-    if value.device.type not in ("cpu", "cuda"):
-        text = f"{name} is on device {value.device}, but a tensor on cpu or cuda is needed"
-        raise ValueError(text)
-    if value.is_nested:
-        text = f"{name} is nested, but a padded tensor is needed: torch.nested.to_padded_tensor"
-        raise TypeError(text)
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} has layout {value.layout}, but a dense tensor is needed")
-    if not torch.compiler.is_compiling():
-        _, tangent = forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
-        if tangent is not None:
-            raise NotImplementedError(f"{name} has a tangent, but there is no forward mode")
-    return value
-
-
-def _on_host(name: str, value: ArrayLike) -> Tensor:
-    """A copy, so that the values may change before the backward pass."""
-    if isinstance(value, Tensor):
-        return _dense(name, value).detach().to("cpu", copy=True)
-    try:
-        tensor = torch.tensor(value, device="cpu")  # the default device may be another one
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(value, (list, tuple)):
-            checks.within_64_bits(name, value)
-        raise TypeError(f"{name} cannot be made a tensor: {error}") from None
-    return tensor if tensor.numel() else tensor.long()  # PyTorch makes floats of an empty list
-
-
-def _arguments(inputs: list[Tensor], integers: Sequence[ArrayLike], **options: Any) -> list[Any]:
-    """The arguments of an operator: tensors and plain numbers. Numbers are checked here, but not
-    while PyTorch traces; the operator checks all of them again."""
-    lattice = [_on_host(name, value) for name, value in zip(INTEGERS, integers, strict=True)]
-    if torch.compiler.is_compiling():
-        values = DEFAULTS | options
-    else:
-        dtype = np.dtype(np.float64 if inputs[0].dtype == torch.float64 else np.float32)
-        values = Options.checked(dtype, **options).values()
-    return operators.Arguments(inputs, lattice, values).flat()
-
-
-def _needs_grad(tensors: Sequence[Tensor]) -> bool:
-    # torch.jit.trace checks, without gradients, that it would record the same again.
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _autocast(tensors: list[Tensor]) -> list[Tensor]:
-    """Tensors in the dtype of autocast, as ``torch.nn.functional.linear`` casts its arguments."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    casts = torch.float16, torch.bfloat16, torch.float32
-    return [tensor.to(dtype) if tensor.dtype in casts else tensor for tensor in tensors]
+__all__ = [
+    "JointRNNTLoss",
+    "RNNTLoss",
+    "joint_rnnt_log_probs",
+    "joint_rnnt_loss",
+    "rnnt_loss",
+]
 
 
 @spells_out(Keywords)
@@ -113,7 +55,7 @@ def rnnt_loss(
 
     Parameters
     ----------
-    logits : torch.Tensor, shape (B, T, U + 1, V)
+    logits : torch.Tensor, shape (B, T, U + 1, V) or, packed, (cells, V)
         On the CPU or a CUDA device; float16, bfloat16, float32 or float64. Autocast does not cast
         them.
     targets : torch.Tensor, shape (B, U), any integer dtype
@@ -150,8 +92,8 @@ zero_infinity, tolerance, max_workspace_bytes
     tensor([-1., -1.,  2.])
     """
     return_info = checks.boolean("return_info", return_info)
-    inputs = [_dense("logits", logits)]
-    arguments = _arguments(
+    inputs = [dense("logits", logits)]
+    arguments = arguments_of(
         inputs,
         (targets, logit_lengths, target_lengths),
         blank=blank,
@@ -160,7 +102,7 @@ zero_infinity, tolerance, max_workspace_bytes
         fused_log_softmax=fused_log_softmax,
         **options,
     )
-    loss, _, *facts = operators.LOGITS.forward(*arguments, _needs_grad(inputs))
+    loss, _, *facts = operators.LOGITS.forward(*arguments, needs_grad(inputs))
     return (loss, operators.info(*facts)) if return_info else loss
 
 
@@ -233,8 +175,8 @@ zero_infinity, tolerance, max_workspace_bytes
     named = {"encoder_out": encoder_out, "predictor_out": predictor_out, "weight": weight}
     if bias is not None:
         named["bias"] = bias
-    inputs = _autocast([_dense(name, tensor) for name, tensor in named.items()])
-    arguments = _arguments(
+    inputs = autocast([dense(name, tensor) for name, tensor in named.items()])
+    arguments = arguments_of(
         inputs,
         (targets, logit_lengths, target_lengths),
         blank=blank,
@@ -242,11 +184,11 @@ zero_infinity, tolerance, max_workspace_bytes
         reduction=reduction,
         **options,
     )
-    needs_grad = _needs_grad(inputs)
-    if needs_grad and reduction != "none":
+    keep = needs_grad(inputs)
+    if keep and reduction != "none":
         loss, _, *facts = operators.JOINT_AND_GRAD(*arguments)
     else:
-        loss, _, *facts = operators.JOINT.forward(*arguments, needs_grad)
+        loss, _, *facts = operators.JOINT.forward(*arguments, keep)
     return (loss, operators.info(*facts)) if return_info else loss
 
 

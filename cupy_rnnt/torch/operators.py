@@ -46,7 +46,7 @@ _HINTS = get_type_hints(Options) | get_type_hints(JointKeywords)
 OPTIONS = tuple(name for name in _HINTS if name not in ("progress", "return_info"))
 """Keywords that operators take, in the order of their schemas."""
 
-_ARGUMENTS = ", ".join(
+ARGUMENTS = ", ".join(
     [
         "Tensor[] inputs, Tensor targets, Tensor logit_lengths, Tensor target_lengths",
         *(f"{_SCHEMA_TYPES[_HINTS[name]]} {name}" for name in OPTIONS),
@@ -119,12 +119,12 @@ def array(name: str, tensor: Tensor) -> DeviceArray:
         ) from error
 
 
-def _own(tensor: Tensor) -> DeviceArray:
+def own(tensor: Tensor) -> DeviceArray:
     """A view of a new tensor, to write to."""
     return _view(tensor, Tensor.numpy)
 
 
-def _as_guest(function: Callable[..., Any]) -> Callable[..., Any]:
+def as_guest(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of an operator as a guest on the device of its inputs, if that is a GPU. Its
     arrays are dead when CuPy gives the memory back."""
 
@@ -147,19 +147,19 @@ def info(certificate: Tensor, numbers: Tensor) -> Info:
 def _logits_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
     logits = array("logits", *arguments.inputs)
     call = logits_front.checked(logits, *_lattice(arguments), **arguments.options)
-    gradients = [] if dtype is None else [_zeros(x, dtype) for x in arguments.inputs]
-    source = call.source(_own(*gradients) if gradients else None)
+    gradients = [] if dtype is None else [zeros(x, dtype) for x in arguments.inputs]
+    source = call.source(own(*gradients) if gradients else None)
     return Call(call.batch, call.options, source, gradients)
 
 
-def _joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
+def joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
     names = JointInputs._fields
     inputs = [array(name, x) for name, x in zip(names, arguments.inputs, strict=False)]
     no_bias = [None] * (len(names) - len(inputs))
     call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **arguments.options)
     like = [] if dtype is None else arguments.inputs  # which have been checked
     gradients = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in like]
-    out = JointGradients(*map(_own, gradients), *no_bias) if gradients else None
+    out = JointGradients(*map(own, gradients), *no_bias) if gradients else None
     return Call(call.batch, call.options, call.source(gradient, out), gradients)
 
 
@@ -179,11 +179,11 @@ def _results(result: engine.Result, device: torch.device, waiting: Tensors) -> R
 
 def _tensor(array: DeviceArray, device: torch.device) -> Tensor:
     new = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), device=device)
-    _own(new)[...] = array
+    own(new)[...] = array
     return new
 
 
-def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
+def zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
     if cuda.is_on_cuda(like):
         return torch.zeros(like.shape, dtype=dtype, device=like.device)
     # NumPy takes pages of zeros from the system, where PyTorch would write all of them.
@@ -200,7 +200,7 @@ def _joined(parts: list[Kept], inputs: Tensors) -> Tensors:
     for pieces, dtype in zip(fields, _kept_dtypes(inputs), strict=True):
         rows = pieces[0].shape[:-1]
         new = torch.empty(*rows, count, dtype=dtype, device=inputs[0].device)
-        view, start = _own(new), 0
+        view, start = own(new), 0
         while pieces:
             piece = pieces.pop(0)
             view[..., start : start + piece.shape[-1]] = piece
@@ -211,24 +211,22 @@ def _joined(parts: list[Kept], inputs: Tensors) -> Tensors:
 
 def _kept_dtypes(inputs: Tensors) -> list[torch.dtype]:
     """The dtypes of the fields of :class:`cupy_rnnt.engine.sources.Kept`."""
-    return [torch.int64, torch.float64, _compute_dtype(inputs)]
+    return [torch.int64, torch.float64, compute_dtype(inputs)]
 
 
-def _compute_dtype(inputs: Tensors) -> torch.dtype:
+def compute_dtype(inputs: Tensors) -> torch.dtype:
     """The dtype of the arithmetic and of the loss."""
     return torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
 
 
 def _fake_results(arguments: Arguments, waiting: Tensors) -> Results:
     """Tensors with the shapes, dtypes and devices of the results."""
-    first = arguments.inputs[0]
+    first, of_costs = arguments.inputs[0], arguments.lattice[1].shape
+    of_loss = of_costs if arguments.options["reduction"] == "none" else ()
     return (
-        first.new_empty(
-            first.shape[:1] if arguments.options["reduction"] == "none" else (),
-            dtype=_compute_dtype(arguments.inputs),
-        ),
+        first.new_empty(of_loss, dtype=compute_dtype(arguments.inputs)),
         waiting,
-        first.new_empty(first.shape[:1], dtype=torch.float64),
+        first.new_empty(of_costs, dtype=torch.float64),
         first.new_empty(len(_NUMBERS), dtype=torch.int64, device="cpu"),
     )
 
@@ -241,18 +239,18 @@ class _TwoPhases:
 
     def __init__(self, name: str, call: Callable[..., Call]):
         self._call = call
-        self.forward = _operator(
-            name, f"{_ARGUMENTS}, bool keep", _RESULTS, _as_guest(self._forward), self._fake_forward
+        self.forward = operator(
+            name, f"{ARGUMENTS}, bool keep", _RESULTS, as_guest(self._forward), self._fake_forward
         )
         self.forward.register_autograd(self._differentiated, setup_context=self._save)
-        self.backward = _operator(
+        self.backward = operator(
             f"{name}_backward",
-            f"{_ARGUMENTS}, Tensor[] kept, Tensor upstream",
+            f"{ARGUMENTS}, Tensor[] kept, Tensor upstream",
             "Tensor[]",
-            _as_guest(self._backward),
+            as_guest(self._backward),
             self._fake_backward,
         )
-        self.backward.register_autograd(_refuse_second_derivative)
+        self.backward.register_autograd(refuse_second_derivative)
 
     def _forward(self, *flat: Any) -> Results:
         *shared, keep = flat
@@ -319,7 +317,7 @@ class _TwoPhases:
 
 def _joint_forward_backward(*flat: Any) -> Results:
     arguments = Arguments.of(flat)
-    call = _joint_call(arguments, True, _compute_dtype(arguments.inputs))
+    call = joint_call(arguments, True, compute_dtype(arguments.inputs))
     weights = weights_of(call.options.reduction, None, call.batch.label_counts, call.source.dtype)
     result = engine.run(call.source, call.batch, call.options, weights)
     return _results(result, arguments.inputs[0].device, call.gradients)
@@ -327,7 +325,7 @@ def _joint_forward_backward(*flat: Any) -> Results:
 
 def _fake_joint_forward_backward(*flat: Any) -> Results:
     arguments = Arguments.of(flat)
-    dtype = _compute_dtype(arguments.inputs)
+    dtype = compute_dtype(arguments.inputs)
     return _fake_results(arguments, [x.new_empty(x.shape, dtype=dtype) for x in arguments.inputs])
 
 
@@ -357,7 +355,7 @@ def _fake_scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tenso
     return [x.new_empty(x.shape) for x in inputs]
 
 
-def _refuse_second_derivative(ctx: Any, *_: Any) -> NoReturn:
+def refuse_second_derivative(ctx: Any, *_: Any) -> NoReturn:
     raise NotImplementedError("the gradients of an RNN-T loss cannot be differentiated again")
 
 
@@ -367,7 +365,7 @@ def _refuse_map(*_: Any) -> NoReturn:
     )
 
 
-def _operator(
+def operator(
     name: str, arguments: str, results: str, function: Callable[..., Any], fake: Callable[..., Any]
 ) -> Any:
     new = custom_op(
@@ -381,20 +379,20 @@ def _operator(
 
 
 LOGITS = _TwoPhases("rnnt_loss", _logits_call)
-JOINT = _TwoPhases("joint_rnnt_loss", _joint_call)
-JOINT_AND_GRAD = _operator(
+JOINT = _TwoPhases("joint_rnnt_loss", joint_call)
+JOINT_AND_GRAD = operator(
     "joint_rnnt_loss_and_grad",
-    _ARGUMENTS,
+    ARGUMENTS,
     _RESULTS,
-    _as_guest(_joint_forward_backward),
+    as_guest(_joint_forward_backward),
     _fake_joint_forward_backward,
 )
 JOINT_AND_GRAD.register_autograd(_scaled_gradients, setup_context=_save_gradients)
-_SCALED = _operator(
+_SCALED = operator(
     "scaled",
     "Tensor[] gradients, Tensor[] inputs, Tensor upstream",
     "Tensor[]",
     _scaled,
     _fake_scaled,
 )
-_SCALED.register_autograd(_refuse_second_derivative)
+_SCALED.register_autograd(refuse_second_derivative)

@@ -27,6 +27,11 @@ ONLY_BY_KEYWORD = {
     "joint_rnnt_loss": [*COMMON, "activation", *REPORTING],
     "joint_rnnt_loss_and_grad": ["cost_weights", *COMMON, "activation", *REPORTING],
 }
+OF_SCORES = ["activation", "transducer", "max_workspace_bytes", "progress"]
+ONLY_BY_KEYWORD_OF_SCORES = {
+    "joint_rnnt_log_probs": OF_SCORES,
+    "joint_rnnt_log_probs_grad": ["grad", *OF_SCORES],
+}
 LOGITS = np.zeros((1, 2, 2, 3)), [[1]], [2], [1]
 
 
@@ -42,6 +47,13 @@ def test_signatures_spell_out_every_keyword(name):
     text = inspect.signature(function).__str__()
     assert "tolerance: float | None = None" in text
     assert "**" not in text
+
+
+@pytest.mark.parametrize("name", ONLY_BY_KEYWORD_OF_SCORES)
+def test_signatures_of_scores_spell_out_every_keyword(name):
+    function = getattr(cupy_rnnt, name)
+    assert [one.name for one in only_by_keyword(function)] == ONLY_BY_KEYWORD_OF_SCORES[name]
+    assert "max_workspace_bytes: int | None = None" in str(inspect.signature(function))
 
 
 @pytest.mark.parametrize("name", ["rnnt_loss", "joint_rnnt_loss"])

@@ -223,6 +223,16 @@ def test_weights_that_are_not_finite_stay_so():
     np.testing.assert_array_equal(gradient, np.ones((5, 2)) * weights[:, None])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weight", [1e-37, 1e37])
+def test_gradients_that_are_not_finite_stay_so(dtype, weight):
+    values = np.array([np.nan, np.inf, -np.inf, 0.0, 3.0], dtype)
+    exponents = WeightExponents(np.array([weight]))
+    gradient = values[None] * exponents.fractions.astype(dtype)
+    exponents.put_back(gradient, np.zeros(1, int))
+    np.testing.assert_allclose(gradient[0], values * dtype(weight), rtol=1e-6)
+
+
 def test_ordinary_weights_share_an_exponent():
     """So that no row is touched, nor any sum."""
     exponents = WeightExponents(np.array([65536.0, -0.3, 0.02, 1 / 512]), 1)

@@ -21,7 +21,7 @@ pytest.importorskip("torch._dynamo")
 F = torch.nn.functional
 
 import cupy_rnnt.torch as adapter  # noqa: E402
-from cupy_rnnt.torch import cuda, operators  # noqa: E402, F401
+from cupy_rnnt.torch import arguments, cuda, operators  # noqa: E402, F401
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
