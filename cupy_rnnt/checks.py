@@ -282,6 +282,14 @@ def blank(value: Any, tokens: Tokens) -> int:
     return index % vocabulary
 
 
+def seed(name: str, value: Any) -> int:
+    """An integer of at most 63 bits."""
+    result: int = integer(name, value)
+    if not 0 <= result < 2**63:
+        raise ValueError(f"{name} is {result}, but it must be between 0 and {2**63 - 1}")
+    return result
+
+
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
     """A finite number with ``low <= value < below``."""
     if not isinstance(value, Real):

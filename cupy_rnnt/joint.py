@@ -82,7 +82,7 @@ def joint_rnnt_loss(
 ) -> Any:
     """RNN-transducer loss of a joint network, from its inputs and its output layer.
 
-    The joint network is ``hidden = activation(encoder_out[b, t] + predictor_out[b, u])``,
+    The joint network is ``hidden = dropout(activation(encoder_out[b, t] + predictor_out[b, u]))``,
     ``logits = hidden @ weight.T + bias``. The (B, T, U + 1, V) logits are computed a tile at a
     time and never held. NumPy arrays are processed on the CPU, CuPy arrays on their device and its
     current stream. Other arrays that speak DLPack, of PyTorch or JAX for example, are processed on
@@ -114,6 +114,14 @@ def joint_rnnt_loss(
         batch (or over 1, if there are none), or their sum.
     activation : {"tanh", "relu", "leaky_relu", "sigmoid", "gelu", "silu", "softsign", "identity"}
         `gelu` is the tanh form, and the slope of `leaky_relu` below 0 is 0.01.
+    dropout : float
+        Probability that a hidden value is 0 in a call, behind the activation; the others are
+        multiplied by ``1 / (1 - dropout)``, as ``torch.nn.Dropout`` does in training. At least 0
+        and below 1.
+    seed : int
+        Says which hidden values are 0, together with the numbers of sample, frame, position and
+        unit: the same ones on a CPU and on a GPU, whatever the workspace. Pass another seed in
+        every step. From 0 to ``2**63 - 1``.
     transducer : str or Transducer
         What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
         ``"constrained"`` (those of k2, where a label takes a frame as well), ``"hat"`` (Variani

@@ -44,6 +44,8 @@ class JointKeywords(Keywords, total=False):
     """What every loss of a joint network takes by keyword."""
 
     activation: str
+    dropout: float
+    seed: int
 
 
 class ScoreKeywords(TypedDict, total=False):
@@ -77,6 +79,8 @@ class Options:
     reduction: str = field(default="mean", metadata=_check(checks.choice, choices=REDUCTIONS))
     fused_log_softmax: bool = field(default=True, metadata=_check(checks.boolean))
     activation: str = field(default="tanh", metadata=_check(checks.choice, choices=(*ACTIVATIONS,)))
+    dropout: float = field(default=0.0, metadata=_check(checks.number, low=0.0, below=1.0))
+    seed: int = field(default=0, metadata=_check(checks.seed))
     transducer: Transducer = field(default=NAMED["regular"], metadata=_check(transducer_of))
     delay_penalty: float = field(default=0.0, metadata=_check(checks.number, low=-1e6, below=1e6))
     fastemit_lambda: float = field(default=0.0, metadata=_check(checks.number, low=0.0, below=1e6))

@@ -14,6 +14,7 @@
 // multiply-adds or 3.
 
 #include "activations.cuh"
+#include "dropout.cuh"
 #include "log_space.cuh"
 #include "row.cuh"
 #include "samples.cuh"
@@ -100,6 +101,7 @@ template <typename C> struct Rows {
     const C *predictor, *vectors;
     const double* vector_constants;
     int width;
+    Dropout dropout;
 };
 
 // A part of the rows of a tile. Only a fourth dot product takes a slope.
@@ -111,9 +113,13 @@ template <typename C, int DOTS> struct Parts {
 
 constexpr int kCells = kBelow * kRight;
 
+// Where the first cell and hidden unit of a part are.
+struct Corner { int64 unit, position, frame, sample; };
+
 // Adds the products of a part to the dot products of a thread's cells.
-template <typename Form, typename C, int DOTS>
-__device__ void add_products(const Parts<C, DOTS>& parts, const Tile& tile, C (&dots)[kCells][DOTS]) {
+template <typename Form, bool DROPS, typename C, int DOTS>
+__device__ void add_products(const Parts<C, DOTS>& parts, const Tile& tile, const Dropout& dropout,
+                             Corner corner, C (&dots)[kCells][DOTS]) {
     const int x = threadIdx.x % kAcross, y = threadIdx.x / kAcross;
 #pragma unroll 1
     for (int j = 0; j < parts.predictor.kWidth; j += kPack<C>) {
@@ -125,12 +131,17 @@ __device__ void add_products(const Parts<C, DOTS>& parts, const Tile& tile, C (&
         for (int a = 0; a < kBelow && a * kDown < tile.frames; ++a) {
             auto f = parts.encoder.at(y + a * kDown, j), g = f;
             if constexpr (DOTS == 4) g = parts.slope.at(y + a * kDown, j);
-            for (int b = 0; b < kRight && b * kAcross < tile.positions; ++b)
+            for (int b = 0; b < kRight && b * kAcross < tile.positions; ++b) {
+                Pack<C, kPack<C>> hidden;
+                for (int n = 0; n < kPack<C>; ++n) hidden[n] = Hidden<Form>::of(f[n], q[b][n]);
+                if constexpr (DROPS)
+                    dropout.apply(hidden, corner.unit + j, corner.position + x + b * kAcross,
+                                  corner.frame + y + a * kDown, corner.sample);
                 for (int n = 0; n < kPack<C>; ++n) {
-                    const C hidden = Hidden<Form>::of(f[n], q[b][n]);
-                    for (int k = 0; k < 3; ++k) dots[a * kRight + b][k] += v[b][k][n] * hidden;
-                    if constexpr (DOTS == 4) dots[a * kRight + b][3] += g[n] * hidden;
+                    for (int k = 0; k < 3; ++k) dots[a * kRight + b][k] += v[b][k][n] * hidden[n];
+                    if constexpr (DOTS == 4) dots[a * kRight + b][3] += g[n] * hidden[n];
                 }
+            }
         }
     }
 }
@@ -154,6 +165,8 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
         for (int64 h = 0; h < size; h += parts.predictor.kWidth) {
             __syncthreads();  // the part before has been read
             const int64 frame = tile.frame * size + h, prefix = tile.prefix * size + h;
+            const Sample& of = work.samples[sample];
+            const Corner corner{h, tile.prefix - of.position, tile.frame - of.frame, of.number};
             parts.encoder.fill(from.encoder + frame, tile.frames, size, size - h, 1);
             if (DOTS == 4) parts.slope.fill(from.slopes + frame, tile.frames, size, size - h, 0);
             parts.predictor.fill(from.predictor + prefix, tile.positions, size, size - h, 1);
@@ -164,9 +177,11 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
             }
             __syncthreads();
             if (logistic)
-                add_products<Quotient>(parts, tile, dots);
+                add_products<Quotient, false>(parts, tile, from.dropout, corner, dots);
+            else if (from.dropout.threshold)
+                add_products<Activation, true>(parts, tile, from.dropout, corner, dots);
             else
-                add_products<Activation>(parts, tile, dots);
+                add_products<Activation, false>(parts, tile, from.dropout, corner, dots);
         }
 #pragma unroll 1
         for (int n = 0; n < kCells; ++n) {
@@ -188,14 +203,15 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
 // Logits of up to three scores, from vector `vector` on. `out` has a row of `cells` for each score,
 // and begins with the cell of packed index `base`.
 template <typename Activation, typename C>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 2 : 3)
 exact_logits(const Sample* samples, int64 count, int64 first, int64 tiles, int64 start, int64 stop,
              const bool* fits, int64 size, const C* encoder, const C* predictor, const C* vectors,
-             const double* vector_constants, int width, int vector, int logits, int label,
+             const double* vector_constants, int width, int64 threshold, int64 seed, double scale,
+             int vector, int logits, int label,
              int64 base, int64 cells, double* out) {
     out -= base;
     const Rows<C> from{size,      encoder, nullptr,          nullptr,
-                       predictor, vectors, vector_constants, width};
+                       predictor, vectors, vector_constants, width, {threshold, seed, scale}};
     each_cell<Activation, 3>({samples, count, first, tiles, start, stop, fits}, from, vector,
                              [&](int, int64 cell, const double* found) {
                                  for (int k = 0; k < 3; ++k)
@@ -206,17 +222,17 @@ exact_logits(const Sample* samples, int64 count, int64 first, int64 tiles, int64
 }
 
 template <typename Activation, typename C>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 2 : 3)
 bounds(const Sample* samples, int64 count, int64 first, int64 tiles, int64 start, int64 stop,
        const bool* fits, const double* slack, int64 size, const C* encoder, const C* slopes,
        const double* constants, const C* predictor, const C* vectors,
-       const double* vector_constants, int width, const int64* __restrict__ words, int heads,
-       int scores, int ranges, int label, int64 base, int64 cells, double* out) {
+       const double* vector_constants, int width, int64 threshold, int64 seed, double scale,
+       const int64* __restrict__ words, int heads, int scores, int ranges, int label, int64 base, int64 cells, double* out) {
     constexpr int kHeads = 3;  // at most: each of three kinds of scores is under one of them
     const RowTable table{words, heads, scores, ranges};
     out -= base;
     const Rows<C> from{size,      encoder, slopes,           constants,
-                       predictor, vectors, vector_constants, width};
+                       predictor, vectors, vector_constants, width, {threshold, seed, scale}};
     const int own = score_of(width - 3, label);
     const auto finish = [&](int sample, int64 cell, const double* logits) {
         const double of_own = logits[0], of_label = logits[1];

@@ -1,13 +1,14 @@
-// Hidden vectors of some cells: act(pre), with pre = encoder[sample, frame] + predictor[sample,
-// position], the joint network of Graves, Mohamed and Hinton (arXiv 1303.5778) up to its output
-// layer. If T is a half type, act(pre) becomes two vectors of it, one behind the other: act(pre)
+// Hidden vectors of some cells: h = act(pre) after dropout, with pre = encoder[sample, frame] +
+// predictor[sample, position], the joint network of Graves, Mohamed and Hinton (arXiv 1303.5778) up
+// to its output layer. If T is a half type, h becomes two vectors of it, one behind the other: h
 // rounded, and the rounding error. Tensor cores multiply both by weights of type T, with the
-// accuracy of a float act(pre).
+// accuracy of a float h.
 //
 // Grid: `warps` warps a cell. Moves 8 H + 24 bytes a cell for half types, 12 H + 24 for float.
 
 #include "activations.cuh"
 #include "common.cuh"
+#include "dropout.cuh"
 
 template <typename T> constexpr bool kSplit = sizeof(T) == 2;
 
@@ -15,11 +16,14 @@ template <typename T, typename Activation> struct HiddenRow {
     const T *of_frame, *of_prefix;
     int64 e2, p2;
     T *out, *rest;
+    const Dropout& dropout;
+    int64 position, frame, sample;
 
     template <int n> __device__ void operator()(int64 j, Count<n>) const {
         auto x = load<n>(of_frame + j * e2);
         x += load<n>(of_prefix + j * p2);
         for (int k = 0; k < n; ++k) x[k] = Activation::apply(x[k]);
+        dropout.apply(x, j, position, frame, sample);
         store<n>(out + j, x);
         if constexpr (kSplit<T>) {
             for (int k = 0; k < n; ++k) x[k] -= static_cast<float>(static_cast<T>(x[k]));
@@ -36,14 +40,15 @@ hidden(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
        const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
        const int64* __restrict__ samples, const int64* __restrict__ frames,
        const int64* __restrict__ positions, int64 cells, int64 width, int64 warps,
-       T* __restrict__ out) {
+       int64 threshold, int64 seed, double scale, T* __restrict__ out) {
     constexpr int N = kPack<Compute<T>>;
+    const Dropout dropout{threshold, seed, scale};
     for (int64 item = first_item(32); item < cells * warps; item += item_stride(32)) {
         Share share(item, warps);
         int64 i = share.row, sample = samples[i];
         HiddenRow<T, Activation> row = {encoder + sample * e0 + frames[i] * e1,
                                         predictor + sample * p0 + positions[i] * p1, e2, p2,
-                                        out, nullptr};
+                                        out, nullptr, dropout, positions[i], frames[i], sample};
         row.out += i * width * (kSplit<T> ? 2 : 1);
         if (kSplit<T>) row.rest = row.out + width;
         bool dense = e2 == 1 && p2 == 1;

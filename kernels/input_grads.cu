@@ -5,6 +5,7 @@
 
 #include "activations.cuh"
 #include "common.cuh"
+#include "dropout.cuh"
 #include "entries.cuh"
 
 // A sample of a group, in a table of its frames and in one of its positions: the `first` of either
@@ -31,14 +32,17 @@ template <typename T, typename Activation, int N> struct Back {
     const C* d_hidden;
     int64 width, j;
     bool active;
+    const Dropout& dropout;
+    int64 sample;
     Pack<C, N> sum;
 
     __device__ Pack<C, N> at(const T* row, int64 stride) const {
         return active ? load<N>(row + j * stride) : Pack<C, N>{};
     }
-    __device__ void add(int64 row, Pack<C, N> pre, Pack<C, N> other) {
+    __device__ void add(int64 row, Pack<C, N> pre, Pack<C, N> other, int64 position, int64 frame) {
         if (!active) return;
         auto d = load<N>(d_hidden + row * width + j);
+        dropout.apply(d, j, position, frame, sample);
         pre += other;
         for (int k = 0; k < N; ++k) sum[k] += d[k] * Activation::derivative(pre[k]);
     }
@@ -62,29 +66,35 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
             int64 e1, int64 e2, const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
             const int64* __restrict__ packed, const int64* __restrict__ starts,
             const Entry* entries, int64 samples, int64 start, int64 frames, int64 positions,
-            int64 width, int64 strips, Compute<T>* of_frames, Compute<T>* of_positions) {
+            int64 width, int64 strips, int64 threshold, int64 seed, double scale,
+            Compute<T>* of_frames, Compute<T>* of_positions) {
     __shared__ int64 row_of_frame[256];
+    const Dropout dropout{threshold, seed, scale};
     const int thread = threadIdx.x;
     for (int64 i = first_item(256); i < (frames + positions) * strips; i += item_stride(256)) {
         const int64 target = i / strips, j = (i % strips * 256 + thread) * N;
-        Back<T, Activation, N> back = {d_hidden, width, j, j < width, {}};
+        Back<T, Activation, N> back = {d_hidden, width, j, j < width, dropout, 0, {}};
         if (target < frames) {
             const int64 begin = starts[target], end = starts[target + 1];
             if (begin == end) continue;
             const Entry& entry = entry_of(target, entries, samples);
             const int64 frame = target - entry.first, sample = start + (&entry - entries);
             const int64 cell = entry.cell + frame * entry.positions;
+            back.sample = sample;
             const auto of_frame = back.at(encoder + sample * e0 + frame * e1, e2);
             const T* const rows = predictor + sample * p0;
 #pragma unroll 1
-            for (int64 r = begin; r < end; ++r)
-                back.add(r, of_frame, back.at(rows + (packed[r] - cell) * p1, p2));
+            for (int64 r = begin; r < end; ++r) {
+                const int64 position = packed[r] - cell;
+                back.add(r, of_frame, back.at(rows + position * p1, p2), position, frame);
+            }
             back.finish(of_frames + target * width);
             continue;
         }
         const int64 behind = target - frames;
         const Entry& entry = entry_of(behind, entries + samples, samples);
         const int64 position = behind - entry.first, sample = start + (&entry - entries) - samples;
+        back.sample = sample;
         const auto of_position = back.at(predictor + sample * p0 + position * p1, p2);
         const T* const rows = encoder + sample * e0;
         bool empty = true;
@@ -104,7 +114,8 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
             for (int k = 0; k < 256 && first + k < entry.frames; ++k) {
                 const int64 row = row_of_frame[k];
                 if (row < 0) continue;
-                back.add(row, of_position, back.at(rows + (first + k) * e1, e2));
+                const int64 from = first + k;
+                back.add(row, of_position, back.at(rows + from * e1, e2), position, from);
                 empty = false;
             }
         }

@@ -10,7 +10,16 @@ import numpy as np
 
 from ..batch import Batch
 from ..ops import operations_for
-from ..ops.types import Cells, DeviceArray, HiddenRows, JointInputs, LogitRows, Shape, compute_dtype
+from ..ops.types import (
+    Cells,
+    DeviceArray,
+    Dropout,
+    HiddenRows,
+    JointInputs,
+    LogitRows,
+    Shape,
+    compute_dtype,
+)
 from ..options import Options
 from .plan import ROW_BYTES
 
@@ -53,6 +62,7 @@ class JointRows:
         self.device_row = self.ops.device_row(self.row)
         self.batch, self.inputs = batch, inputs
         self.activation, self._gradient = options.activation, gradient
+        self.dropout = Dropout.of(options.dropout, options.seed)
         weight, bias = inputs.weight, inputs.bias
         dense = weight.flags.c_contiguous or weight.flags.f_contiguous
         # A device may multiply half types as such. Weights are exact in them, and a hidden vector
@@ -119,7 +129,8 @@ class JointRows:
         self.ops.hidden(self.hidden_rows(cells, scratch))
 
     def hidden_rows(self, cells: Cells, scratch: JointScratch) -> HiddenRows:
-        return HiddenRows(self.inputs, cells, self.activation, scratch.pre, scratch.factors)
+        rows = self.inputs, cells, self.activation, scratch.pre, scratch.factors
+        return HiddenRows(*rows, self.dropout)
 
     def write_logits(self, factors: DeviceArray, logits: DeviceArray) -> None:
         """``logits = factors @ weight.T``, without the bias."""

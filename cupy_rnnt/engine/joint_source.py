@@ -66,7 +66,8 @@ class JointSource(JointRows):
             self._row_sums = self.ops.row_sums(weight)
         inputs = self.inputs._replace(weight=weight, bias=self.bias)
         rows = self.row, self.device_row
-        return Tangents(self.batch, samples, inputs, self.activation, *rows, self._row_sums)
+        of_hidden = self.activation, self.dropout
+        return Tangents(self.batch, samples, inputs, *of_hidden, *rows, self._row_sums)
 
     @contextmanager
     def sums(self, plan: Plan, weights: DeviceArray, largest: float) -> Iterator[JointSums]:

@@ -28,6 +28,7 @@ from ..batch import Batch
 from ..ops import operations_for
 from ..ops.types import (
     DeviceArray,
+    Dropout,
     Forms,
     HostArray,
     JointInputs,
@@ -45,6 +46,7 @@ _MASKED = 200.0  # an entry so many nats below another has no share in a softmax
 # Relative and least absolute error of rounding to a half type.
 _ROUND_OFF = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
 _LARGEST_EXPONENT = 40.0  # exp(40)**2 = 6e34 is far below the largest float32, 3e38
+_NONE_FITS = -1.0  # the logistic form has a shift, which dropout would not leave alone
 _LOGISTIC = {"tanh": Logistic(2.0, -2.0, 1.0), "sigmoid": Logistic(-1.0, 1.0, 0.0)}
 _OTHER = Logistic(0.0, 1.0, 0.0)
 
@@ -60,6 +62,8 @@ class Tangents:
         Encoder and predictor outputs; weights in a dtype that the device multiplies, bias in the
         compute dtype.
     activation : str
+    dropout : Dropout or None
+        It has no part in references, as any of them will do.
     row : Row
         Where the scores are in a row of logits.
     device_row
@@ -74,6 +78,7 @@ class Tangents:
         samples: HostArray,
         inputs: JointInputs,
         activation: str,
+        dropout: Dropout | None,
         row: Row,
         device_row: Any,
         row_sums: DeviceArray,
@@ -99,12 +104,14 @@ class Tangents:
             for count, vectors in zip(self.references, (1, exact + 2), strict=True)
         ]
         form = activation, _LOGISTIC.get(activation, _OTHER)
+        if dropout is not None:
+            row_sums = row_sums * dropout.scale  # hidden values are so many times larger
         with np.errstate(all="ignore"):
             self._means, magnitudes = ops.means(inputs, self._table)
             of_inputs = magnitudes, row_sums, inputs.bias
-            rounding = self._rounding()
+            rounding = self._rounding(_LARGEST_EXPONENT if dropout is None else _NONE_FITS)
             slack, fits = ops.slack(self._table, *of_inputs, device_row, form, rounding)
-        self._forms = Forms(*form, fits, slack)
+        self._forms = Forms(*form, fits, slack, dropout)
 
     @staticmethod
     def nbytes(
@@ -115,7 +122,7 @@ class Tangents:
         constants = frames + (of_position + 1) * positions + 16 * samples
         return vectors * hidden_size * itemsize + 8 * constants
 
-    def _rounding(self) -> Rounding:
+    def _rounding(self, largest_exponent: float) -> Rounding:
         r"""How far rounding may take a bound below the truth, in nats.
 
         Let u be the unit round-off, and `size` a bound of :math:`|W_v| \cdot |h|` for every row v.
@@ -154,7 +161,7 @@ class Tangents:
             per_hidden=unit**2,
             least=least,
             masked=_MASKED,
-            largest_exponent=_LARGEST_EXPONENT,
+            largest_exponent=largest_exponent,
         )
 
     def linearize(self, side: int, start: int, stop: int, scratch: Any) -> None:

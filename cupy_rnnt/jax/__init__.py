@@ -45,12 +45,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from .. import checks, joint
+from .. import joint
 from .. import logits as logits_front
 from ..batch import INTEGERS
 from ..ops.types import ArrayLike, Shape, compute_dtype
 from ..options import JointKeywords, Keywords, ScoreKeywords, spells_out
 from ..results import divisor
+from .arguments import Arrays, arrays_of, seeds_of, stand_ins
 from .callbacks import JointLoss, JointScores, LogitsLoss, Loss, PackedLogitsLoss
 
 if TYPE_CHECKING:
@@ -108,10 +109,10 @@ zero_infinity, tolerance, max_workspace_bytes
     >>> (gradient[0, 0, 0] * 6).round(5)
     Array([-1., -1.,  2.], dtype=float32)
     """
-    inputs = _arrays(LogitsLoss.names, logits)
-    integers = _arrays(INTEGERS, targets, logit_lengths, target_lengths)
+    inputs = arrays_of(LogitsLoss.names, logits)
+    integers = arrays_of(INTEGERS, targets, logit_lengths, target_lengths)
     call = logits_front.checked(
-        **_stand_ins(LogitsLoss, inputs, integers),
+        **stand_ins(LogitsLoss, inputs, integers),
         blank=blank,
         clamp=clamp,
         reduction=reduction,
@@ -151,10 +152,12 @@ def joint_rnnt_loss(
     bias : jax.Array, shape (V,), or None
     targets : array_like, shape (B, U), any integer dtype
     logit_lengths, target_lengths : array_like, shape (B,), any integer dtype
-    blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
-zero_infinity, tolerance, max_workspace_bytes
+    blank, clamp, reduction, activation, dropout, seed, transducer, delay_penalty, \
+fastemit_lambda, zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`; Python values, which are static under
-        ``jax.jit``. `tolerance` concerns the cost as well, so it matters without a gradient, too.
+        ``jax.jit``. Only `seed` may be an array, of shape () and an integer dtype, so that a step
+        with another seed is not compiled again. `tolerance` concerns the cost as well, so it
+        matters without a gradient, too.
 
     Returns
     -------
@@ -182,16 +185,18 @@ zero_infinity, tolerance, max_workspace_bytes
     >>> [gradient.shape for gradient in gradients]
     [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]
     """
-    inputs = _arrays(JointLoss.names, encoder_out, predictor_out, weight, bias)
-    integers = _arrays(INTEGERS, targets, logit_lengths, target_lengths)
+    inputs = arrays_of(JointLoss.names, encoder_out, predictor_out, weight, bias)
+    integers = arrays_of(INTEGERS, targets, logit_lengths, target_lengths)
+    seeds = seeds_of(options, encoder_out)
     call = joint.checked(
-        **_stand_ins(JointLoss, inputs, integers),
+        **stand_ins(JointLoss, inputs, integers),
         blank=blank,
         clamp=clamp,
         reduction=reduction,
         **options,
     )
-    result: jax.Array = _everywhere(_loss, JointLoss(call.options), inputs, integers)
+    loss = JointLoss(call.options)
+    result: jax.Array = _everywhere(_loss, loss, inputs, integers + seeds)
     return result
 
 
@@ -239,44 +244,11 @@ activation, transducer, max_workspace_bytes
     >>> [gradient.shape for gradient in jax.jit(jax.grad(function))(inputs)]
     [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]
     """
-    inputs = _arrays(JointScores.names, encoder_out, predictor_out, weight, bias)
-    integers = _arrays(INTEGERS, targets, logit_lengths, target_lengths)
-    call = joint.checked(**_stand_ins(JointScores, inputs, integers), blank=blank, **options)
+    inputs = arrays_of(JointScores.names, encoder_out, predictor_out, weight, bias)
+    integers = arrays_of(INTEGERS, targets, logit_lengths, target_lengths)
+    call = joint.checked(**stand_ins(JointScores, inputs, integers), blank=blank, **options)
     result: jax.Array = _everywhere(_scores, JointScores(call.options), inputs, integers)
     return result
-
-
-Arrays = tuple[ArrayLike, ...]
-
-
-def _arrays(names: tuple[str, ...], *values: ArrayLike) -> Arrays:
-    """JAX arrays of NumPy arrays and lists; other values stay, and the checks may refuse them."""
-    return tuple(
-        _array(name, x) if isinstance(x, (np.ndarray, list, tuple)) else x
-        for name, x in zip(names, values, strict=True)
-    )
-
-
-def _array(name: str, value: ArrayLike) -> jax.Array:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-        # JAX would take the lower 32 bits, so that a number out of range could become a valid one.
-        bounds = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
-        value = value.clip(bounds.min, bounds.max)
-    try:
-        return jnp.asarray(value)
-    except OverflowError:  # JAX does not cut off integers of a list
-        checks.within_64_bits(name, value)
-        return _array(name, np.asarray(value))
-
-
-def _stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, Any]:
-    """NumPy arrays without memory, of valid lengths, for the checks of shapes and dtypes."""
-    named = dict(zip((*kind.names, *INTEGERS), (*inputs, *integers), strict=True))
-    for name, value in named.items():
-        if isinstance(value, jax.Array):
-            entry = np.full((), name == "logit_lengths", value.dtype)
-            named[name] = np.broadcast_to(entry, value.shape)
-    return named
 
 
 # Within jax.shard_map, a type says over which axes of the mesh a value varies.
@@ -359,7 +331,7 @@ def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, No
     gradients, inputs, integers = saved
     if gradients is not None:
         return jax.tree.map(partial(_scaled, upstream), gradients), None
-    *_, target_lengths = integers
+    target_lengths = integers[len(INTEGERS) - 1]
     count = jnp.asarray(divisor(loss.options.reduction, target_lengths), upstream.dtype)
     weights = jnp.broadcast_to(upstream / count, target_lengths.shape)
     return _call(loss, (None, _types_of(inputs)), inputs, integers, weights)[1], None

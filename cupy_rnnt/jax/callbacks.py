@@ -68,7 +68,8 @@ class Loss:
         results : tuple
             Loss and gradients of the inputs; what is None is not computed.
         inputs, integers : tuple
-            Floating arguments; targets and lengths.
+            Floating arguments; targets, lengths and, unless the options have it, the seed of each
+            sample, the same for all.
         weights : shape (B,), or None
             Weights of the costs; None for those that follow from the reduction.
         """
@@ -127,8 +128,12 @@ class Loss:
         integers: Arrays,
         weights: DeviceArray,
     ) -> None:
-        named = dict(zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True))
-        call = self.checked(named | self.options.values())
+        lattice, seeds = integers[: len(INTEGERS)], integers[len(INTEGERS) :]
+        named = dict(zip((*self.names, *INTEGERS), (*inputs, *lattice), strict=True))
+        named |= self.options.values()
+        if seeds:
+            named["seed"] = int(seeds[0][0])
+        call = self.checked(named)
         source = self.source(call, gradients)
         reduction, labels = self.options.reduction, call.batch.label_counts.reshape(*mapped, -1)
         if gradients is not None and weights is None:

@@ -72,12 +72,31 @@ class RowPosteriors(NamedTuple):
         return RowPosteriors(lse[:, rows], occupancies[:, rows], samples[rows], weights, clamp)
 
 
+class Dropout(NamedTuple):
+    """Which hidden values are 0, and the factor of the others.
+
+    Each unit of each cell of a batch has a random number of 32 bits. That of unit j is word ``j %
+    4`` of Philox4x32 with 7 rounds, whose counter is ``(j // 4, position, frame, sample)`` and
+    whose key is `seed`, the low half first. A unit is dropped if its number is below the threshold.
+    """
+
+    threshold: int
+    seed: int
+    scale: float
+
+    @staticmethod
+    def of(probability: float, seed: int) -> Dropout | None:
+        """With which a unit is dropped; None if that is never."""
+        threshold = round(probability * 2**32)
+        return Dropout(threshold, seed, 1 / (1 - probability)) if threshold else None
+
+
 class HiddenRows(NamedTuple):
     """A tile of hidden vectors, (n, H): ``out = activation(pre)``, with ``pre = encoder_out[sample,
-    frame] + predictor_out[sample, position]``.
+    frame] + predictor_out[sample, position]``, after dropout.
 
-    If the inputs have a factor dtype, `out` has it, and is (n, 2 H): ``activation(pre)`` rounded,
-    and behind it the rounding error.
+    If the inputs have a factor dtype, `out` has it, and is (n, 2 H): hidden vectors rounded, and
+    behind them the rounding errors.
     """
 
     inputs: JointInputs
@@ -85,6 +104,7 @@ class HiddenRows(NamedTuple):
     activation: str
     pre: DeviceArray  # compute, (n, H): working memory, left as it is until the gradient
     out: DeviceArray
+    dropout: Dropout | None = None
 
 
 class InputSums(NamedTuple):
@@ -145,6 +165,7 @@ class Forms(NamedTuple):
     logistic: Logistic
     fits: DeviceArray  # bool, (n,): whether a sample takes the logistic form
     slack: DeviceArray  # float64, (n,)
+    dropout: Dropout | None = None  # of samples that do not take the logistic form
 
 
 class TangentRows(NamedTuple):

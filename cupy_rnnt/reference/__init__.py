@@ -23,7 +23,8 @@ from scipy.special import logsumexp
 from ..results import JointGradients
 from ..topology import LABEL, Topology
 from ..transducer import LABEL_COLUMN, Row, Transducer, transducer_of
-from .activations import ACTIVATIONS, Pair
+from .activations import ACTIVATIONS as ACTIVATIONS
+from .joint import Joint
 from .lattice import FloatArray, alphas, betas, occupancies, quiet
 
 __all__ = [
@@ -276,29 +277,6 @@ def rnnt_loss_and_grad(
     return _reduce(costs, reduction, target_lengths, zero_infinity), grad_logits
 
 
-class _Joint:
-    """The joint network, a frame at a time: no more than (S, V) logits exist at once."""
-
-    def __init__(self, inputs: JointGradients, activation: str) -> None:
-        encoder_out, predictor_out, weight, bias = inputs
-        self.encoder_out, self.predictor_out = np.asarray(encoder_out), np.asarray(predictor_out)
-        self.weight = np.asarray(weight, np.float64)
-        self.bias = np.asarray(np.zeros(len(self.weight)) if bias is None else bias, np.float64)
-        self.activation = ACTIVATIONS[activation]
-
-    def hidden(self, b: int, t: int, S: int) -> Pair:
-        """Hidden values and derivatives of the activation of a frame, (S, H) each."""
-        frame, positions = self.encoder_out[b, t], self.predictor_out[b, :S]
-        return self.activation(np.add(frame, positions, dtype=np.float64))
-
-    def frames(self, b: int, T: int, S: int) -> Iterator[FloatArray]:
-        """The logits of a sample, (S, V) a frame; NaN in the place of +inf."""
-        for t in range(T):
-            hidden, _ = self.hidden(b, t, S)
-            logits = hidden @ self.weight.T + self.bias
-            yield np.where(logits < np.inf, logits, np.nan)
-
-
 def joint_rnnt_loss(
     encoder_out: ArrayLike,
     predictor_out: ArrayLike,
@@ -312,6 +290,8 @@ def joint_rnnt_loss(
     reduction: str = "mean",
     *,
     activation: str = "tanh",
+    dropout: float = 0.0,
+    seed: int = 0,
     transducer: Kind = "regular",
     delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
@@ -330,6 +310,9 @@ fastemit_lambda, zero_infinity
         As in `rnnt_loss`.
     activation : str
         A key of `ACTIVATIONS`.
+    dropout, seed : float, int
+        Probability that a hidden value is 0, and which of them are; the others are divided by ``1 -
+        dropout``. See `dropout_factors`.
 
     Examples
     --------
@@ -337,7 +320,8 @@ fastemit_lambda, zero_infinity
     >>> round(float(np.exp(-joint_rnnt_loss(*inputs, [[0]], [2], [1]))) * 4**3, 6)
     2.0
     """
-    joint = _Joint(JointGradients(encoder_out, predictor_out, weight, bias), activation)
+    inputs = JointGradients(encoder_out, predictor_out, weight, bias)
+    joint = Joint(inputs, activation, dropout, seed)
     costs = np.zeros(len(joint.encoder_out))
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         frames = partial(joint.frames, b, T, len(labels) + 1)
@@ -359,6 +343,8 @@ def joint_rnnt_loss_and_grad(
     reduction: str = "mean",
     *,
     activation: str = "tanh",
+    dropout: float = 0.0,
+    seed: int = 0,
     transducer: Kind = "regular",
     delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
@@ -377,7 +363,8 @@ def joint_rnnt_loss_and_grad(
     >>> grads.bias
     array([ 0.25,  0.25,  0.25, -0.75])
     """
-    joint = _Joint(JointGradients(encoder_out, predictor_out, weight, bias), activation)
+    inputs = JointGradients(encoder_out, predictor_out, weight, bias)
+    joint = Joint(inputs, activation, dropout, seed)
     arrays = joint.encoder_out, joint.predictor_out, joint.weight, joint.bias
     d_encoder, d_predictor, d_weight, d_bias = (np.zeros(array.shape) for array in arrays)
     costs, weights = np.zeros(len(d_encoder)), _weights(cost_weights, reduction, target_lengths)

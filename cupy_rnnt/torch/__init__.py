@@ -139,9 +139,10 @@ def joint_rnnt_loss(
     bias : torch.Tensor, shape (V,), or None
     targets : torch.Tensor, shape (B, U), any integer dtype
     logit_lengths, target_lengths : torch.Tensor, shape (B,), any integer dtype
-    blank, clamp, reduction, activation, transducer, delay_penalty, fastemit_lambda, \
-zero_infinity, tolerance, max_workspace_bytes
-        As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`. `tolerance` concerns the cost as well, so
+    blank, clamp, reduction, activation, dropout, seed, transducer, delay_penalty, \
+fastemit_lambda, zero_infinity, tolerance, max_workspace_bytes
+        As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`. A module, :class:`JointRNNTLoss`, draws
+        seeds of dropout itself. `tolerance` concerns the cost as well, so
         it matters without a gradient, too.
     return_info : bool
         Whether to return an :class:`cupy_rnnt.Info` as well.
@@ -250,7 +251,9 @@ class JointRNNTLoss(_Loss):
     Parameters
     ----------
     blank, clamp, reduction, **options
-        Those of :func:`joint_rnnt_loss`.
+        Those of :func:`joint_rnnt_loss`. With `dropout` and without a `seed`, each call in training
+        draws a seed from the CPU's random numbers (``torch.manual_seed``). Nothing is dropped after
+        :meth:`eval`, as with ``torch.nn.Dropout``.
     output : torch.nn.Linear, optional
         The output layer, H to V. It becomes a submodule, so that its parameters are trained, saved
         and loaded with this module. A model that decodes with the same layer may share it.
@@ -298,4 +301,9 @@ class JointRNNTLoss(_Loss):
             )
         layer = () if self.output is None else (self.output.weight, self.output.bias)
         inputs: Any = (encoder_out, predictor_out, *layer, *arguments)
-        return joint_rnnt_loss(*inputs, **named, **self._options)  # type: ignore[misc]
+        options = dict(self._options)
+        if not self.training and "dropout" in options:
+            options["dropout"] = 0.0
+        elif options.get("dropout") and "seed" not in options | named:
+            options["seed"] = int(torch.randint(2**63 - 1, ()))
+        return joint_rnnt_loss(*inputs, **named, **options)  # type: ignore[misc]

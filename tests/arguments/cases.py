@@ -42,10 +42,10 @@ def array_names(function):
     return *float_names(function), "targets", *LENGTHS
 
 
-def arguments(function, seed=0, **changes):
+def arguments(function, of=0, **changes):
     """Legal arguments by name, but for the changes."""
     make = random_joint_case if function in OF_JOINT else random_logits_case
-    return make(np.random.default_rng(seed), B, T, U, V)._asdict() | changes
+    return make(np.random.default_rng(of), B, T, U, V)._asdict() | changes
 
 
 def flat(result):

@@ -105,7 +105,7 @@ def moderate(value):
 @settings(max_examples=600, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_anything_is_computed_or_refused(function, data):
-    given_arguments = arguments(function, seed=data.draw(st.integers(0, 9)))
+    given_arguments = arguments(function, of=data.draw(st.integers(0, 9)))
     options = OPTIONS | OF_KIND[function]
     names = st.sampled_from([*array_names(function), *options])
     for name in data.draw(st.lists(names, max_size=3, unique=True)):

@@ -20,12 +20,13 @@ COMMON = [
     "tolerance",
     "max_workspace_bytes",
 ]
+OF_JOINT = ["activation", "dropout", "seed"]
 REPORTING = ["progress", "return_info"]
 ONLY_BY_KEYWORD = {
     "rnnt_loss": [*COMMON, *REPORTING],
     "rnnt_loss_and_grad": ["overwrite_logits", "cost_weights", *COMMON, *REPORTING],
-    "joint_rnnt_loss": [*COMMON, "activation", *REPORTING],
-    "joint_rnnt_loss_and_grad": ["cost_weights", *COMMON, "activation", *REPORTING],
+    "joint_rnnt_loss": [*COMMON, *OF_JOINT, *REPORTING],
+    "joint_rnnt_loss_and_grad": ["cost_weights", *COMMON, *OF_JOINT, *REPORTING],
 }
 OF_SCORES = ["activation", "transducer", "max_workspace_bytes", "progress"]
 ONLY_BY_KEYWORD_OF_SCORES = {
@@ -60,7 +61,7 @@ def test_signatures_of_scores_spell_out_every_keyword(name):
 def test_signatures_of_the_adapters_spell_out_every_keyword(name):
     torch = pytest.importorskip("cupy_rnnt.torch")
     jax = pytest.importorskip("cupy_rnnt.jax")
-    own = ["activation"] if name == "joint_rnnt_loss" else []
+    own = OF_JOINT if name == "joint_rnnt_loss" else []
     of_torch, of_jax = (only_by_keyword(getattr(module, name)) for module in (torch, jax))
     assert [one.name for one in of_torch] == ["return_info", *COMMON, *own]
     assert [one.name for one in of_jax] == [*COMMON, *own]

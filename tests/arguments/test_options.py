@@ -196,6 +196,32 @@ def test_only_writeable_arrays_are_overwritten():
         function(**arguments(function, logits=logits.tolist(), overwrite_logits=True))
 
 
+@joint_functions
+@pytest.mark.parametrize("value", [-0.1, 1, 1.5, np.nan, np.inf], ids=repr)
+def test_dropout_out_of_range(function, value):
+    words = f"dropout is {value!r}", "finite and at least 0 and below 1"
+    refused(function, ValueError, *words, dropout=value)
+
+
+@joint_functions
+@pytest.mark.parametrize("value", ["0.1", None, [0.1]], ids=repr)
+def test_dropout_of_another_type(function, value):
+    refused(function, TypeError, f"dropout is {value!r}", "a number is needed", dropout=value)
+
+
+@joint_functions
+@pytest.mark.parametrize("value", [-1, 2**63])
+def test_seed_out_of_range(function, value):
+    words = f"seed is {value}", f"between 0 and {2**63 - 1}"
+    refused(function, ValueError, *words, seed=value)
+
+
+@joint_functions
+@pytest.mark.parametrize("value", [1.0, None, "1", np.True_], ids=repr)
+def test_seed_of_another_type(function, value):
+    refused(function, TypeError, f"seed is {value!r}", "an integer is needed", seed=value)
+
+
 # Workspace
 
 

@@ -41,15 +41,19 @@ OPTIONS = {
     "reduction": st.sampled_from(REDUCTIONS),
     "fastemit_lambda": st.sampled_from([0.0, 0.3]),
 }
+JOINT_OPTIONS = OPTIONS | {
+    "activation": st.sampled_from(list(ACTIVATIONS)),
+    "dropout": st.sampled_from([0.0, 0.3]),
+    "seed": st.integers(0, 2**63 - 1),
+}
 
 
 @examples(
     120,
     3,
     shape=st.fixed_dictionaries({**SHAPES, "hidden": st.integers(1, 9) | st.just(131)}),
-    options=st.fixed_dictionaries(OPTIONS),
+    options=st.fixed_dictionaries(JOINT_OPTIONS),
     dtype=st.sampled_from(DTYPES),
-    activation=st.sampled_from(list(ACTIVATIONS)),
     blank=st.integers(-2, 1),
     bias=st.booleans(),
     spare_bytes=st.sampled_from([0, 2000, 20000, 10**9]),
@@ -57,12 +61,11 @@ OPTIONS = {
     seed=st.integers(0, 2**32 - 1),
 )
 def test_joint_equals_reference(
-    device, shape, options, dtype, activation, blank, bias, spare_bytes, threads, seed
+    device, shape, options, dtype, blank, bias, spare_bytes, threads, seed
 ):
     case = random_joint_case(
         np.random.default_rng(seed), **shape, dtype=dtype, blank=blank, bias=bias
     )
-    options["activation"] = activation
     budget = least_budget(joint_rnnt_loss_and_grad, *case, **options) + spare_bytes
     with threadpool_limits(threads):
         loss, gradients, info = joint_rnnt_loss_and_grad(

@@ -16,6 +16,7 @@ from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 from cupy_rnnt.ops.types import (
     Cells,
+    Dropout,
     HiddenRows,
     InputSums,
     JointInputs,
@@ -25,6 +26,7 @@ from cupy_rnnt.ops.types import (
     RowPosteriors,
     compute_dtype,
 )
+from cupy_rnnt.reference.dropout import dropout_factors
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Head, Row, Transducer
 
 from .. import devices
@@ -122,7 +124,14 @@ def scatter(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     return [target]
 
 
-def hidden(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+def hidden(
+    on: Any,
+    dtype: np.dtype,
+    width: int,
+    rng: Any,
+    name: str = "tanh",
+    dropout: Dropout | None = None,
+) -> list[Any]:
     encoder = on.array(rng.standard_normal((3, 5, width)), dtype)
     predictor = on.array(rng.standard_normal((3, 4, width)), dtype)
     cells = Cells(*(on.array(rng.integers(0, most, ROWS)) for most in (3, 5, 4, 9, 2)))
@@ -130,7 +139,8 @@ def hidden(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -
     halves = 1 if on.ops is cpu or dtype == compute else 2
     out = on.empty((ROWS, halves * width), dtype if halves == 2 else compute)
     inputs = JointInputs(encoder, predictor, None, None)
-    on.ops.hidden(HiddenRows(inputs, cells, name, on.empty((ROWS, width), compute), out))
+    rows = inputs, cells, name, on.empty((ROWS, width), compute), out
+    on.ops.hidden(HiddenRows(*rows, dropout))
     return [sum(out[:, k * width : (k + 1) * width].astype(compute) for k in range(halves))]
 
 
@@ -319,20 +329,40 @@ def input_grad_of(dtype: np.dtype, width: int, rng: Any) -> InputGrad:
     return InputGrad(encoder, predictor, index, d_hidden)
 
 
-def add_input_grad(on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh") -> list[Any]:
+def factors_of(dropout: Dropout, index: tuple[np.ndarray, ...], width: int) -> np.ndarray:
+    """What hidden values of cells are multiplied by, of the reference."""
+    probability = dropout.threshold / 2**32
+    return np.array(
+        [
+            dropout_factors(probability, dropout.seed, sample, frame, position + 1, width)[-1]
+            for sample, frame, position in zip(*index, strict=True)
+        ]
+    )
+
+
+def add_input_grad(
+    on: Any,
+    dtype: np.dtype,
+    width: int,
+    rng: Any,
+    name: str = "tanh",
+    dropout: Dropout | None = None,
+) -> list[Any]:
     case, compute = input_grad_of(dtype, width, rng), compute_dtype(dtype)
     inputs = JointInputs(on.array(case.encoder), on.array(case.predictor), None, None)
     sample, frame, position = map(on.array, case.index)
     cells = Cells(sample, frame, position, sample, sample, on.array(CELLS_BEFORE + KEPT))
     pre, out = case.pre(), np.empty_like(case.d_hidden)
     ACTIVATIONS[name].apply(pre, out)
+    if dropout is not None:
+        out *= factors_of(dropout, case.index, width)
     sizes = FRAMES * POSITIONS
     first = CELLS_BEFORE + sizes.cumsum() - sizes
     table = on.ops.group_table(1, first, FRAMES, POSITIONS)
     sums = InputSums(
         *(on.array(rng.standard_normal((n.sum(), width)), compute) for n in (FRAMES, POSITIONS))
     )
-    rows = HiddenRows(inputs, cells, name, on.array(pre), on.array(out))
+    rows = HiddenRows(inputs, cells, name, on.array(pre), on.array(out), dropout)
     on.ops.add_input_grad(on.array(case.d_hidden), rows, table, sums)
     return list(sums)
 

@@ -6,11 +6,14 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 
 import cupy_rnnt
+from cupy_rnnt import reference
 
-from .cases import adapter, assert_equal_bits, every_kind, gradients, loss_of, made, torch
+from ..tolerances import assert_costs_close, assert_gradients_close
+from .cases import adapter, assert_equal_bits, every_kind, gradients, loss_of, made, numpy, torch
 
 
 @every_kind
@@ -25,6 +28,37 @@ def test_modules_are_the_functions(kind):
     assert not list(module().parameters())
     mean = module()(*batch.leaves, *batch.rest[:-1])
     assert_equal_bits([mean], [loss_of(kind)(*batch.leaves, *batch.rest[:-1])])
+
+
+def test_a_module_draws_seeds_of_dropout():
+    """Other ones in every call, again the same ones after the same ``manual_seed``; none after
+    ``eval``."""
+    batch = made("joint")
+    arguments = *batch.leaves, *batch.rest[:-1]
+    module = adapter.JointRNNTLoss(batch.case.blank, dropout=0.4)
+    torch.manual_seed(3)
+    first, second = module(*arguments), module(*arguments)
+    assert first != second
+    torch.manual_seed(3)
+    assert_equal_bits([module(*arguments)], [first])
+    assert_equal_bits([module(*arguments, seed=5)], [module(*arguments, seed=5)])
+    fixed = adapter.JointRNNTLoss(batch.case.blank, dropout=0.4, seed=7)
+    wanted = adapter.joint_rnnt_loss(*arguments, batch.case.blank, dropout=0.4, seed=7)
+    assert_equal_bits([fixed(*arguments)], [wanted])
+    without = adapter.joint_rnnt_loss(*arguments, batch.case.blank)
+    assert_equal_bits([module.eval()(*arguments)], [without])
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_dropout_of_both_passes_is_the_same(reduction):
+    batch = made("joint")
+    options = {"reduction": reduction, "dropout": 0.3, "seed": 2**60 + 1}
+    costs = adapter.joint_rnnt_loss(*batch.leaves, *batch.rest, **options)
+    found = gradients(costs.sum(), batch.leaves)
+    options["reduction"] = "sum" if reduction == "none" else reduction
+    expected_loss, expected = reference.joint_rnnt_loss_and_grad(*batch.case, **options)
+    assert_costs_close(numpy(costs.sum()), expected_loss, np.float64, batch.length)
+    assert_gradients_close(list(map(numpy, found)), expected, np.float64, batch.length)
 
 
 def test_a_module_may_have_the_output_layer():

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from ..types import DeviceArray, Forms, ReferenceRows, TangentRows
-from .inputs import FUNCTORS
+from .inputs import FUNCTORS, NO_DROPOUT
 from .launch import BLOCK, COMPUTE, Kernel
 from .rows import DeviceRow
 
@@ -42,10 +42,13 @@ def upper_bounds(
     width, label = positions.vectors.shape[1], np.int32(layout.label)
     variant = FUNCTORS[forms.activation], frames.inputs.dtype
     work = table.samples, table.size, first, count, *ends, forms.fits
+    dropout = forms.dropout or NO_DROPOUT
     of_positions = *positions, np.int32(width)
     to = label, base, out.shape[1], out
     size = frames.inputs.shape[1]
     for vector in range(0, width - _VECTORS, _VECTORS):
         group = np.int32(vector), np.int32(min(_VECTORS, width - _VECTORS - vector))
-        _EXACT_LOGITS[variant](count, *work, size, frames.inputs, *of_positions, *group, *to)
-    _BOUNDS[variant](count, *work, forms.slack, size, *frames, *of_positions, *layout.table, *to)
+        exact = size, frames.inputs, *of_positions, *dropout, *group
+        _EXACT_LOGITS[variant](count, *work, *exact, *to)
+    rest = forms.slack, size, *frames, *of_positions, *dropout, *layout.table
+    _BOUNDS[variant](count, *work, *rest, *to)

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..numpy.activations import ACTIVATIONS
-from ..types import DeviceArray, HiddenRows, HostArray, InputSums
+from ..types import DeviceArray, Dropout, HiddenRows, HostArray, InputSums
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy, element_strides
 from .rows import entries_of, shares_of
 
 FUNCTORS = {name: name.title().replace("_", "") for name in ACTIVATIONS}
 """The types of kernels/activations.cuh, by the names of the activations."""
+NO_DROPOUT = Dropout(0, 0, 1.0)
 _HIDDEN = Kernel(
     "hidden",
     "hidden.cu",
@@ -60,11 +61,12 @@ def group_table(
 
 def hidden(rows: HiddenRows) -> None:
     """As the contract says, without `pre`."""
-    (encoder, predictor, *_), cells, activation, pre, out = rows
+    (encoder, predictor, *_), cells, activation, pre, out, dropout = rows
     items, shares = shares_of(pre.shape)
     indices = map(entries_of, (cells.sample, cells.frame, cells.position))
     arrays = encoder, *element_strides(encoder), predictor, *element_strides(predictor)
-    _HIDDEN[encoder.dtype, FUNCTORS[activation]](items, *arrays, *indices, *shares, out)
+    of_rows = *arrays, *indices, *shares, *(dropout or NO_DROPOUT), out
+    _HIDDEN[encoder.dtype, FUNCTORS[activation]](items, *of_rows)
 
 
 def add_input_grad(
@@ -86,7 +88,7 @@ def add_input_grad(
     _INPUT_GRADS[encoder.dtype, FUNCTORS[rows.activation], pack](
         (frames + table.positions) * strips,
         *(d_hidden, encoder, *strides[:3], predictor, *strides[3:], packed, starts),
-        *(*table, width, strips, *sums),
+        *(*table, width, strips, *(rows.dropout or NO_DROPOUT), *sums),
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
 from ...transducer import LABEL_COLUMN, Row, RowHead
 from ..types import Forms, HostArray, ReferenceRows, TangentRows
 from .activations import ACTIVATIONS
+from .dropout import drop
 from .log_space import logaddexp
 from .rows import block_rows
 
@@ -29,11 +31,11 @@ def upper_bounds(
     for i in range(first_sample, last_sample + 1):
         (first, prefix), width = (firsts[i] for firsts in table.firsts), table.counts[1][i]
         of_positions = _part(positions, prefix, prefix + width)
-        apply = None if forms.fits[i] else ACTIVATIONS[forms.activation].apply
+        apply = None if forms.fits[i] else partial(_apply, forms, int(table.samples[i]))
         most, end = max(1, len(scratch) // width), min(table.ends[0][i], stop)
         for begin in range(max(first, start), end, most):
             of_frames = _part(frames, begin, min(begin + most, end))
-            logits, tangent = _dots(of_frames, of_positions, apply, hidden)
+            logits, tangent = _dots(of_frames, of_positions, begin - first, apply, hidden)
             place = table.cells[i] + (begin - first) * width - base
             cells = slice(place, place + tangent.size)
             for bound, row in zip(
@@ -46,10 +48,21 @@ def _part(rows: TangentRows, start: int, stop: int) -> TangentRows:
     return TangentRows(*(array[start:stop] for array in rows))
 
 
+def _apply(forms: Forms, sample: int, frame: int, position: int, hidden: HostArray) -> None:
+    """Activation and dropout, in place, of cells of a sample from a frame and a position on,
+    (frames, positions, H)."""
+    ACTIVATIONS[forms.activation].apply(hidden, hidden)
+    if forms.dropout is not None:
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        t, u = np.divmod(np.arange(len(rows)), hidden.shape[1])
+        drop(forms.dropout, np.full(len(rows), sample), frame + t, position + u, rows)
+
+
 def _dots(
     of_frames: TangentRows,
     of_positions: TangentRows,
-    apply: Callable[[HostArray, HostArray], object] | None,
+    first_frame: int,
+    apply: Callable[[int, int, HostArray], object] | None,
     scratch: HostArray,
 ) -> tuple[list[HostArray], HostArray]:
     """The exact logits, a list of (frames, positions) with the label's last, and the larger of both
@@ -73,7 +86,7 @@ def _dots(
             if apply is None:
                 np.divide(of_columns, hidden, out=hidden)
             else:
-                apply(hidden, hidden)
+                apply(first_frame + start, first, hidden)
             np.matmul(hidden, slopes[rows].transpose(0, 2, 1), out=of_frame[rows, columns])
             dots = np.matmul(hidden.transpose(1, 0, 2), vectors[columns].transpose(0, 2, 1))
             of_position[:, rows, columns] = dots.transpose(2, 1, 0)

@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from ..types import HiddenRows, HostArray, InputSums
 from .activations import ACTIVATIONS
 from .casts import gather, scatter
+from .dropout import drop
 
 
 class GroupTable(NamedTuple):
@@ -27,24 +28,30 @@ def group_table(
 
 
 def hidden(rows: HiddenRows) -> None:
-    inputs, cells, activation, pre, out = rows
+    inputs, cells, activation, pre, out, dropout = rows
     gather(inputs.encoder_out, (cells.sample, cells.frame), pre)
     gather(inputs.predictor_out, (cells.sample, cells.position), out)
     pre += out
     ACTIVATIONS[activation].apply(pre, out)
+    if dropout is not None:
+        drop(dropout, cells.sample, cells.frame, cells.position, out)
 
 
 def add_input_grad(
     d_hidden: HostArray, rows: HiddenRows, table: GroupTable, sums: InputSums
 ) -> None:
-    ACTIVATIONS[rows.activation].derivative(rows.pre, rows.out)
-    d_hidden *= rows.pre
-    cells, scratch = rows.cells, rows.pre
+    _, cells, activation, pre, value, dropout = rows
+    if dropout is not None:
+        value *= value.dtype.type(1 / dropout.scale)
+    ACTIVATIONS[activation].derivative(pre, value)
+    d_hidden *= pre
+    if dropout is not None:  # dropped units pass nothing back, whatever the derivative
+        drop(dropout, cells.sample, cells.frame, cells.position, d_hidden)
     sample = cells.sample - table.start
     frames = (table.frames.cumsum() - table.frames)[sample] + cells.frame
     positions = (table.positions.cumsum() - table.positions)[sample] + cells.position
-    _add_rows(d_hidden, frames, sums.frames, scratch)
-    _add_rows(d_hidden, positions, sums.positions, scratch)
+    _add_rows(d_hidden, frames, sums.frames, pre)
+    _add_rows(d_hidden, positions, sums.positions, pre)
 
 
 def _add_rows(tile: HostArray, rows: HostArray, out: HostArray, scratch: HostArray) -> None:

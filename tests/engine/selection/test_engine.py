@@ -12,12 +12,11 @@ from cupy_rnnt import engine, reference
 from cupy_rnnt.engine import passes
 from cupy_rnnt.engine.joint_source import JointSource
 from cupy_rnnt.engine.sources import Kept
-from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 
 from ...device_calls import examples, joint_rnnt_loss, joint_rnnt_loss_and_grad, operations, to_host
 from ...helpers import least_budget
 from ...tolerances import DTYPES, assert_costs_close, assert_gradients_close, unit_roundoff
-from ..test_engine import OPTIONS
+from ..test_engine import JOINT_OPTIONS
 from ..test_workspace import MiB, every_shape, peak_beyond_results, shape_for
 from .cases import (
     below,
@@ -56,9 +55,8 @@ def selected(function, *args, astray=False, **kwargs):
     shape=st.tuples(st.integers(1, 4), st.integers(1, 60), st.integers(0, 11)),
     vocabulary=st.integers(2, 17),
     hidden=st.integers(1, 9) | st.just(131),
-    options=st.fixed_dictionaries(OPTIONS),
+    options=st.fixed_dictionaries(JOINT_OPTIONS),
     dtype=st.sampled_from(DTYPES),
-    activation=st.sampled_from(list(ACTIVATIONS)),
     blank=st.integers(-2, 1),
     bias=st.booleans(),
     spare_bytes=st.sampled_from([0, 2000, 20000, 10**5, 10**9]),
@@ -73,7 +71,6 @@ def test_joint_equals_reference(
     hidden,
     options,
     dtype,
-    activation,
     blank,
     bias,
     spare_bytes,
@@ -95,7 +92,6 @@ def test_joint_equals_reference(
         sharpness=1.0,
         noise=0.3,
     )
-    options["activation"] = activation
     budget = selected(least_budget, loss_and_grad, *case, **options) + spare_bytes
     limits = {"max_workspace_bytes": budget, "return_info": True, "astray": astray}
     with threadpool_limits(threads):

@@ -21,7 +21,15 @@ from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.cuda import references as cuda_references
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
-from cupy_rnnt.ops.types import Forms, JointInputs, ReferenceRows, TangentRows, compute_dtype
+from cupy_rnnt.ops.types import (
+    Dropout,
+    Forms,
+    JointInputs,
+    ReferenceRows,
+    TangentRows,
+    compute_dtype,
+)
+from cupy_rnnt.reference.dropout import dropout_factors
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Row
 
 from ...helpers import random_joint_case
@@ -210,7 +218,7 @@ def test_a_newton_step_is_as_good_as_a_division(off):
     assert np.abs(found / exact - 1).max() <= 1.001 * unit_roundoff(np.float32)
 
 
-def bounds_and_scores(gpu, case, transducer, activation, dtype):
+def bounds_and_scores(gpu, case, transducer, activation, dtype, dropout=None):
     """Bounds (K, cells) of the scores of a joint network, and these."""
     from cupy_rnnt.ops import cuda
 
@@ -223,7 +231,7 @@ def bounds_and_scores(gpu, case, transducer, activation, dtype):
     inputs = JointInputs(*map(gpu.asarray, (*arrays[:3], arrays[3].astype(compute))))
     row = transducer.row(vocabulary, case.blank)
     rows = row, cuda.device_row(row), cuda.row_sums(inputs.weight)
-    tangents = Tangents(batch, np.arange(3), inputs, activation, *rows)
+    tangents = Tangents(batch, np.arange(3), inputs, activation, dropout, *rows)
     logits, pre, hidden = (
         gpu.xp.empty((64, width), compute) for width in (vocabulary, hidden_size, hidden_size)
     )
@@ -243,6 +251,10 @@ def bounds_and_scores(gpu, case, transducer, activation, dtype):
     for b, (frames, columns) in enumerate(zip(batch.frames, batch.positions, strict=True)):
         hidden = encoder[b, :frames, None] + predictor[b, None, :columns]
         ACTIVATIONS[activation].apply(hidden, hidden)
+        if dropout is not None:
+            for t in range(frames):
+                sizes = hidden.shape[1:]
+                hidden[t] *= dropout_factors(0.3, dropout.seed, b, t, *sizes)
         labels = case.targets[b, : columns - 1].tolist()
         of_sample = Sample(hidden @ weight.T + bias, labels, transducer, case.blank).scores()
         exact.append(of_sample.reshape(len(of_sample), -1))
@@ -277,6 +289,20 @@ def test_they_are_bounds(gpu, form, dtype, scale):
     above = found[finite] - exact[finite]
     assert above.max() > 0
     assert np.median(above) < (0.5 if scale == 1 else 60)
+
+
+@every_input
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
+def test_they_are_bounds_after_dropout(gpu, activation, dtype):
+    """Of logits and of more than three exact scores; references are without dropout."""
+    for transducer in REGULAR, tdt((0, 1, 2, 3), 0.1):
+        case = joint_case(1.0, blank=8, vocabulary=9 + transducer.durations)
+        case = case._replace(targets=case.targets % 8)
+        dropout = Dropout.of(0.3, 2**40 + 17)
+        found, exact = bounds_and_scores(gpu, case, transducer, activation, dtype, dropout)
+        assert (found >= exact).all()
+        finite = np.isfinite(exact)
+        assert np.median(found[finite] - exact[finite]) < 1
 
 
 @every_input

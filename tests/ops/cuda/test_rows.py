@@ -14,6 +14,7 @@ from cupy_rnnt.ops.numpy import activations
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 from cupy_rnnt.ops.types import (
     Cells,
+    Dropout,
     HiddenRows,
     InputSums,
     JointInputs,
@@ -136,6 +137,21 @@ def test_it_knows_every_activation(gpu, launched, case, dtype, activation):
     assert_twins(actual, desired, gpu, dtype, roundings=count)
     arguments = launch.ELEMENTS[dtype.name], FUNCTORS[activation]
     assert of_activations(launched) == {(ACTIVATED[case], arguments)}
+
+
+@every_dtype
+@pytest.mark.parametrize("case", [hidden, add_input_grad])
+@pytest.mark.parametrize(("width", "offset"), [(1, 0), (45, 0), (64, 0), (64, 1), (260, 3)])
+def test_dropout(gpu, case, dtype, width, offset):
+    """Of packs that begin with any unit; dropped units are 0, not small."""
+    dropout = Dropout.of(0.4, 2**62 + 12345)
+    actual, desired = (
+        case(on, dtype, width, np.random.default_rng(width), "relu", dropout)
+        for on in (Device(gpu.xp, offset), Host())
+    )
+    assert_twins(actual, desired, gpu, dtype)
+    for ours, theirs in zip(map(gpu.asnumpy, actual), desired, strict=True):
+        np.testing.assert_array_equal(ours == 0, theirs == 0)
 
 
 def test_every_activation_is_launched():

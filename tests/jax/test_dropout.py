@@ -1,0 +1,54 @@
+"""Dropout through the JAX adapter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ..tolerances import assert_costs_close, assert_gradients_close
+from .cases import assert_equal_bits, gradient, jax, jnp, made, reference_of
+
+OPTIONS = {"dropout": 0.3, "reduction": "sum"}
+
+
+@pytest.mark.parametrize("seed", [5, 2**62 + 5])
+def test_values_and_gradients(seed):
+    batch = made("joint")
+    options = OPTIONS | {"seed": seed}
+    loss, found = (
+        batch.loss(*batch.inputs, **options),
+        gradient(batch.loss, batch.inputs, **options),
+    )
+    expected_loss, expected = reference_of("joint")(*batch.case, **options)
+    assert_costs_close(loss, expected_loss, batch.dtype, batch.length)
+    assert_gradients_close(found, expected, batch.dtype, batch.length)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_seed_may_be_an_array(reduction, caplog):
+    """Which is not compiled again for another seed."""
+    batch = made("joint")
+    options = OPTIONS | {"reduction": reduction}
+
+    @jax.jit
+    def step(seed, *inputs):
+        return jax.value_and_grad(lambda inputs: batch.loss(*inputs, **options, seed=seed).sum())(
+            inputs
+        )
+
+    for seed in 5, 6:
+        value, found = step(jnp.uint32(seed), *batch.inputs)
+        fixed = options | {"seed": seed}
+        wanted = batch.loss(*batch.inputs, **fixed).sum()
+        expected = gradient(lambda *x, fixed=fixed: batch.loss(*x, **fixed).sum(), batch.inputs)
+        assert_equal_bits([value, *found], [wanted, *expected])
+    assert step._cache_size() == 1
+
+
+def test_seeds_that_are_refused():
+    batch = made("joint")
+    for seed in jnp.ones(2, jnp.int32), jnp.float32(1):
+        with pytest.raises(TypeError, match=r"seed has shape .* a single integer is needed"):
+            batch.loss(*batch.inputs, **OPTIONS, seed=seed)
+    with pytest.raises(Exception, match="seed is -1, but it must be between 0 and"):
+        np.asarray(batch.loss(*batch.inputs, **OPTIONS, seed=jnp.int32(-1)))
