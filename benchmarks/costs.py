@@ -234,6 +234,8 @@ KERNELS = {
     ),
     # And the sums of the bias, a row for 32 cells of a tile.
     "write_output_grads": Kernel("row of the weights", "H", lambda n, e, c: Work(n * (e + c))),
+    # Of products of float32 that are split; Engine has them in float32.
+    "split": Kernel("row of a factor", "H", lambda n, e, c: Work(16 * n, float32=7 * n)),
     "scaled_weights": Kernel("sample", "", lambda n, e, c: Work(16, cached=8)),
     # The gradient of a cell is read for its frame and for its position, each time with one input.
     "input_grads": Kernel(

@@ -7,12 +7,12 @@
 
 #include "common.cuh"
 
-// Strides are in elements.
+// Strides, and the `step` from one part to the next, are in elements.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
 write_output_grads(const Compute<T>* __restrict__ weight_sums,
                    const Compute<T>* __restrict__ bias_sums, const double* scale, int64 rows,
-                   int64 width, int64 parts, T* __restrict__ weight, int64 w0, int64 w1,
+                   int64 width, int64 parts, int64 step, T* __restrict__ weight, int64 w0, int64 w1,
                    T* __restrict__ bias, int64 b0) {
     using C = Compute<T>;
     __shared__ C sums[8][32];
@@ -30,7 +30,7 @@ write_output_grads(const Compute<T>* __restrict__ weight_sums,
         C sum = 0;
 #pragma unroll 8
         for (int64 part = warp; part < parts; part += 8)
-            if (j < rows) sum += bias_sums[part * rows + j];
+            if (j < rows) sum += bias_sums[part * step + j];
         sums[warp][lane] = sum;
         __syncthreads();
         if (warp == 0 && j < rows) {

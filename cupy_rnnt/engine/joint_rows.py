@@ -21,6 +21,7 @@ from ..ops.types import (
     compute_dtype,
 )
 from ..options import Options
+from ..transducer import Row
 from .plan import ROW_BYTES
 
 
@@ -49,16 +50,20 @@ class JointScratch(NamedTuple):
 class JointRows:
     """Logits ``act(encoder_out[b, t] + predictor_out[b, u]) @ weight.T + bias``, tile by tile.
 
+    A row has a column for each row of the weights, and padding behind them where the device wants
+    it: columns under no head, with weights of 0 and a bias of -inf, which has no share in anything.
     With `gradient`, scratch and bytes include what the gradient needs.
     """
 
     def __init__(self, batch: Batch, inputs: JointInputs, options: Options, gradient: bool) -> None:
         self.ops = operations_for(inputs.encoder_out)
         self.dtype: np.dtype = compute_dtype(inputs.encoder_out.dtype)
-        self.width: int
+        vocabulary: int
         self.hidden_size: int
-        self.width, self.hidden_size = inputs.weight.shape
-        self.row = options.transducer.row(self.width, batch.blank)
+        vocabulary, self.hidden_size = inputs.weight.shape
+        columns = self.ops.sizes.columns
+        self.width = -(-vocabulary // columns) * columns
+        self.row = _padded(options.transducer.row(vocabulary, batch.blank), self.width)
         self.device_row = self.ops.device_row(self.row)
         self.batch, self.inputs = batch, inputs
         self.activation, self._gradient = options.activation, gradient
@@ -69,14 +74,22 @@ class JointRows:
         # is split into the sum of two factors, so logits are as accurate as those of float32.
         factor = self.ops.factor_dtype(inputs.encoder_out.dtype)
         self.factor_dtype: np.dtype | None = factor
-        self._copied = factor is not None or not dense or weight.dtype != self.dtype
-        self._factor = weight
-        if factor is None and self._copied:
+        is_padded = self.width > vocabulary
+        as_it_is = factor is None and not is_padded
+        self._copied = not as_it_is or not dense or weight.dtype != self.dtype
+        self._factor, self.bias = weight, bias
+        if not as_it_is:
+            parts, dtype = (1, self.dtype) if factor is None else (2, factor)
+            make = self.ops.zeros if is_padded else self.ops.empty
+            self._factor = make((self.width, parts * self.hidden_size), dtype)
+            self._factor.reshape(self.width, parts, -1)[:vocabulary] = weight[:, None]
+        elif self._copied:
             self._factor = weight.astype(self.dtype, order="K" if dense else "C")
-        elif factor is not None:
-            self._factor = self.ops.empty((self.width, 2 * self.hidden_size), factor)
-            self._factor.reshape(self.width, 2, -1)[...] = weight[:, None]
-        self.bias = None if bias is None else self.ops.xp.ascontiguousarray(bias, self.dtype)
+        if bias is not None and is_padded:
+            self.bias = self.ops.xp.full(self.width, -np.inf, self.dtype)
+            self.bias[:vocabulary] = bias
+        elif bias is not None:
+            self.bias = self.ops.xp.ascontiguousarray(bias, self.dtype)
 
     def scratch(self, rows: int) -> JointScratch:
         ops = self.ops
@@ -106,7 +119,10 @@ class JointRows:
         temporaries = 0 if self.ops.fuses else 2 * rows * self.hidden_size
         if self._gradient:  # fixed_bytes has the first row of the sums of the bias
             temporaries += (self.ops.bias_rows(rows) - 1) * self.width
-        return sum(sizes) + temporaries * self.dtype.itemsize + ROW_BYTES * rows
+        shapes = (self.hidden_size, self.width), (self.width, self.hidden_size)
+        dtype = self.inputs.encoder_out.dtype
+        products = max(self.ops.product_bytes(dtype, rows, *shape) for shape in shapes)
+        return sum(sizes) + temporaries * self.dtype.itemsize + products + ROW_BYTES * rows
 
     def fixed_bytes(self, workers: int) -> int:
         weight_bytes = (self.hidden_size + 1) * self.width * self.dtype.itemsize
@@ -138,3 +154,10 @@ class JointRows:
 
     def write_d_hidden(self, d_logits: DeviceArray, d_hidden: DeviceArray) -> None:
         self.ops.matmul(d_logits, self._factor[:, : self.hidden_size], d_hidden)
+
+
+def _padded(row: Row, width: int) -> Row:
+    """The row with so many columns; the new ones are those of no label."""
+    if row.width == width:
+        return row
+    return row._replace(width=width, others=(*row.others, (row.width, width)))

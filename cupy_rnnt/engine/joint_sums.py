@@ -107,7 +107,8 @@ class JointSums:
             for sums in parts:
                 self._exponents.put_back_into_sums(sums)
         weight_sums, bias_sums = map(_total, parts)
-        self.ops.write_output_grads(weight_sums, bias_sums, self._scale, weight, bias)
+        sums = weight_sums[: len(weight)], bias_sums[:, : len(weight)]  # without padding
+        self.ops.write_output_grads(*sums, self._scale, weight, bias)
 
 
 def _total(parts: DeviceArray) -> DeviceArray:

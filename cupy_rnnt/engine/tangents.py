@@ -42,6 +42,7 @@ from ..ops.types import (
 from ..transducer import LABEL_COLUMN, Row
 
 _HIDDEN_ERROR = 16  # of a hidden value, in units of round-off, errors of its inputs included
+_SPLIT_ERROR = 40  # of log-probs by products of split factors, in units of round-off and `size`
 _MASKED = 200.0  # an entry so many nats below another has no share in a softmax in any precision
 # Relative and least absolute error of rounding to a half type.
 _ROUND_OFF = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
@@ -145,17 +146,21 @@ class Tangents:
 
         Hence 2 V u size for slope and constant on both devices, and the larger of the other terms.
         A hidden vector as the sum of two factors of a half type is off by `per_hidden` of itself;
-        times the weights, that is the error of a logit, and of a log-sum-exp.
+        times the weights, that is the error of a logit, and of a log-sum-exp. Where products of
+        float32 are split, a logit, a log-sum-exp and a slope are off by 3 * 2**-22 or 12 u of
+        `size` each. Two thirds of the terms of a slope are below 2**-10 of it and come first. To
+        cut these off, with 1024 entries at most, adds 4 u.
         """
         vocabulary, hidden_size = self._inputs.weight.shape
         u = float(np.finfo(compute_dtype(self._inputs.weight.dtype)).eps) / 2
         factor = self._ops.factor_dtype(self._inputs.encoder_out.dtype)
+        split = _SPLIT_ERROR if self._ops.splits(self._inputs.encoder_out.dtype) else 0
         unit, least = (0.0, 0.0) if factor is None else _ROUND_OFF[factor.name]
         of_dots = 2 * (3 * (hidden_size + _HIDDEN_ERROR) + 2)
         of_sums = vocabulary * float(np.finfo(np.float64).eps) / 2
         entropy = math.log(vocabulary)
         return Rounding(
-            per_size=u * (of_dots + 2 * vocabulary + 4) + of_sums,
+            per_size=u * (of_dots + 2 * vocabulary + 4 + split) + of_sums,
             per_bias=u * (2 * 2 + 2) + 2 * of_sums,
             fixed=u * (8 + 4 * entropy) + of_sums * (1 + 2 * entropy),
             per_hidden=unit**2,

@@ -157,6 +157,14 @@ class Operations(Protocol):
         """For inputs of a dtype, the narrower dtype in which the device multiplies matrices faster,
         with sums in the compute dtype; None if it has none."""
 
+    def splits(self, dtype: np.dtype) -> bool:
+        """Whether :meth:`matmul` may form three products of narrower factors for one of factors of
+        a dtype, float32: each term is off by 3 * 2**-22 of its magnitude at most."""
+
+    def product_bytes(self, dtype: np.dtype, rows: int, depth: int, columns: int) -> int:
+        """Bytes that :meth:`matmul` of (rows, depth) and (depth, columns) allocates meanwhile, for
+        inputs of a dtype."""
+
     def gather(self, source: DeviceArray, index: tuple[DeviceArray, ...], out: DeviceArray) -> None:
         """``out[...] = source[index]``, (n, width), cast to the dtype of `out`."""
 
@@ -321,7 +329,8 @@ class Operations(Protocol):
         bias: DeviceArray | None,
     ) -> None:
         """Write sums, (V, H) and (`bias_rows`, V), the latter added up, divided by `scale`, to the
-        gradients of weight and bias, cast to their dtype."""
+        gradients of weight and bias, cast to their dtype. Rows of the latter need not follow each
+        other at once."""
 
     def group_table(
         self, start: int, cells: HostArray, frames: HostArray, positions: HostArray

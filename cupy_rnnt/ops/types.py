@@ -211,6 +211,9 @@ class Sizes(NamedTuple):
     group_cells: int
     """A group is full when it has this many cells a worker and diagonals of `group_width` cells."""
     group_width: int
+    columns: int
+    """The rows of logits of a joint network have a multiple of so many columns. Products are slow
+    where rows do not begin at multiples of 16 bytes."""
     slab_elements: int
     """The elements of a weight gradient that one product is added to."""
     stored_bytes: int

@@ -14,7 +14,7 @@ from .arrays import asked, call, ndarray
 __all__ = ["gemm"]
 
 CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
-CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 68, -1
+CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT = 68, 77, -1
 TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # CUDA_R_32F and so on
 
 
@@ -67,15 +67,32 @@ def gemmEx(
     computeType: int,
     algo: int,
 ) -> None:
-    """Matrices are columns behind each other, as for cuBLAS; of half types with float32 sums."""
-    assert (handle, computeType, algo) == (get_cublas_handle(), CUBLAS_COMPUTE_32F, -1)
-    assert Atype == Btype != TYPES["float32"] == Ctype
+    """Matrices are columns behind each other, as for cuBLAS; of half types, or of float32 as TF32,
+    with float32 sums."""
+    in_tf32 = Atype == TYPES["float32"]
+    assert computeType == (CUBLAS_COMPUTE_32F_FAST_TF32 if in_tf32 else CUBLAS_COMPUTE_32F)
+    assert (handle, algo, Btype, Ctype) == (get_cublas_handle(), -1, Atype, TYPES["float32"])
     by, kept = (ctypes.c_float.from_address(pointer).value for pointer in (alpha, beta))
     a, b = _matrix(A, Atype, lda, m, k, transa), _matrix(B, Btype, ldb, k, n, transb)
     c = _matrix(C, Ctype, ldc, m, n, CUBLAS_OP_N)
-    found = by * (memory.checked(a).astype(np.float32) @ memory.checked(b).astype(np.float32))
+    product = _tf32_product if in_tf32 else np.matmul
+    found = by * product(*(memory.checked(x).astype(np.float32) for x in (a, b)))
     c[...] = found if kept == 0 else found + kept * memory.checked(c)
     memory.mark_written(asked("products", c))
+
+
+def _tf32_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """As tensor cores may do it at worst: bits that TF32 does not hold are cut off, and so are
+    those that float32 does not hold, whenever 8 products have been added."""
+    a, b = ((x.view(np.int32) & ~0x1FFF).view(np.float32).astype(float) for x in (a, b))
+    total = np.zeros((len(a), b.shape[1]), np.float32)
+    with np.errstate(all="ignore"):
+        for k in range(0, a.shape[1], 8):
+            exact = total + a[:, k : k + 8] @ b[k : k + 8]
+            total = exact.astype(np.float32)
+            beyond = abs(total) > abs(exact)
+            total[beyond] = np.nextafter(total[beyond], np.float32(0))
+    return total
 
 
 def _matrix(at: int, kind: int, step: int, rows: int, columns: int, operation: int) -> np.ndarray:

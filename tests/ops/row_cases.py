@@ -222,17 +222,18 @@ def bias_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
 
 
 def write_output_grads(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
-    """Integers, whose sums are exact, and a scale."""
+    """Integers, whose sums are exact, and a scale; sums of the bias with padding behind them."""
     compute, gradients, scale = compute_dtype(dtype), [], 8.0
     for parts in 1, 3, 100:
-        sums = [rng.integers(-99, 99, shape) for shape in ((width, 7), (parts, width))]
+        sums = [rng.integers(-99, 99, shape) for shape in ((width, 7), (parts, width + 3))]
         written = [on.empty((width, 7), dtype), on.empty((width,), dtype)]
         if on.ops is cpu:
             weight, bias = (on.array(values / scale, compute) for values in sums)
-            on.ops.write_output_grads(weight, bias.sum(axis=0)[None], None, *written)
+            on.ops.write_output_grads(weight, bias.sum(axis=0)[None, :width], None, *written)
         else:
-            arrays = (on.array(values, compute) for values in sums)
-            on.ops.write_output_grads(*arrays, on.array([scale]), *written)
+            weight, bias = (on.array(values, compute) for values in sums)
+            of_bias = bias[:, :width], on.array([scale])
+            on.ops.write_output_grads(weight, *of_bias, *written)
         gradients += written
     return gradients
 

@@ -2,7 +2,8 @@
 typedef int (*OnGemm)(int type, int ta, int tb, int m, int n, int k, const void* alpha,
                       const void* a, int lda, const void* b, int ldb, const void* beta, void* c,
                       int ldc);
-enum { GEMM = 5, FLOAT = 0, DOUBLE = 1, COMPUTE_32F = 68, HOST_POINTERS = 0, INVALID = 7 };
+enum { GEMM = 5, FLOAT = 0, DOUBLE = 1, HOST_POINTERS = 0, INVALID = 7 };
+enum { COMPUTE_32F = 68, COMPUTE_32F_FAST_TF32 = 77 };
 
 extern "C" {
 extern long standin_counts[];
@@ -53,7 +54,8 @@ int cublasDgemm_v2(OF_ONE_TYPE) {
 int cublasGemmEx(void*, SIZES, const void* alpha, const void* a, int at, int lda, const void* b,
                  int bt, int ldb, const void* beta, void* c, int ct, int ldc, int compute, int) {
     if (at != bt || (ct != FLOAT && ct != at)) return INVALID;
-    if (standin_on_gemm && (ct != FLOAT || compute != COMPUTE_32F))
+    const int expected = at == FLOAT ? COMPUTE_32F_FAST_TF32 : COMPUTE_32F;
+    if (standin_on_gemm && (ct != FLOAT || compute != expected))
         return INVALID;  // what emulate.py computes
     return gemm(at, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }

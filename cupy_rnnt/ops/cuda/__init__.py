@@ -20,7 +20,7 @@ from .indices import indices
 from .inputs import add_input_grad, group_table, hidden, write_input_grads
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
 from .launch import Kernel, cupy, host
-from .products import add_matmul, factor_dtype, matmul
+from .products import add_matmul, factor_dtype, matmul, product_bytes, splits
 from .references import (
     label_softmax,
     means,
@@ -68,6 +68,7 @@ __all__ = [
     "matmul",
     "means",
     "places",
+    "product_bytes",
     "reference_hidden",
     "reference_table",
     "result",
@@ -79,6 +80,7 @@ __all__ = [
     "sizes",
     "slack",
     "slow_denormals",
+    "splits",
     "start_workers",
     "threads",
     "upper_bounds",
@@ -105,6 +107,7 @@ sizes = Sizes(
     small_rows=64,
     group_cells=2**62,
     group_width=2**62,
+    columns=8,  # 16 bytes of a half type
     slab_elements=0,
     stored_bytes=2**62,
     # To tell stored rows from others takes 21 operations a group, 0.4 ms of the host. An H100

@@ -211,9 +211,10 @@ def write_output_grads(
     bias: DeviceArray | None,
 ) -> None:
     (rows, width), parts = weight.shape, len(bias_sums)
+    step, _ = element_strides(bias_sums)
     blocks = -(-rows // 8) + (0 if bias is None else -(-rows // WARP))
     strides = (0,) if bias is None else element_strides(bias)
     _WRITE_OUTPUT_GRADS[weight.dtype](
-        *(blocks, weight_sums, bias_sums, scale, rows, width, parts),
+        *(blocks, weight_sums, bias_sums, scale, rows, width, parts, step),
         *(weight, *element_strides(weight), bias, *strides),
     )

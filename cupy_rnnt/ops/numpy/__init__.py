@@ -54,6 +54,7 @@ __all__ = [
     "matmul",
     "means",
     "places",
+    "product_bytes",
     "reference_hidden",
     "reference_table",
     "result",
@@ -65,6 +66,7 @@ __all__ = [
     "sizes",
     "slack",
     "slow_denormals",
+    "splits",
     "start_workers",
     "threads",
     "upper_bounds",
@@ -96,6 +98,7 @@ sizes = Sizes(
     # operation takes longer than the call.
     group_cells=2**16,
     group_width=1024,
+    columns=1,
     slab_elements=2**18,  # stay in the cache
     # More logits fall out of the caches, and every call faults their pages in again: with 256 MiB a
     # call took up to a fifth longer than with 64.
@@ -168,6 +171,14 @@ def bias_rows(rows: int) -> int:
 
 def factor_dtype(dtype: np.dtype) -> None:
     """None: no NumPy multiplies half types fast."""
+
+
+def splits(dtype: np.dtype) -> bool:
+    return False
+
+
+def product_bytes(dtype: np.dtype, rows: int, depth: int, columns: int) -> int:
+    return 0
 
 
 def matmul(a: HostArray, b: HostArray, out: HostArray) -> None:

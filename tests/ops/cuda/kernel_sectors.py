@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.costs import KERNELS, SECTOR, Work
 from cupy_rnnt.ops import cuda
+from cupy_rnnt.ops.cuda import products
 from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.types import (
     Cells,
@@ -197,6 +198,13 @@ def write_output_grads(gpu: Device, dtype: np.dtype, width: int) -> Work:
     return work("write_output_grads", dtype, size, width) + of_bias
 
 
+def split(gpu: Device, dtype: np.dtype, width: int) -> Work:
+    """Of as many rows of either factor."""
+    a, b = ones(gpu, ROWS, width, dtype=dtype), ones(gpu, ROWS, width, dtype=dtype)
+    products._split(a, b.T)
+    return work("split", dtype, width, 2 * ROWS)
+
+
 def scaled_weights(gpu: Device, dtype: np.dtype, width: int) -> Work:
     cuda_rows.scaled_weights(ones(gpu, width), 1.0, np.dtype(np.float16))
     return work("scaled_weights", dtype, 0, width)
@@ -286,6 +294,7 @@ CASES = {
     "row_sums": Case(row_sums, "H", ALL),
     "scatter": Case(scatter, "V", ALL),
     "slack": Case(slack, "V"),
+    "split": Case(split, "H", COMPUTE[:1]),
     "write_tangents": Case(write_tangents, "H", ALL),
     "scaled_weights": Case(scaled_weights, "V", COMPUTE[1:]),
     "write_output_grads of a bias": Case(write_output_grads, "V", ALL),

@@ -57,7 +57,8 @@ class Case(NamedTuple):
     hidden: int = 130
 
     def sizes(self, sizes: Sizes) -> Sizes:
-        sizes = sizes._replace(full_rows=self.rows, tile_elements=1)
+        """As if rows of logits needed no padding."""
+        sizes = sizes._replace(full_rows=self.rows, tile_elements=1, columns=1)
         sizes = sizes._replace(stored_bytes=self.stored, least_stored=0)
         return sizes._replace(group_cells=1, group_width=1) if self.alone else sizes
 

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import costs
 from cupy_rnnt import engine, joint
 from cupy_rnnt.engine.sources import Kept
+from cupy_rnnt.ops.cuda import products
 
 from ...engine.selection.joints import aligned_case
 from . import kernel_sectors
@@ -65,6 +66,7 @@ def launched(gpu, tolerance):
 @pytest.mark.slow
 def test_the_engine_launches_what_is_computed(monkeypatch, tolerance):
     with kernel_sectors.counting() as gpu:
+        monkeypatch.setattr(products, "_FAST_TF32", ())  # costs are those of float32
         monkeypatch.setattr(gpu.xp.kernels.options, "races", False)  # others look for these
         found, shares = launched(gpu, tolerance)
     batch, selects = costs.Batch.of(FRAMES, POSITIONS), tolerance is None

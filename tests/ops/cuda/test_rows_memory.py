@@ -149,6 +149,6 @@ def test_far_rows_of_gradients(row):
 def test_far_rows_of_weights():
     sums, gradient = random(8, WIDTH), ptxemu.empty((8, WIDTH))
     far = [shifted(values, FAR) for values in (sums, gradient)]
-    args = far[0], None, None, FAR + 8, WIDTH, 0, far[1], WIDTH, 1, None, 0
+    args = far[0], None, None, FAR + 8, WIDTH, 0, 0, far[1], WIDTH, 1, None, 0
     run_far("output_grads.cu", "write_output_grads<float>", FAR // 8, *args)
     np.testing.assert_array_equal(gradient, sums)
