@@ -316,6 +316,11 @@ KERNELS = {
         "",
         lambda n, e, c: Work(72, cached=16, spread=2 * (SECTOR - 8), float32=4, float64=52),
     ),
+    # A sweep in one way, over words that the threads of a warp read side by side.
+    "best_sweep": Kernel("cell and way", "", lambda n, e, c: Work(24, cached=17, float64=9)),
+    "best_path": Kernel(
+        "arc of a path", "", lambda n, e, c: Work(42, spread=6 * (SECTOR - 7), float64=12)
+    ),
     "lattice_posteriors": Kernel(
         "cell of pass 2",
         "",

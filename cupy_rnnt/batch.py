@@ -38,6 +38,8 @@ class Batch:
     labels : numpy.ndarray, shape (B, max(positions)), intp
         The targets with 0 wherever there is no label, padding included.
     offsets : numpy.ndarray, shape (B + 1,), int64
+    most_labels : int
+        The padded extent U.
     blank : int
         Index in ``[0, V)``.
     """
@@ -52,6 +54,7 @@ class Batch:
         tokens: checks.Tokens,
     ) -> None:
         size, frames, positions = shape
+        self.most_labels = positions - 1
         self.blank = checks.blank(blank, tokens)
         targets, logit_lengths, target_lengths = checks.integers(
             ("targets", targets, (size, positions - 1)),

@@ -115,6 +115,11 @@ def adapter_needed(value: ArrayLike) -> str | None:
     return "cupy_rnnt.jax" if jax and isinstance(value, jax.core.Tracer) else None
 
 
+def detached(value: ArrayLike) -> ArrayLike:
+    """The same array without a derivative, where its library has one that it does not pass on."""
+    return value.detach() if getattr(value, "requires_grad", False) is True else value
+
+
 def imported(value: ArrayLike) -> DeviceArray:
     """The memory of an object with ``__dlpack__``, as an array of NumPy, or of CuPy on the object's
     device and CuPy's current stream there."""

@@ -40,6 +40,17 @@ class Keywords(TypedDict, total=False):
     max_workspace_bytes: int | None
 
 
+class ReadingKeywords(TypedDict, total=False):
+    """What every function takes by keyword that reads something off the lattice and has no
+    gradient."""
+
+    transducer: str | Transducer
+    delay_penalty: float
+    max_workspace_bytes: int | None
+    progress: Progress | None
+    return_info: bool
+
+
 class JointKeywords(Keywords, total=False):
     """What every loss of a joint network takes by keyword."""
 
@@ -54,6 +65,24 @@ class ScoreKeywords(TypedDict, total=False):
     activation: str
     transducer: str | Transducer
     max_workspace_bytes: int | None
+
+
+class PosteriorKeywords(ReadingKeywords, total=False):
+    """What functions of posteriors take by keyword."""
+
+    tolerance: float | None
+
+
+class JointPosteriorKeywords(PosteriorKeywords, total=False):
+    """The same of a joint network."""
+
+    activation: str
+
+
+class JointReadingKeywords(ReadingKeywords, total=False):
+    """The same of a joint network."""
+
+    activation: str
 
 
 class ReportingKeywords(Keywords, total=False):

@@ -25,6 +25,50 @@ class JointGradients(NamedTuple):
     bias: DeviceArray
 
 
+class Alignment(NamedTuple):
+    """The likeliest path of each sample. Arrays are of the kind of the first argument.
+
+    Attributes
+    ----------
+    frames : shape (B, U), int64
+        The frame at which each label is emitted; -1 behind the last label, and for all labels of a
+        sample without a path or with a NaN.
+    durations : shape (B, U), int64, or None
+        How many frames later the path goes on, -1 where `frames` is; None if the transducer has no
+        durations.
+    log_prob : shape (B,)
+        Of the path, with what a delay penalty adds; float32, or float64 for float64 inputs. It is
+        -inf without a path, and NaN for a sample with a NaN in its valid part, or a logit of +inf.
+    certificate : shape (B,)
+        By how many nats a path could be likelier than this one, in the dtype of `log_prob`. It is
+        0: cells are computed until the path is proven to be the likeliest of all, but for the
+        rounding of sums in float64.
+    """
+
+    frames: DeviceArray
+    durations: DeviceArray | None
+    log_prob: DeviceArray
+    certificate: DeviceArray
+
+
+class KeptPosteriors(NamedTuple):
+    """Occupancies of n kept cells, in packed order. Arrays are of the kind of the first argument.
+
+    Attributes
+    ----------
+    sample, frame, position : shape (n,), int64
+        Where each cell is.
+    occupancies : shape (n, K)
+        Of its scores, in the order of ``transducer.topology.scores``; float32, or float64 for
+        float64 inputs.
+    """
+
+    sample: DeviceArray
+    frame: DeviceArray
+    position: DeviceArray
+    occupancies: DeviceArray
+
+
 @dataclass(frozen=True)
 class Info:
     """What a call computed, as returned by ``return_info=True``.

@@ -4,9 +4,10 @@
 
 #include "lattice.cuh"
 
-// Stores log-sum-exps (G, n) of cells, in packed order, and their scores (K, n), as words. A NaN or
-// +inf poisons the sample, and counts as -inf; where there is no label to emit, its score is not
-// read. The delay penalty is added to scores of labels. `sample` counts from `start` on.
+// Stores log-sum-exps (G, n) of cells, in packed order, and their scores (K, n), as words, or as they
+// are if `factors` is below 0. A NaN or +inf poisons the sample, and counts as -inf; where there is
+// no label to emit, its score is not read. The delay penalty is added to scores of labels. `sample`
+// counts from `start` on.
 //
 // Grid: a thread a cell. Moves 32 + 8 (G + K) bytes a cell in, and 8 (G + K) out, K of which lie
 // apart.
@@ -31,16 +32,16 @@ lattice_write(int64 count, const Lattice* lattices, int64 start, const int64* sa
         for (int k = 0; k < kinds; ++k) {
             const bool absent = !good || (k == label && !has_label);
             double score = absent ? -infinity() : scores[k * count + i];
-            if (k == label) score += delay;
+            if (k == label) score = __dadd_rn(score, delay);  // not fused: NumPy has the same sum
             if (score > -infinity() && (fabs(score) > most || fabs(delay) > most))
                 atomicOr(flags + within, kBeyondWide);
-            words[k * cells + place] = word_of(score);
+            words[k * cells + place] = factors < 0 ? score : word_of(score);
         }
         if (exact) exact[place] = true;
     }
 }
 
-// Stores the upper bounds of all scores, (K, cells), given in packed order.
+// Stores the upper bounds of all scores, (K, cells), given in packed order, in the same form.
 //
 // Grid: a thread a cell. Moves 8 K bytes a cell in, and 8 K out that lie apart.
 __global__ void __launch_bounds__(256, 4)
@@ -53,10 +54,10 @@ lattice_bound(int64 cells, int64 samples, const Lattice* lattices, const double*
         const double delay = lattice.delay(delay_penalty, (i - lattice.first) / lattice.positions);
         const double most = lattice.largest_log(factors);
         for (int k = 0; k < kinds; ++k) {
-            const double bound = bounds[k * cells + i] + (k == label ? delay : 0);
+            const double bound = __dadd_rn(bounds[k * cells + i], k == label ? delay : 0);
             if (bound > -infinity() && (fabs(bound) > most || fabs(delay) > most))
                 atomicOr(flags + (&entry - lattices), kBeyondWide);
-            words[k * cells + place] = word_of(bound);
+            words[k * cells + place] = factors < 0 ? bound : word_of(bound);
         }
     }
 }

@@ -54,10 +54,10 @@ struct Lattice {
 
     // Scores up to this magnitude keep all exponents of Wide below 2^23. A path has at most an arc a
     // diagonal, each of so many factors, 2^22 for all of them; and as much is left for the number of
-    // paths, with up to 2^16 arcs from a cell. If `factors` is 0, the sample is to have logarithms.
+    // paths, with up to 2^16 arcs from a cell. Without `factors`, a sample is to have logarithms.
     __device__ double largest_log(int factors) const {
         constexpr int kMostDiagonals = 1 << 18;
-        if (!factors) return -1;
+        if (factors <= 0) return -1;
         const double each = (1 << 22) * 0.69 / (static_cast<double>(diagonals()) * factors);
         return diagonals() > kMostDiagonals ? 0 : fmin(each, kLargestLog);
     }

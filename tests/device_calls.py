@@ -83,6 +83,10 @@ joint_rnnt_loss = _on_device(cupy_rnnt.joint_rnnt_loss)
 joint_rnnt_loss_and_grad = _on_device(cupy_rnnt.joint_rnnt_loss_and_grad)
 joint_rnnt_log_probs = _on_device(cupy_rnnt.joint_rnnt_log_probs)
 joint_rnnt_log_probs_grad = _on_device(cupy_rnnt.joint_rnnt_log_probs_grad)
+rnnt_alignment = _on_device(cupy_rnnt.rnnt_alignment)
+rnnt_posteriors = _on_device(cupy_rnnt.rnnt_posteriors)
+joint_rnnt_posteriors = _on_device(cupy_rnnt.joint_rnnt_posteriors)
+joint_rnnt_alignment = _on_device(cupy_rnnt.joint_rnnt_alignment)
 
 
 def examples(many: int, few: int, **strategies: Any) -> Callable[..., Callable[[Device], None]]:

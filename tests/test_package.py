@@ -17,20 +17,26 @@ from cupy_rnnt import reference
 
 ROOT = Path(cupy_rnnt.__file__).parent
 PUBLIC = {
+    "Alignment",
     "Arc",
     "Head",
     "Info",
     "JointGradients",
+    "KeptPosteriors",
     "Score",
     "Topology",
     "Transducer",
+    "joint_rnnt_alignment",
     "joint_rnnt_log_probs",
     "joint_rnnt_log_probs_grad",
     "joint_rnnt_loss",
     "joint_rnnt_loss_and_grad",
+    "joint_rnnt_posteriors",
     "multi_blank",
+    "rnnt_alignment",
     "rnnt_loss",
     "rnnt_loss_and_grad",
+    "rnnt_posteriors",
     "tdt",
 }
 FUNCTIONS = [getattr(cupy_rnnt, name) for name in sorted(PUBLIC) if name.islower()]

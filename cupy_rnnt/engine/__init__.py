@@ -24,12 +24,14 @@ import numpy as np
 from ..batch import Batch
 from ..dlpack import exported
 from ..ops import operations_for
-from ..ops.types import DeviceArray, HostArray
+from ..ops.types import DeviceArray, HostArray, Tile
 from ..options import Options
 from ..results import Info, reduced
 from .passes import Passes, Solved
 from .plan import Plan, make_plan
+from .selection import LikeliestPath, Mass
 from .sources import Kept, Source
+from .work import Goal
 
 
 @dataclass
@@ -134,13 +136,65 @@ class Gradients:
             yield read
 
 
-def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> Result:
+class DenseOccupancies:
+    """Writes occupancies of all scores to an array (B, T, U + 1, K), 0 where no cell is kept."""
+
+    gradient, store, passes = True, False, 1
+
+    def __init__(self, extents: tuple[int, int, int]) -> None:
+        self._extents = extents
+
+    @contextmanager
+    def reading(self, passes: Passes) -> Iterator[Callable[[Solved], int]]:
+        source, ops = passes.source, passes.source.ops
+        self.dense = ops.zeros((*self._extents, len(source.row.columns)), source.dtype)
+
+        def read(solved: Solved) -> int:
+            kept = solved.kept()
+
+            def tile(worker: int, part: Tile) -> None:
+                rows = kept.part(slice(*part))
+                cells = source.coordinates.of(rows.packed)
+                index = cells.sample, cells.frame, cells.position
+                ops.scatter(ops.xp.ascontiguousarray(rows.occupancies.T), index, self.dense)
+
+            passes.run(tile, len(kept.packed))
+            return len(kept.packed)
+
+        yield read
+
+
+class LikeliestPaths:
+    """Collects the likeliest path of each sample: the frame of each label, and the frames of its
+    arc, int64 (B, U), -1 where there is none. The costs are those of these paths."""
+
+    gradient, store, passes = True, False, 1  # their lattices take as much memory as with gradients
+
+    @contextmanager
+    def reading(self, passes: Passes) -> Iterator[Callable[[Solved], int]]:
+        shape = passes.batch.size, passes.batch.most_labels
+        self.frames, self.durations = (passes.source.ops.result(shape, np.int64) for _ in range(2))
+        self.frames.fill(-1)
+        self.durations.fill(-1)
+
+        def read(solved: Solved) -> int:
+            frames, durations = solved.path()
+            index = slice(solved.group.start, solved.group.stop), slice(frames.shape[1])
+            self.frames[index], self.durations[index] = frames, durations
+            return 0
+
+        yield read
+
+
+def scan(
+    source: Source, batch: Batch, options: Options, read_out: ReadOut, goal: Goal | None = None
+) -> Result:
     """Solve the lattices of a batch, part by part, and let `read_out` read each part."""
     plan = make_plan(source, batch, options, read_out.gradient, read_out.store)
     costs, certificate = source.ops.empty((batch.size,), np.float64), np.empty(batch.size)
     result = Result(batch, options, source.dtype, plan, costs, certificate)
     with (
-        _running(source, batch, options, plan, read_out.passes) as passes,
+        _running(source, batch, options, plan, read_out.passes, goal) as passes,
         read_out.reading(passes) as read,
     ):
         for part in passes.parts():
@@ -153,6 +207,14 @@ def scan(source: Source, batch: Batch, options: Options, read_out: ReadOut) -> R
 def run(source: Source, batch: Batch, options: Options, weights: HostArray | None = None) -> Result:
     """Compute the costs and, if their weights are not None, the gradient too."""
     return scan(source, batch, options, Costs() if weights is None else Gradients(weights))
+
+
+def likeliest_paths(
+    source: Source, batch: Batch, options: Options
+) -> tuple[Result, LikeliestPaths]:
+    """The likeliest path of each sample."""
+    read_out = LikeliestPaths()
+    return scan(source, batch, options, read_out, LikeliestPath()), read_out
 
 
 def backward(
@@ -180,11 +242,19 @@ def returned(result: Result, like: Any, *gradients: Any) -> Any:
 
 @contextmanager
 def _running(
-    source: Source, batch: Batch, options: Options, plan: Plan, count: int
+    source: Source,
+    batch: Batch,
+    options: Options,
+    plan: Plan,
+    count: int,
+    goal: Goal | None = None,
 ) -> Iterator[Passes]:
-    """A context in which `count` passes run over the batch. NumPy does not warn in it: a gradient
+    """A context in which `count` passes run over the batch, with the goal of a loss unless another
+    is given. NumPy does not warn in it: a gradient
     too large for its dtype becomes inf, as documented."""
     with np.errstate(all="ignore"):
-        yield Passes(source, batch, options, plan, count)
+        # The certificate may use half of the tolerance; the choice of kept cells has the rest.
+        goal = goal or Mass(options.tolerance / 2)
+        yield Passes(source, batch, options, plan, count, goal)
     if options.progress is not None:
         options.progress(batch.cell_count, batch.cell_count)

@@ -16,7 +16,7 @@ from ..options import Options
 from .plan import Group, Plan
 from .selection import Selected, bounded_lattice, selection_of
 from .sources import Kept, Source, Sums
-from .work import Work
+from .work import Goal, LatticeWork
 
 
 class Part(NamedTuple):
@@ -59,6 +59,12 @@ class Solved:
         of_labels = 1 + options.fastemit_lambda
         return Kept(packed, *self.lattice.posteriors(packed, of_labels, source.dtype, least))
 
+    def path(self) -> tuple[DeviceArray, DeviceArray]:
+        """See :meth:`cupy_rnnt.ops.lattices.BestLattice.path`."""
+        lattice: Any = self.lattice  # of the goal
+        frames, durations = lattice.path()
+        return frames, durations
+
 
 class Stored:
     """Logits that pass 1 leaves for pass 2: those of the first cells of its first round."""
@@ -97,7 +103,7 @@ class Stored:
         return kept, rows, count
 
 
-class Passes(Work):
+class Passes(LatticeWork):
     """The passes of one call, `count` in all."""
 
     def __init__(
@@ -107,8 +113,9 @@ class Passes(Work):
         options: Options,
         plan: Plan,
         count: int,
+        goal: Goal,
     ) -> None:
-        super().__init__(source, batch, options, plan)
+        super().__init__(source, batch, options, plan, goal)
         self._count = count
         self._stored = Stored(source, plan.stored)
         self._selection = selection_of(self)
@@ -143,7 +150,7 @@ class Passes(Work):
         group, ops, selected = part.group, self.source.ops, part.selected
         lengths = self.lengths(group)
         if selected is None:
-            lattice: Any = self.lattice(ops.exact_lattice, group)
+            lattice: Any = self.lattice(group)
         else:
             lattice = selected.lattice or bounded_lattice(self, group, selected.bounds)
 

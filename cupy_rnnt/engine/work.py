@@ -1,11 +1,13 @@
-"""What the passes and the selection share: the batch of a call, its plan, workers and buffers."""
+"""What the passes and the selection share: the batch of a call, its plan, workers and buffers, and
+its goal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..batch import Batch
+from ..ops import Operations
 from ..ops.types import HostArray, Tile
 from ..options import Options
 from .plan import Group, Plan, Tiles
@@ -27,6 +29,23 @@ class Lengths(NamedTuple):
         return cells
 
 
+class Goal(Protocol):
+    """What is to be proven of the cells that are not computed."""
+
+    def lattice(self, ops: Operations, bounded: bool) -> Callable[..., Any]:
+        """The operation that makes a lattice, exact or bounded."""
+
+    def first(self, lengths: Lengths) -> HostArray:
+        """The least share of the upper bound of all paths that a cell must hold to be computed in
+        the first round: logarithms, (n,)."""
+
+    def proof(
+        self, lattice: Any, computed: HostArray, lengths: Lengths, rounds: int
+    ) -> tuple[HostArray, HostArray]:
+        """Certificates, (n,), when so many cells of each sample are exact; and the least share for
+        the next round, inf where no round is needed."""
+
+
 class Work:
     """The batch of one call, its plan, its workers and their buffers."""
 
@@ -41,13 +60,6 @@ class Work:
         arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
         return Lengths(int(self.batch.offsets[group.start]), frames, positions, *arcs)
 
-    def lattice(self, make: Callable[..., Any], group: Group) -> Any:
-        """The lattice of a group; `make` is an operation, exact_lattice or bounded_lattice."""
-        first, frames, positions, *_ = self.lengths(group)
-        options, dtype = self.options, self.source.dtype
-        form = frames, positions, self.plan.gradient, options.delay_penalty, dtype
-        return make(options.transducer, *form, group.start, first)
-
     def run(
         self,
         tile: Callable[[int, Tile], None],
@@ -61,3 +73,21 @@ class Work:
         rows, workers = self.plan.rows, self.plan.workers
         self._workers.run(tile, Tiles(stored, rows, workers), fixed, report)
         self._workers.run(tile, Tiles(count - stored, rows, workers, stored), fixed, report)
+
+
+class LatticeWork(Work):
+    """Work whose lattices are solved, with a goal."""
+
+    def __init__(
+        self, source: Source, batch: Batch, options: Options, plan: Plan, goal: Goal
+    ) -> None:
+        super().__init__(source, batch, options, plan)
+        self.goal = goal
+
+    def lattice(self, group: Group, bounded: bool = False) -> Any:
+        """The lattice of a group."""
+        first, frames, positions, *_ = self.lengths(group)
+        options, dtype = self.options, self.source.dtype
+        form = frames, positions, self.plan.gradient, options.delay_penalty, dtype
+        make = self.goal.lattice(self.source.ops, bounded)
+        return make(options.transducer, *form, group.start, first)

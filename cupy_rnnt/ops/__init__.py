@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from ..topology import Topology
 from ..transducer import Row, Transducer
-from .lattices import BoundedLattice, Lattice
+from .lattices import BestLattice, BoundedLattice, Lattice
 from .types import (
     Cells,
     DeviceArray,
@@ -147,6 +147,20 @@ class Operations(Protocol):
         start: int = 0,
         first: int = 0,
     ) -> BoundedLattice: ...
+
+    def best_lattice(
+        self,
+        transducer: Transducer,
+        frames: HostArray,
+        positions: HostArray,
+        gradient: bool,
+        delay_penalty: float,
+        dtype: np.dtype,
+        start: int = 0,
+        first: int = 0,
+    ) -> BestLattice:
+        """It takes no more memory than the lattice of the same kind, exact or bounded, with
+        `gradient`, which does not matter here."""
 
     def lattice_nbytes(
         self, topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .types import Cells, DeviceArray, HostArray, PathMass
+from .types import BestPaths, Cells, DeviceArray, HostArray, PathMass
 
 
 class Lattice(Protocol):
@@ -62,3 +62,41 @@ class BoundedLattice(Lattice, Protocol):
 
     def complete(self, marks: DeviceArray, samples: HostArray) -> None:
         """Mark all cells outside C of some `samples`, (n,) bool, too."""
+
+
+class BestLattice(Protocol):
+    """Lattices with the likeliest path in the place of the sum over paths. Cells hold exact scores,
+    the set C, or upper bounds, as in a :class:`BoundedLattice`; without :meth:`bound`, all cells
+    must be written.
+
+    Sums of log-probabilities are formed from the end to the beginning of a path: of the scores of
+    an arc in their order, then the score that it reads aside, then what the rest of the path has.
+    Of equal sums the first arc of the topology counts. So the same scores have the same path on
+    every device.
+    """
+
+    def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
+        """As :meth:`Lattice.write`; log-sum-exps are not used."""
+
+    def bound(self, bounds: DeviceArray) -> None:
+        """As :meth:`BoundedLattice.bound`."""
+
+    def certify(self) -> BestPaths:
+        """The likeliest path inside C, and a bound of all paths. If the likeliest path by scores
+        and bounds is inside C, it is proven to be that of all cells, ties included."""
+
+    def candidates(self, least: HostArray) -> tuple[DeviceArray, DeviceArray]:
+        """As :meth:`BoundedLattice.candidates`, with the likeliest path through a cell in the place
+        of the sum of all, and the likeliest of all in the place of all paths."""
+
+    def complete(self, marks: DeviceArray, samples: HostArray) -> None:
+        """As :meth:`BoundedLattice.complete`."""
+
+    def solve(self) -> DeviceArray:
+        """Minus the log-probabilities of the likeliest paths, (n,), in the form of
+        :meth:`Lattice.solve`: inf of a sample without a path, NaN of one with a bad score."""
+
+    def path(self) -> tuple[DeviceArray, DeviceArray]:
+        """Of the likeliest path of each sample, the frame at which each label is emitted, and the
+        frames that its arc takes: int64 (n, most labels), -1 behind the last label, and of a sample
+        whose cost is not finite before it is rounded."""

@@ -194,6 +194,16 @@ class PathMass(NamedTuple):
     upper: HostArray
 
 
+class BestPaths(NamedTuple):
+    """What is known of the likeliest paths of n samples when the set C is exact: their
+    log-probabilities inside C, upper bounds of those of all paths, and whether the likeliest path
+    of all is proven to be inside C; (n,) each, on the host."""
+
+    inside: HostArray
+    upper: HostArray
+    proven: HostArray
+
+
 class Sizes(NamedTuple):
     """The sizes of the work that a device is given at once."""
 

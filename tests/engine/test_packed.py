@@ -7,7 +7,13 @@ from scipy.special import log_softmax
 
 import cupy_rnnt
 
-from ..device_calls import examples, rnnt_loss, rnnt_loss_and_grad
+from ..device_calls import (
+    examples,
+    rnnt_alignment,
+    rnnt_loss,
+    rnnt_loss_and_grad,
+    rnnt_posteriors,
+)
 from ..helpers import least_budget, random_logits_case
 from ..tolerances import DTYPES
 from ..transducers.cases import TRANSDUCERS, batch_of, random_sample, transducers
@@ -39,6 +45,16 @@ def assert_same(case, **options):
     alone = {name: value for name, value in options.items() if name != "cost_weights"}
     rows = rows._replace(logits=before)
     np.testing.assert_array_equal(rnnt_loss(*rows, **alone), rnnt_loss(*case, **alone))
+
+
+def test_what_is_read_off_them(device):
+    """Dense posteriors have as many frames as the longest sample."""
+    case = random_logits_case(np.random.default_rng(4), 3, 7, 4, 6)
+    rows, longest = packed_case(case), max(case.logit_lengths)
+    for found, wanted in zip(rnnt_alignment(*rows), rnnt_alignment(*case), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    wanted = rnnt_posteriors(*case)[:, :longest]
+    np.testing.assert_array_equal(rnnt_posteriors(*rows), wanted)
 
 
 @examples(

@@ -1,6 +1,7 @@
 """The budget is a promise: what is allocated beyond arguments and results stays below it."""
 
 import gc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,15 +15,20 @@ from cupy_rnnt.ops import numpy as cpu
 from ..device_calls import (
     allocated,
     examples,
+    joint_rnnt_alignment,
     joint_rnnt_loss,
     joint_rnnt_loss_and_grad,
+    joint_rnnt_posteriors,
     operations,
+    rnnt_alignment,
     rnnt_loss_and_grad,
+    rnnt_posteriors,
     to_device,
 )
 from ..helpers import least_budget, random_joint_case, random_logits_case
 from ..tolerances import assert_costs_close, assert_gradients_close
 from .selection.cases import selecting
+from .selection.joints import aligned_case
 
 MiB = 2**20
 
@@ -190,3 +196,26 @@ def test_a_budget_may_be_any_number(device, budget):
     case = random_joint_case(np.random.default_rng(0), 3, 40, 9, dtype=np.float32)
     *_, info = joint_rnnt_loss_and_grad(*case, max_workspace_bytes=budget, return_info=True)
     assert info.workspace_bytes < 2**30
+
+
+@pytest.mark.parametrize("selected", [False, True])
+@pytest.mark.parametrize("transducer", ["regular", "constrained"])
+@pytest.mark.parametrize("function", [joint_rnnt_alignment, joint_rnnt_posteriors])
+@pytest.mark.thinned(2)
+def test_what_is_read_stays_within_the_budget(device, function, transducer, selected):
+    shape = (3, 160, 40, 40, 20) if device.name == "numpy" else (2, 20, 9, 30, 12)
+    case = aligned_case(np.random.default_rng(0), *shape, dtype=np.float32, sharpness=6.0)
+    options = {"transducer": transducer, "max_workspace_bytes": 8 * MiB}
+    with selecting() if selected else nullcontext():
+        peak, info = peak_beyond_results(function, *case, **options)
+    assert (info.computed < info.cells) == selected
+    assert peak <= info.workspace_bytes
+
+
+@pytest.mark.parametrize("function", [rnnt_alignment, rnnt_posteriors])
+def test_what_is_read_of_logits_stays_within_the_budget(device, function):
+    shape = (3, 60, 25, 100) if device.name == "numpy" else (3, 20, 8, 40)
+    case = random_logits_case(np.random.default_rng(0), *shape, dtype=np.float32)
+    budget = least_budget(function, *case)
+    peak, info = peak_beyond_results(function, *case, max_workspace_bytes=budget)
+    assert peak <= info.workspace_bytes <= budget

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cupy_rnnt.ops.cuda import best as cuda_best
 from cupy_rnnt.ops.cuda import lattice as cuda_lattice
-from cupy_rnnt.ops.numpy import bounded, lattice
+from cupy_rnnt.ops.numpy import best, bounded, lattice
 from cupy_rnnt.ops.types import Cells
 from cupy_rnnt.topology import LABEL
 from cupy_rnnt.transducer import NAMED, Transducer
@@ -57,9 +58,16 @@ class Side:
     logarithms, and those of float32 are not."""
 
     def __init__(self, case: Case, gpu: Any = None, dtype: Any = np.float32) -> None:
-        numpys = SimpleNamespace(Lattice=lattice.Lattice, BoundedLattice=bounded.BoundedLattice)
+        exact, between, likeliest = (
+            (lattice, bounded, best) if gpu is None else (cuda_lattice, cuda_lattice, cuda_best)
+        )
+        self.ops = SimpleNamespace(
+            Lattice=exact.Lattice,
+            BoundedLattice=between.BoundedLattice,
+            BestLattice=likeliest.BestLattice,
+        )
         self.dtype = dtype  # of the costs that are reported
-        self.case, self.ops = case, numpys if gpu is None else cuda_lattice
+        self.case = case
         self.asarray = np.asarray if gpu is None else gpu.asarray
         self.asnumpy = np.asarray if gpu is None else gpu.asnumpy
 

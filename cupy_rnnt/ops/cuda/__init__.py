@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..types import Cells, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
+from .best import BestLattice
 from .bounds import upper_bounds
 from .indices import indices
 from .inputs import add_input_grad, group_table, hidden, write_input_grads
@@ -47,6 +48,7 @@ __all__ = [
     "add_output_grad",
     "asarray",
     "batch_table",
+    "best_lattice",
     "bias_rows",
     "block_rows",
     "bounded_lattice",
@@ -122,6 +124,7 @@ slow_denormals = False
 fuses = True
 exact_lattice = Lattice
 bounded_lattice = BoundedLattice
+best_lattice = BestLattice
 
 xp: ModuleType  # CuPy, by __getattr__
 

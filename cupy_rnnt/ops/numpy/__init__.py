@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from ...transducer import Row
 from ..types import Cells, HostArray, OutputSums, Shape, Sizes
+from .best import BestLattice
 from .bounded import BoundedLattice
 from .bounds import upper_bounds
 from .casts import assign, gather, scatter
@@ -33,6 +34,7 @@ __all__ = [
     "add_output_grad",
     "asarray",
     "batch_table",
+    "best_lattice",
     "bias_rows",
     "block_rows",
     "bounded_lattice",
@@ -83,6 +85,7 @@ slow_denormals = True
 fuses = False
 exact_lattice = Lattice
 bounded_lattice = BoundedLattice
+best_lattice = BestLattice
 
 sizes = Sizes(
     workspace_bytes=2**28,

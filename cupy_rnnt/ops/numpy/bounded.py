@@ -67,7 +67,7 @@ class BoundedSweeps(Sweeps):
         """See :class:`cupy_rnnt.ops.lattices.BoundedLattice`."""
         grid = self.grid
         with np.errstate(all="ignore"):
-            self._upper_beta = self._backward(cap=self._cap)
+            self._upper_beta = self._upper()
             total = self._upper_beta.reshape(-1)[grid.first]
             if not self._exact.any():
                 return PathMass(np.full_like(total, -np.inf), total, total)
@@ -85,6 +85,10 @@ class BoundedSweeps(Sweeps):
                 shares += share.sum(axis=0)
                 np.copyto(alpha[rows], -np.inf, where=~inside[rows])
             return PathMass(log_prob, np.log(grid.sums(shares)) + base[grid.first], total)
+
+    def _upper(self) -> HostArray:
+        """Upper bounds of log beta."""
+        return self._backward(cap=self._cap)
 
     def _blocks(self) -> Iterator[slice]:
         """Slices of the diagonals, of at most about ``_BLOCK`` entries each."""
@@ -121,7 +125,7 @@ class BoundedSweeps(Sweeps):
         chosen = np.empty((grid.rows, grid.width), bool)
         with np.errstate(all="ignore"):
             if self._upper_beta is None:
-                self._upper_beta = self._backward(cap=self._cap)
+                self._upper_beta = self._upper()
             limits = grid.repeat(least + self._upper_beta.reshape(-1)[grid.first], np.inf)
             _, alpha = self._forward(True)
             for rows in self._blocks():

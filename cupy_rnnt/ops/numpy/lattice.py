@@ -65,6 +65,8 @@ class Sweeps:
     delay_penalty : float
     """
 
+    _together = staticmethod(logsumexp)  # of the paths over different arcs
+
     def __init__(
         self,
         transducer: Transducer,
@@ -172,7 +174,7 @@ class Sweeps:
                     start = starts[before % turns] - shift
                     terms.append(np.add(passed_on[start : start + n], weights, term))
             if terms:
-                logsumexp(terms, row, work[:n])
+                self._together(terms, row, work[:n])
             if passing is not None:
                 row = masked[d % turns]
                 row[:n] = np.where(passing[d, :n], alpha[d, :n], -np.inf)
@@ -209,7 +211,7 @@ class Sweeps:
                 if not steps[i].arc.ends:
                     terms[i][column] = -np.inf
             row = beta[d, :n]
-            logsumexp(terms, row, work[:n])
+            self._together(terms, row, work[:n])
             if cap is not None:
                 np.minimum(row, cap(d, below, work[:n]), out=row)
             if passing is not None:
@@ -266,6 +268,13 @@ class Sweeps:
     def _taken(self, arc: Arc, sample: HostArray, places: HostArray, share: HostArray) -> HostArray:
         """The posterior probability of an arc from some places, given ``share``, which is log alpha
         there less the log-prob of the sample."""
+        weights = self._onward(arc, sample, places, self._beta)
+        weights += share
+        taken: HostArray = np.exp(weights, out=weights)
+        return taken
+
+    def _onward(self, arc: Arc, sample: HostArray, places: HostArray, beta: HostArray) -> HostArray:
+        """The log-prob of an arc from some places plus log beta where it leads to."""
         first, *rest = (self._scores[self._row_of[score]].reshape(-1) for score in arc.scores)
         weights: HostArray = first[places]
         for scores in rest:
@@ -274,12 +283,10 @@ class Sweeps:
             aside = self._scores[self._row_of[arc.then]].reshape(-1)
             weights += aside[places + self.grid.offset(0, arc.labels)]
         targets = places + self.grid.offset(arc.frames, arc.labels)
-        weights += self._beta.reshape(-1)[targets]
-        weights += share
+        weights += beta.reshape(-1)[targets]
         if not arc.ends:
             weights[targets == self.grid.exit[sample]] = -np.inf
-        taken: HostArray = np.exp(weights, out=weights)
-        return taken
+        return weights
 
 
 class Lattice:

@@ -1,4 +1,4 @@
-"""Sums of numbers that are given by their logarithms, on NumPy arrays."""
+"""Sums and maxima of numbers that are given by their logarithms, on NumPy arrays."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def logsumexp(terms: list[HostArray], out: HostArray, work: HostArray) -> None:
         first += term
     np.log(first, out=first)
     out += first
+
+
+def largest(terms: list[HostArray], out: HostArray, work: HostArray) -> None:
+    """``out = max(terms)``"""
+    first, *rest = terms
+    np.copyto(out, first)
+    for term in rest:
+        np.maximum(out, term, out=out)
 
 
 def logaddexp(a: HostArray, b: HostArray, out: HostArray, work: HostArray) -> None:

@@ -3,11 +3,14 @@
 The joint network is that of a small transducer; see ``benchmarks/data/README.rst``.
 """
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
 import cupy_rnnt
 from cupy_rnnt import reference
+from cupy_rnnt.engine import passes, selection
 
 from ... import ROOT
 from ...helpers import JointCase
@@ -154,3 +157,30 @@ def test_a_masked_label_widens_the_slack(case):
     )
     assert costs[0] > 1e8
     assert info.certificate[0] == 0  # computed whole
+
+
+def test_alignments_are_those_of_all_cells(case, selected):
+    """Of a fraction of the cells that the loss takes."""
+    found, info = cupy_rnnt.joint_rnnt_alignment(*case, return_info=True)
+    with mock.patch.object(passes, "selection_of", return_value=selection.Everything()):
+        full, all_info = cupy_rnnt.joint_rnnt_alignment(*case, return_info=True)
+    assert all_info.computed == info.cells
+    assert info.rounds == 1
+    assert info.computed < 0.4 * selected[2].computed
+    assert not found.certificate.any()
+    np.testing.assert_array_equal(found.frames, full.frames)
+    assert_costs_close(-found.log_prob, -full.log_prob, np.float32, case.length)
+    for frames, count in zip(found.frames, case.target_lengths, strict=True):
+        assert (np.diff(frames[:count]) >= 0).all()
+
+
+def test_log_probs_of_alignments_are_those_of_their_arcs(case):
+    """By the scores of the textbook: blanks of all frames, and labels where they are emitted."""
+    found = cupy_rnnt.joint_rnnt_alignment(*case)
+    for b, exact in enumerate(exact_log_probs(case)):
+        blank, label = exact.scores
+        frames = found.frames[b, : case.target_lengths[b]]
+        positions = np.searchsorted(frames, np.arange(len(blank)), side="right")
+        total = blank[np.arange(len(blank)), positions].sum()
+        total += label[frames, np.arange(len(frames))].sum()
+        assert_costs_close(-found.log_prob[b], -total, np.float32, case.length)

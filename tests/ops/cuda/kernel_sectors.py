@@ -300,6 +300,8 @@ CASES = {
     "write_output_grads of a bias": Case(write_output_grads, "V", ALL),
 }
 ON_LATTICES = (
+    "best_path",
+    "best_sweep",
     "count_marks",
     "lattice_bound",
     "lattice_leaving",
@@ -327,6 +329,9 @@ def of_lattices(gpu: Device) -> dict[str, Found]:
     """Of all kernels on lattices, with a round of selection."""
     case = random_case(np.random.default_rng(11), [LATTICE])
     side, cells = Side(case, gpu), len(case.cells.sample)
+    best = side.made("BestLattice", True)
+    side.write(best, slice(None))
+    best.certify()
     lattice = side.exact()
     side.costs(lattice)
     lattice.keep(np.zeros(1))
@@ -337,6 +342,7 @@ def of_lattices(gpu: Device) -> dict[str, Found]:
     bounded.certify()
     double, size = np.dtype(np.float64), "{} x {}".format(*LATTICE)
     items = dict.fromkeys(ON_LATTICES, cells) | {"lattice_sweep": 3 * cells}  # in three ways
+    items |= {"best_sweep": 2 * cells, "best_path": sum(LATTICE) - 1}  # in two
     return {
         name: {(size, double): traffic(gpu, work(name, double, 0, items[name]), name)}
         for name in ON_LATTICES
