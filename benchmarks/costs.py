@@ -308,6 +308,7 @@ KERNELS = {
         "",
         lambda n, e, c: Work(17, spread=2 * (SECTOR - 8) + SECTOR - 1, float32=3, float64=26),
     ),
+    "lattice_leave_out": Kernel("cell", "", lambda n, e, c: Work(1)),  # where there is a band
     "lattice_complete": Kernel("cell", "", lambda n, e, c: Work(2, spread=SECTOR - 1)),
     "count_marks": Kernel("cell", "", lambda n, e, c: Work(1)),
     "write_indices": Kernel("cell that is marked", "", lambda n, e, c: Work(9)),

@@ -4,17 +4,21 @@ Importing this package imports NumPy and SciPy, and no framework.
 """
 
 from . import reference
+from .additive import additive_rnnt_loss, additive_rnnt_loss_and_grad
+from .additive_scores import AdditiveGradients
 from .alignment import joint_rnnt_alignment, rnnt_alignment
 from .family import multi_blank, tdt
 from .joint import joint_rnnt_loss, joint_rnnt_loss_and_grad
 from .log_probs import joint_rnnt_log_probs, joint_rnnt_log_probs_grad
 from .logits import rnnt_loss, rnnt_loss_and_grad
 from .posteriors import joint_rnnt_posteriors, rnnt_posteriors
+from .pruning import prune_ranges
 from .results import Alignment, Info, JointGradients, KeptPosteriors
 from .topology import Arc, Score, Topology
 from .transducer import Head, Transducer
 
 __all__ = [
+    "AdditiveGradients",
     "Alignment",
     "Arc",
     "Head",
@@ -24,6 +28,8 @@ __all__ = [
     "Score",
     "Topology",
     "Transducer",
+    "additive_rnnt_loss",
+    "additive_rnnt_loss_and_grad",
     "joint_rnnt_alignment",
     "joint_rnnt_log_probs",
     "joint_rnnt_log_probs_grad",
@@ -31,6 +37,7 @@ __all__ = [
     "joint_rnnt_loss_and_grad",
     "joint_rnnt_posteriors",
     "multi_blank",
+    "prune_ranges",
     "reference",
     "rnnt_alignment",
     "rnnt_loss",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from . import checks
+from .band import Band
 from .ops import Operations
-from .ops.types import Cells, DeviceArray, HostArray
+from .ops.types import ArrayLike, Cells, DeviceArray, HostArray
+from .topology import Topology
 
 INTEGERS = "targets", "logit_lengths", "target_lengths"
 """The integer arguments of every loss, in order."""
+BandLike: TypeAlias = tuple[ArrayLike, ArrayLike] | None
+"""A band as the caller gives it: first positions (B, T), and a width, or one for each sample."""
 
 
 class Batch:
@@ -30,6 +34,11 @@ class Batch:
         Index in ``[-V, V)``.
     tokens : checks.Tokens
         What a row of logits holds.
+    band : (first, width), optional
+        Of integers: in frame t of sample b, the `width` positions from ``first[b, t]`` on exist.
+        By default all of them do.
+    topology : Topology, optional
+        Needed with a band, which is widened where it holds no path.
 
     Attributes
     ----------
@@ -40,6 +49,7 @@ class Batch:
     offsets : numpy.ndarray, shape (B + 1,), int64
     most_labels : int
         The padded extent U.
+    band : Band, optional
     blank : int
         Index in ``[0, V)``.
     """
@@ -52,14 +62,18 @@ class Batch:
         shape: tuple[int, int, int],
         blank: int,
         tokens: checks.Tokens,
+        *,
+        band: Any = None,
+        topology: Topology | None = None,
     ) -> None:
         size, frames, positions = shape
         self.most_labels = positions - 1
         self.blank = checks.blank(blank, tokens)
-        targets, logit_lengths, target_lengths = checks.integers(
+        targets, logit_lengths, target_lengths, *of_band = checks.integers(
             ("targets", targets, (size, positions - 1)),
             ("logit_lengths", logit_lengths, (size,)),
             ("target_lengths", target_lengths, (size,)),
+            *([] if band is None else checks.band(band, size, frames)),
         )
         self.frames = checks.lengths("logit_lengths", logit_lengths, 1, frames)
         label_counts = checks.lengths("target_lengths", target_lengths, 0, positions - 1)
@@ -72,6 +86,10 @@ class Batch:
         checks.labels(targets, valid, self.blank, tokens)
         self.labels = np.zeros((size, longest + 1), np.intp)
         np.copyto(self.labels[:, :-1], targets, where=valid, casting="unsafe")
+        self.band: Band | None = None
+        if of_band and topology is not None:
+            first, width = checks.within_band(of_band, self.frames, label_counts)
+            self.band = Band.of(first, width, self.frames, self.positions, topology)
 
     @property
     def size(self) -> int:
@@ -88,11 +106,20 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Peak bytes that building this object takes, temporaries included."""
-        return 3 * self.labels.nbytes + 160 * self.size
+        of_band = 0 if self.band is None else 6 * self.band.first.nbytes
+        return 3 * self.labels.nbytes + 160 * self.size + of_band
 
     def run(self, start: int, stop: int) -> range:
         """Packed indices of all cells of samples ``start`` to ``stop - 1``."""
         return range(int(self.offsets[start]), int(self.offsets[stop]))
+
+    def counts(self, start: int, stop: int) -> HostArray:
+        """How many cells each of samples ``start`` to ``stop - 1`` has, within its band."""
+        samples = slice(start, stop)
+        if self.band is not None:
+            return self.band.counts(samples)
+        counts: HostArray = self.frames[samples] * self.positions[samples]
+        return counts
 
 
 class Coordinates:

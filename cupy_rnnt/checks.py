@@ -211,6 +211,47 @@ def lengths(name: str, array: HostArray, low: int, high: int) -> HostArray:
     return array.astype(np.int64)
 
 
+def pair(name: str, value: Any) -> tuple[ArrayLike, ArrayLike]:
+    """First positions and widths."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise TypeError(f"{name} is {value!r}, but a pair (first, width) or None is needed")
+    first, width = value
+    return first, width
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value has no axes: whether it is a number, if it is right."""
+    return not isinstance(value, (list, tuple)) and not getattr(value, "ndim", 0)
+
+
+def band(value: Any, size: int, frames: int) -> list[tuple[str, ArrayLike, Shape]]:
+    """The two parts of a band, as :func:`integers` takes them."""
+    first, width = pair("band", value)
+    if is_scalar(width):
+        width = np.full(size, max(min(integer("band[1]", width), 2**62), -(2**62)))
+    return [("band[0]", first, (size, frames)), ("band[1]", width, (size,))]
+
+
+def within_band(
+    band: list[HostArray], frames: HostArray, labels: HostArray
+) -> tuple[HostArray, HostArray]:
+    """First positions exist in all frames of a sample, and widths are 1 at least, as int64."""
+    first, width = band
+    valid = np.arange(first.shape[1]) < frames[:, None]
+    outside = valid & ((first < 0) | (first > labels[:, None]))
+    if outside.any():
+        b, t = np.unravel_index(np.argmax(outside), first.shape)
+        raise ValueError(
+            f"band[0][{b}, {t}] is {first[b, t]}, but it must be between 0 and {labels[b]}, the "
+            "labels of the sample"
+        )
+    for sample, w in enumerate(width.tolist()):
+        if w < 1:
+            raise ValueError(f"band[1] is {w} in sample {sample}, but it must be at least 1")
+    widths = [min(w, 2**62) for w in width.tolist()]  # which may be unsigned
+    return np.where(valid, first, 0).astype(np.int64), np.array(widths)
+
+
 def labels(targets: HostArray, valid: HostArray, blank: int, tokens: Tokens) -> None:
     """Valid labels lie in ``[0, V)`` and are none of the blanks, which end with `blank`."""
     vocabulary, blanks = tokens.vocabulary, tokens.blanks

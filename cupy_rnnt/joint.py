@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import checks
-from .batch import Batch
+from .batch import BandLike, Batch
 from .dlpack import exported
 from .engine import returned, run
 from .engine.joint_source import JointSource
@@ -41,6 +41,8 @@ def checked(
     targets: ArrayLike,
     logit_lengths: ArrayLike,
     target_lengths: ArrayLike,
+    *,
+    band: BandLike = None,
     **keywords: Any,
 ) -> JointCall:
     """Validate the arguments of a joint loss; `keywords` are those of :class:`Options`."""
@@ -62,7 +64,8 @@ def checked(
     inputs = JointInputs(encoder_out, predictor_out, weight, bias)
     checks.same_device(**inputs._asdict())
     lattice, tokens = (size, frames, positions), options.tokens(len(weight))
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, options.blank, tokens)
+    integers, topology = (targets, logit_lengths, target_lengths), options.transducer.topology
+    batch = Batch(*integers, lattice, options.blank, tokens, band=band, topology=topology)
     return JointCall(batch, options, inputs)
 
 
@@ -78,6 +81,8 @@ def joint_rnnt_loss(
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
+    *,
+    band: BandLike = None,
     **options: Unpack[Keywords],
 ) -> Any:
     """RNN-transducer loss of a joint network, from its inputs and its output layer.
@@ -122,6 +127,12 @@ def joint_rnnt_loss(
         Says which hidden values are 0, together with the numbers of sample, frame, position and
         unit: the same ones on a CPU and on a GPU, whatever the workspace. Pass another seed in
         every step. From 0 to ``2**63 - 1``.
+    band : (first, width), optional
+        Which cells exist: in frame t of sample b, positions ``first[b, t]`` to ``first[b, t] +
+        width - 1``, as in k2's pruned loss. `first` is an array (B, T) of integers, `width` an
+        integer, or one for each sample, (B,). No path leads through other cells, and their logits
+        are not read. A band that holds no path of a sample is widened as far as the nearest path
+        needs. See :func:`prune_ranges`.
     transducer : str or Transducer
         What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
         ``"constrained"`` (those of k2, where a label takes a frame as well), ``"hat"`` (Variani
@@ -169,6 +180,11 @@ def joint_rnnt_loss(
         If an array of another library is on a GPU and CuPy is not installed, or is of bfloat16 and
         ml_dtypes is not.
 
+    Warns
+    -----
+    UserWarning
+        If a band holds no path of a sample.
+
     References
     ----------
     Graves, "Sequence Transduction with Recurrent Neural Networks", arXiv 1211.3711.
@@ -199,6 +215,7 @@ def joint_rnnt_loss(
         blank=blank,
         clamp=clamp,
         reduction=reduction,
+        band=band,
         **options,
     )
     with operations_for(call.inputs.encoder_out).device_of(call.inputs.encoder_out):
@@ -220,6 +237,7 @@ def joint_rnnt_loss_and_grad(
     reduction: str = "mean",
     *,
     cost_weights: ArrayLike | None = None,
+    band: BandLike = None,
     **options: Unpack[Keywords],
 ) -> Any:
     """Loss of a joint network, and its gradients with respect to all four inputs.
@@ -282,6 +300,7 @@ def joint_rnnt_loss_and_grad(
         blank=blank,
         clamp=clamp,
         reduction=reduction,
+        band=band,
         **options,
     )
     with operations_for(call.inputs.encoder_out).device_of(call.inputs.encoder_out):

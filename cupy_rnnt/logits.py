@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import checks
-from .batch import Batch
+from .batch import BandLike, Batch
 from .dlpack import exported
 from .engine import returned, run
 from .engine.logits_source import LogitsSource
@@ -39,6 +39,8 @@ def checked(
     targets: ArrayLike,
     logit_lengths: ArrayLike,
     target_lengths: ArrayLike,
+    *,
+    band: BandLike = None,
     **keywords: Any,
 ) -> LogitsCall:
     """Validate the arguments of a loss; `keywords` are those of :class:`Options`."""
@@ -49,12 +51,15 @@ def checked(
     if logits.ndim == 2:
         checks.rank("targets", targets, ("B", "U"))
         checks.not_empty("targets", targets, ("B",))
+        if band is not None:
+            raise ValueError("band is given, but packed logits have none: pad them to 4 axes")
         size, labels = targets.shape
         lattice = [size, checks.CELL_LIMIT, labels + 1]
     else:
         checks.batch_first("logits", logits, targets, positions=2)
     tokens = options.tokens(width)
-    batch = Batch(targets, logit_lengths, target_lengths, lattice, options.blank, tokens)
+    integers, topology = (targets, logit_lengths, target_lengths), options.transducer.topology
+    batch = Batch(*integers, lattice, options.blank, tokens, band=band, topology=topology)
     return LogitsCall(batch, options, logits)
 
 
@@ -85,6 +90,8 @@ def rnnt_loss(
     clamp: float = -1.0,
     reduction: str = "mean",
     fused_log_softmax: bool = True,
+    *,
+    band: BandLike = None,
     **options: Unpack[ReportingKeywords],
 ) -> Any:
     """RNN-transducer loss of given logits.
@@ -118,6 +125,12 @@ def rnnt_loss(
         batch (or over 1, if there are none), or their sum.
     fused_log_softmax : bool
         Whether to take the log-softmax of `logits`; if not, they are log-probabilities already.
+    band : (first, width), optional
+        Which cells exist: in frame t of sample b, positions ``first[b, t]`` to ``first[b, t] +
+        width - 1``, as in k2's pruned loss. `first` is an array (B, T) of integers, `width` an
+        integer, or one for each sample, (B,). No path leads through other cells, and their logits
+        are not read. A band that holds no path of a sample is widened as far as the nearest path
+        needs. See :func:`prune_ranges`.
     transducer : str or Transducer
         What the paths of a sample are: ``"regular"`` (Graves 2012), ``"modified"`` or
         ``"constrained"`` (those of k2, where a label takes a frame as well), ``"hat"`` (Variani
@@ -165,7 +178,8 @@ def rnnt_loss(
     -----
     UserWarning
         If every row of the logits is normalised already; or, with ``fused_log_softmax=False``, if
-        blank and label of a cell have probabilities that add up to more than 1, as logits would.
+        blank and label of a cell have probabilities that add up to more than 1, as logits would. If
+        a band holds no path of a sample.
 
     References
     ----------
@@ -191,6 +205,7 @@ def rnnt_loss(
         clamp=clamp,
         reduction=reduction,
         fused_log_softmax=fused_log_softmax,
+        band=band,
         **options,
     )
     with operations_for(call.logits).device_of(call.logits):
@@ -213,6 +228,7 @@ def rnnt_loss_and_grad(
     *,
     overwrite_logits: bool = False,
     cost_weights: ArrayLike | None = None,
+    band: BandLike = None,
     **options: Unpack[ReportingKeywords],
 ) -> Any:
     """Loss of given logits, and its gradient with respect to them.
@@ -271,6 +287,7 @@ def rnnt_loss_and_grad(
         clamp=clamp,
         reduction=reduction,
         fused_log_softmax=fused_log_softmax,
+        band=band,
         **options,
     )
     overwrite_logits = checks.boolean("overwrite_logits", overwrite_logits)

@@ -62,6 +62,30 @@ lattice_bound(int64 cells, int64 samples, const Lattice* lattices, const double*
     }
 }
 
+// Leaves out the cells of each frame outside positions `first` to `stop` - 1, (samples, `most_frames`)
+// each: their words become 0, and they count as `exact`, unless that is null. `left_out` says of
+// every cell whether it is one of them, by place.
+//
+// Grid: a thread a cell. Moves 16 bytes a frame in, and a byte a cell out that lies apart, and of the
+// cells left out 8 K + 1 more.
+__global__ void __launch_bounds__(256, 4)
+lattice_leave_out(int64 cells, int64 samples, const Lattice* lattices, const int64* first,
+                  const int64* stop, int64 most_frames, double* words, int64 kinds, bool* left_out,
+                  bool* exact) {
+    for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
+        const Lattice& entry = entry_of(i, lattices, samples);
+        const Lattice lattice = entry;
+        const int64 within = i - lattice.first, position = within % lattice.positions;
+        const int64 frame = (&entry - lattices) * most_frames + within / lattice.positions;
+        const int64 place = lattice.place_of_packed(i);
+        const bool out = position < first[frame] || position >= stop[frame];
+        left_out[place] = out;
+        if (!out) continue;
+        for (int64 k = 0; k < kinds; ++k) words[k * cells + place] = word_of(-infinity());
+        if (exact) exact[place] = true;
+    }
+}
+
 // What a sweep computes: sums over the paths to each cell or from each cell, inside C or of all
 // paths. Where cells hold bounds, the latter are upper bounds.
 enum Sweep { kBeta, kUpperAlpha, kAlpha, kUpperBeta };

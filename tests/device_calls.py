@@ -79,6 +79,8 @@ def _on_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 rnnt_loss = _on_device(cupy_rnnt.rnnt_loss)
 rnnt_loss_and_grad = _on_device(cupy_rnnt.rnnt_loss_and_grad)
+additive_rnnt_loss = _on_device(cupy_rnnt.additive_rnnt_loss)
+additive_rnnt_loss_and_grad = _on_device(cupy_rnnt.additive_rnnt_loss_and_grad)
 joint_rnnt_loss = _on_device(cupy_rnnt.joint_rnnt_loss)
 joint_rnnt_loss_and_grad = _on_device(cupy_rnnt.joint_rnnt_loss_and_grad)
 joint_rnnt_log_probs = _on_device(cupy_rnnt.joint_rnnt_log_probs)

@@ -17,6 +17,7 @@ from cupy_rnnt import reference
 
 ROOT = Path(cupy_rnnt.__file__).parent
 PUBLIC = {
+    "AdditiveGradients",
     "Alignment",
     "Arc",
     "Head",
@@ -26,6 +27,8 @@ PUBLIC = {
     "Score",
     "Topology",
     "Transducer",
+    "additive_rnnt_loss",
+    "additive_rnnt_loss_and_grad",
     "joint_rnnt_alignment",
     "joint_rnnt_log_probs",
     "joint_rnnt_log_probs_grad",
@@ -33,6 +36,7 @@ PUBLIC = {
     "joint_rnnt_loss_and_grad",
     "joint_rnnt_posteriors",
     "multi_blank",
+    "prune_ranges",
     "rnnt_alignment",
     "rnnt_loss",
     "rnnt_loss_and_grad",
@@ -42,7 +46,7 @@ PUBLIC = {
 FUNCTIONS = [getattr(cupy_rnnt, name) for name in sorted(PUBLIC) if name.islower()]
 WITH_TEXTBOOK = [function for function in FUNCTIONS if hasattr(reference, function.__name__)]
 OF_ADAPTERS = ["rnnt_loss", "joint_rnnt_loss", "joint_rnnt_log_probs"]
-OF_TORCH = {"JointRNNTLoss", "RNNTLoss", *OF_ADAPTERS}
+OF_TORCH = {"JointRNNTLoss", "RNNTLoss", "additive_rnnt_loss", *OF_ADAPTERS}
 HEAVY = {"cupy", "torch", "jax", "tqdm", "matplotlib", "ml_dtypes"}
 OF_GRADIENTS = {"cost_weights", "overwrite_logits"}
 MOST_IMPORT_SECONDS = 0.3
@@ -188,7 +192,7 @@ def test_every_parameter_of_the_jax_adapter_is_documented(name):
     assert_documented(getattr(adapter, name))
 
 
-@pytest.mark.parametrize("name", OF_ADAPTERS)
+@pytest.mark.parametrize("name", [*OF_ADAPTERS, "additive_rnnt_loss"])
 def test_every_parameter_of_the_torch_adapter_is_documented(name):
     pytest.importorskip("torch")
     import cupy_rnnt.torch as adapter

@@ -129,8 +129,8 @@ class Passes(LatticeWork):
     def _cut(self, group: Group, selected: Selected | None) -> Iterator[Part]:
         """The parts of a group, each with the cells selected in it."""
         most = self.plan.stored if self.source.ops.sizes.cuts_groups else 0
-        sizes = self.lengths(group).cells
-        ends = sizes.cumsum()
+        lengths = self.lengths(group)
+        sizes, ends = lengths.cells, lengths.extents.cumsum()
         counts = sizes if selected is None else selected.counts
         runs = list(_runs(counts.tolist(), most))
         if selected is not None and (len(runs) > 1 or (counts == sizes).all()):
@@ -142,15 +142,16 @@ class Passes(LatticeWork):
             elif selected.lattice is not None:
                 yield Part(part, selected)
             else:
-                cells = slice(ends[start] - sizes[start], ends[stop - 1])
+                cells = slice(ends[start] - lengths.extents[start], ends[stop - 1])
                 yield Part(part, selected.part(samples, cells))
 
     def first(self, part: Part) -> Solved:
         """Pass 1 over a part."""
-        group, ops, selected = part.group, self.source.ops, part.selected
+        group, selected = part.group, part.selected
         lengths = self.lengths(group)
         if selected is None:
             lattice: Any = self.lattice(group)
+            self.leave_out(lattice, group)
         else:
             lattice = selected.lattice or bounded_lattice(self, group, selected.bounds)
 
@@ -158,9 +159,9 @@ class Passes(LatticeWork):
             self._compute(group, packed, lattice, first)
 
         if selected is None:
-            cells = self.batch.run(group.start, group.stop)
-            compute(ops.xp.arange(cells.start, cells.stop), True)
-            computed, rounds, certificate = len(cells), 1, np.zeros(len(lengths.frames))
+            packed = self.cells(group)
+            compute(packed, True)
+            computed, rounds, certificate = len(packed), 1, np.zeros(len(lengths.frames))
         else:
             computed, rounds, certificate = selected.certify(lattice, lengths, compute)
         self._stored.end(computed, rounds)

@@ -23,6 +23,7 @@ ROW_BYTES = 512
 LISTED_TILES = 4
 """Tiles of a worker in a list of cells, where lists are not those of whole groups."""
 _MASKS_BYTES = 8  # a cell has entries of masks as well where cells are selected
+_BAND_BYTES = 3 * 8  # a cell takes them while the cells of a band are listed
 _SAMPLE_BYTES = 1024  # lengths, offsets, costs, weights and their Python objects
 _BOOKKEEPING_BYTES = 2**20  # threads, closures, chunks of occupancies
 
@@ -181,6 +182,8 @@ def make_plan(
         if selecting:  # the references are freed before the gradient is allocated
             lattice += (8 * scores + _MASKS_BYTES) * cells
             vectors = max(vectors, source.selection_bytes(frames, positions, samples, workers))
+        if batch.band is not None:  # a mask of the cells that are left out
+            lattice += diagonals * width + _BAND_BYTES * cells
         return lattice + cell_bytes * cells + vectors
 
     def base_bytes(workers: int, rows: int) -> int:

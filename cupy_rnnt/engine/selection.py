@@ -143,6 +143,7 @@ def bounded_lattice(work: LatticeWork, group: Group, bounds: DeviceArray) -> Bou
     """The lattice of a group, with upper bounds of all scores, (K, cells)."""
     lattice: BoundedLattice = work.lattice(group, bounded=True)
     lattice.bound(bounds)
+    work.leave_out(lattice, group)
     return lattice
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..batch import Batch
 from ..ops import Operations
-from ..ops.types import HostArray, Tile
+from ..ops.types import DeviceArray, HostArray, Tile
 from ..options import Options
 from .plan import Group, Plan, Tiles
 from .sources import Source
@@ -22,11 +22,13 @@ class Lengths(NamedTuple):
     positions: HostArray  # S = U + 1
     fewest_arcs: HostArray  # of a path
     most_arcs: HostArray
+    cells: HostArray  # those that exist
 
     @property
-    def cells(self) -> HostArray:
-        cells: HostArray = self.frames * self.positions
-        return cells
+    def extents(self) -> HostArray:
+        """Cells with those outside the band, (n,)."""
+        extents: HostArray = self.frames * self.positions
+        return extents
 
 
 class Goal(Protocol):
@@ -58,7 +60,18 @@ class Work:
         samples = slice(group.start, group.stop)
         frames, positions = self.batch.frames[samples], self.batch.positions[samples]
         arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
-        return Lengths(int(self.batch.offsets[group.start]), frames, positions, *arcs)
+        cells = self.batch.counts(group.start, group.stop)
+        return Lengths(int(self.batch.offsets[group.start]), frames, positions, *arcs, cells)
+
+    def cells(self, group: Group) -> DeviceArray:
+        """Packed indices of the cells of a group."""
+        ops, band = self.source.ops, self.batch.band
+        if band is None:
+            run = self.batch.run(group.start, group.stop)
+            return ops.xp.arange(run.start, run.stop)
+        samples = slice(group.start, group.stop)
+        first, positions = self.batch.offsets[:-1][samples], self.batch.positions[samples]
+        return ops.asarray(band.packed(samples, first, positions))
 
     def run(
         self,
@@ -91,3 +104,9 @@ class LatticeWork(Work):
         form = frames, positions, self.plan.gradient, options.delay_penalty, dtype
         make = self.goal.lattice(self.source.ops, bounded)
         return make(options.transducer, *form, group.start, first)
+
+    def leave_out(self, lattice: Any, group: Group) -> None:
+        """Tell the lattice of a group which cells are outside the band."""
+        band, samples = self.batch.band, slice(group.start, group.stop)
+        if band is not None:
+            lattice.leave_out(band.first[samples], band.stop[samples])

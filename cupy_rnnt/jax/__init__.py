@@ -47,11 +47,11 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from .. import joint
 from .. import logits as logits_front
-from ..batch import INTEGERS
+from ..batch import INTEGERS, BandLike
 from ..ops.types import ArrayLike, Shape, compute_dtype
 from ..options import JointKeywords, Keywords, ScoreKeywords, spells_out
 from ..results import divisor
-from .arguments import Arrays, arrays_of, seeds_of, stand_ins
+from .arguments import Arrays, arrays_of, integers_of, seeds_of, stand_ins
 from .callbacks import JointLoss, JointScores, LogitsLoss, Loss, PackedLogitsLoss
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def rnnt_loss(
     clamp: float = -1.0,
     reduction: str = "mean",
     fused_log_softmax: bool = True,
+    *,
+    band: BandLike = None,
     **options: Unpack[Keywords],
 ) -> jax.Array:
     """RNN-transducer loss of given logits: :func:`cupy_rnnt.rnnt_loss` for JAX.
@@ -86,6 +88,8 @@ def rnnt_loss(
 zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.rnnt_loss_and_grad`; Python values, which are static under
         ``jax.jit``. `clamp` bounds the gradient before the gradient of the loss multiplies it.
+    band : (first, width), optional
+        As for :func:`cupy_rnnt.rnnt_loss`; `first` and `width` may be traced.
 
     Returns
     -------
@@ -110,7 +114,7 @@ zero_infinity, tolerance, max_workspace_bytes
     Array([-1., -1.,  2.], dtype=float32)
     """
     inputs = arrays_of(LogitsLoss.names, logits)
-    integers = arrays_of(INTEGERS, targets, logit_lengths, target_lengths)
+    integers = integers_of(targets, logit_lengths, target_lengths, band)
     call = logits_front.checked(
         **stand_ins(LogitsLoss, inputs, integers),
         blank=blank,
@@ -136,6 +140,8 @@ def joint_rnnt_loss(
     blank: int = -1,
     clamp: float = -1.0,
     reduction: str = "mean",
+    *,
+    band: BandLike = None,
     **options: Unpack[JointKeywords],
 ) -> jax.Array:
     """RNN-transducer loss of a joint network: :func:`cupy_rnnt.joint_rnnt_loss` for JAX.
@@ -158,6 +164,8 @@ fastemit_lambda, zero_infinity, tolerance, max_workspace_bytes
         ``jax.jit``. Only `seed` may be an array, of shape () and an integer dtype, so that a step
         with another seed is not compiled again. `tolerance` concerns the cost as well, so it
         matters without a gradient, too.
+    band : (first, width), optional
+        As for :func:`cupy_rnnt.rnnt_loss`; `first` and `width` may be traced.
 
     Returns
     -------
@@ -186,7 +194,7 @@ fastemit_lambda, zero_infinity, tolerance, max_workspace_bytes
     [(2, 6, 5), (2, 4, 5), (7, 5), (7,)]
     """
     inputs = arrays_of(JointLoss.names, encoder_out, predictor_out, weight, bias)
-    integers = arrays_of(INTEGERS, targets, logit_lengths, target_lengths)
+    integers = integers_of(targets, logit_lengths, target_lengths, band)
     seeds = seeds_of(options, encoder_out)
     call = joint.checked(
         **stand_ins(JointLoss, inputs, integers),

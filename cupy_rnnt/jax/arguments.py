@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import checks
-from ..batch import INTEGERS
+from ..batch import INTEGERS, BandLike
 from ..ops.types import ArrayLike
 from .callbacks import Loss
 
@@ -36,14 +36,32 @@ def _array(name: str, value: ArrayLike) -> jax.Array:
         return _array(name, np.asarray(value))
 
 
+def integers_of(
+    targets: ArrayLike, logit_lengths: ArrayLike, target_lengths: ArrayLike, band: BandLike
+) -> Arrays:
+    """Targets and lengths and, if there is a band, its first positions and widths."""
+    integers = arrays_of(INTEGERS, targets, logit_lengths, target_lengths)
+    if band is None:
+        return integers
+    first, width = checks.pair("band", band)
+    if checks.is_scalar(width):
+        most = np.iinfo(np.int32).max
+        width = np.full(np.shape(first)[:1], max(min(checks.integer("band[1]", width), most), 0))
+    return (*integers, *arrays_of(("band[0]", "band[1]"), first, width))
+
+
 def stand_ins(kind: type[Loss], inputs: Arrays, integers: Arrays) -> dict[str, Any]:
     """NumPy arrays without memory, of valid lengths, for the checks of shapes and dtypes."""
-    named = dict(zip((*kind.names, *INTEGERS), (*inputs, *integers), strict=True))
-    for name, value in named.items():
-        if isinstance(value, jax.Array):
-            entry = np.full((), name == "logit_lengths", value.dtype)
-            named[name] = np.broadcast_to(entry, value.shape)
-    return named
+
+    def stand_in(value: Any, entry: int) -> Any:
+        if not isinstance(value, jax.Array):
+            return value
+        return np.broadcast_to(np.full((), entry, value.dtype), value.shape)
+
+    named = zip((*kind.names, *INTEGERS), (*inputs, *integers), strict=False)
+    arrays = {name: stand_in(value, name == "logit_lengths") for name, value in named}
+    band = integers[len(INTEGERS) :]
+    return arrays | {"band": tuple(map(stand_in, band, (0, 1))) or None}
 
 
 def seeds_of(options: Any, encoder_out: ArrayLike) -> Arrays:

@@ -128,9 +128,11 @@ class Loss:
         integers: Arrays,
         weights: DeviceArray,
     ) -> None:
-        lattice, seeds = integers[: len(INTEGERS)], integers[len(INTEGERS) :]
+        count = len(INTEGERS)
+        lattice, rest = integers[:count], integers[count:]
+        band, seeds = (rest[:2], rest[2:]) if len(rest) > 1 else ((), rest)
         named = dict(zip((*self.names, *INTEGERS), (*inputs, *lattice), strict=True))
-        named |= self.options.values()
+        named |= self.options.values() | {"band": band or None}
         if seeds:
             named["seed"] = int(seeds[0][0])
         call = self.checked(named)

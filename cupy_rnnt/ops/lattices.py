@@ -17,6 +17,11 @@ class Lattice(Protocol):
         """Store log-sum-exps (G, n) and scores (K, n) of cells. The score of a label gets the delay
         penalty added, and is not read in cells that no label leaves."""
 
+    def leave_out(self, first: HostArray, stop: HostArray) -> None:
+        """Leave out all cells but those at positions ``first[i, t]`` to ``stop[i, t] - 1`` of frame
+        t of the i-th sample, int64 (n, at least T). Their scores are -inf, and they are not kept,
+        nor candidates. Call it before :meth:`write`, and behind :meth:`BoundedLattice.bound`."""
+
     def solve(self) -> DeviceArray:
         """Costs of the samples, float64, in nats (section 3.1 of Graves 2012), which are not
         rounded, but inf where the dtype in which they are reported cannot hold them. A sample with
@@ -42,7 +47,8 @@ class Lattice(Protocol):
 
 class BoundedLattice(Lattice, Protocol):
     """Lattices that hold exact scores in the cells that were written, the set C, and upper bounds
-    of scores in other cells. A cell that has neither is not passed: its probability is 0.
+    of scores in other cells. A cell that has neither is not passed: its probability is 0. A cell
+    that is left out counts as exact.
 
     :meth:`solve`, :meth:`keep` and :meth:`posteriors` count the paths inside C only. Where an arc
     reads a second cell, both cells must be in C.

@@ -18,14 +18,13 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 
 from ..results import JointGradients
-from ..topology import LABEL, Topology
-from ..transducer import LABEL_COLUMN, Row, Transducer, transducer_of
+from ..transducer import Transducer, transducer_of
 from .activations import ACTIVATIONS as ACTIVATIONS
+from .cells import Band, Cells
 from .joint import Joint
-from .lattice import FloatArray, alphas, betas, occupancies, quiet
+from .lattice import FloatArray, alphas, betas, occupancies
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,84 +39,6 @@ __all__ = [
 
 IntArray = NDArray[np.int64]
 Kind = str | Transducer
-
-
-class _Cells:
-    """The scores of the cells of one sample, and the gradient of its rows of logits.
-
-    `frames` starts a sweep over the frames of logits, (S, V) each; it is called twice.
-    """
-
-    def __init__(
-        self,
-        frames: Callable[[], Iterable[FloatArray]],
-        labels: IntArray,
-        row: Row,
-        topology: Topology,
-        delay_penalty: float,
-    ) -> None:
-        self.frames, self.labels, self.row, self.topology = frames, labels, row, topology
-        # The column of each score at each position; at the last one, that of the label is any.
-        of_label = np.append(labels, 0)
-        self.columns = [of_label if c == LABEL_COLUMN else of_label * 0 + c for c in row.columns]
-        self.scores = np.stack([self.scores_of(frame) for frame in frames()], axis=1)
-        if LABEL in topology.scores:
-            of_labels = self.scores[topology.scores.index(LABEL)]
-            of_labels[:, -1] = -np.inf
-            T = len(of_labels)
-            of_labels += delay_penalty * ((T - 1) / 2 - np.arange(T)[:, None])
-
-    @quiet
-    def log_sum_exps(self, logits: FloatArray) -> FloatArray:
-        """The log-sum-exp of each head, (G, S)."""
-        sums = np.empty((len(self.row.heads), len(logits)))
-        for of_head, head in zip(sums, self.row.heads, strict=True):
-            parts = [logits[:, start:stop] for start, stop in head.ranges]
-            parts.append(np.full((len(logits), 1), 0.0 if head.zero else -np.inf))
-            of_head[:] = logsumexp(np.concatenate(parts, axis=1), axis=1)
-        return sums
-
-    @quiet
-    def scores_of(self, logits: FloatArray) -> FloatArray:
-        """The scores of the cells of a frame, (K, S)."""
-        positions, sums = np.arange(len(logits)), self.log_sum_exps(logits)
-        kinds = zip(self.columns, self.row.charged, self.row.shifts, strict=True)
-        return np.array(
-            [
-                logits[positions, columns] - sum(sums[g] for g in charged) - shift
-                for columns, charged, shift in kinds
-            ]
-        )
-
-    def gradients(self, clamp: float, of_labels: float) -> tuple[float, Iterator[FloatArray]]:
-        """Cost of the sample, and its gradient frame by frame; no frames if it is not finite."""
-        if np.isnan(self.scores).any():
-            return np.nan, iter(())
-        of_cells, log_prob = occupancies(self.scores, self.topology, of_labels)
-        if not np.isfinite(log_prob):
-            return -log_prob, iter(())
-
-        def frames() -> Iterator[FloatArray]:
-            for logits, of_frame in zip(self.frames(), of_cells.swapaxes(0, 1), strict=True):
-                grad = self.gradient_of(logits, of_frame)
-                yield np.clip(grad, -clamp, clamp) if clamp > 0 else grad
-
-        return -log_prob, frames()
-
-    def gradient_of(self, logits: FloatArray, of_frame: FloatArray) -> FloatArray:
-        """The gradient of the logits (S, V) of a frame, from its occupancies (K, S)."""
-        grad, sums = np.zeros_like(logits), self.log_sum_exps(logits)
-        for g, head in enumerate(self.row.heads):
-            of_head = [o for o, c in zip(of_frame, self.row.charged, strict=True) if g in c]
-            mass = sum(of_head, np.zeros(len(grad)))
-            # A cell that no path visits has gradient 0, even where its softmax is undefined.
-            visited = np.flatnonzero(mass > 0)
-            for start, stop in head.ranges:
-                softmax = np.exp(logits[visited, start:stop] - sums[g, visited, None])
-                grad[visited, start:stop] = mass[visited, None] * softmax
-        for columns, of_score in zip(self.columns, of_frame, strict=True):
-            grad[np.arange(len(grad)), columns] -= of_score
-        return grad
 
 
 def _samples(
@@ -164,10 +85,10 @@ def _cells(
     transducer: Kind,
     delay_penalty: float,
     fused_log_softmax: bool = True,
-) -> _Cells:
+) -> Cells:
     value = transducer_of("transducer", transducer)
     row = value.row(width, blank % (width - value.durations), not fused_log_softmax)
-    return _Cells(frames, labels, row, value.topology, delay_penalty)
+    return Cells(frames, labels, row, value.topology, delay_penalty)
 
 
 def rnnt_loss(
@@ -184,6 +105,7 @@ def rnnt_loss(
     delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
     zero_infinity: bool = False,
+    band: Band = None,
 ) -> np.float64 | FloatArray:
     """Compute the transducer loss ``-log P(targets | logits)`` of [1]_, in nats.
 
@@ -211,6 +133,9 @@ def rnnt_loss(
         Label occupancies count ``1 + fastemit_lambda`` times in the gradient, not the loss [2]_.
     zero_infinity : bool
         Whether a cost that is not finite counts as 0. Its gradient is 0 in any case.
+    band : (first, width), optional
+        Only positions ``first[b, t]`` to ``first[b, t] + width - 1`` exist in frame t; `first` is
+        (B, T), and `width` a number or (B,).
 
     Returns
     -------
@@ -230,7 +155,7 @@ def rnnt_loss(
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         frames = partial(_logit_frames, logits[b, :T, : len(labels) + 1])
         kind = logits.shape[-1], blank, transducer, delay_penalty, fused_log_softmax
-        costs[b], _ = _cells(frames, labels, *kind).gradients(-1.0, 1.0)
+        costs[b], _ = _cells(frames, labels, *kind).within(band, b).gradients(-1.0, 1.0)
     return _reduce(costs, reduction, target_lengths, zero_infinity)
 
 
@@ -248,6 +173,7 @@ def rnnt_loss_and_grad(
     delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
     zero_infinity: bool = False,
+    band: Band = None,
     cost_weights: ArrayLike | None = None,
 ) -> tuple[np.float64 | FloatArray, FloatArray]:
     """Compute the loss of `rnnt_loss`, and a gradient (B, T, U + 1, V).
@@ -270,7 +196,7 @@ def rnnt_loss_and_grad(
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         frames = partial(_logit_frames, logits[b, :T, : len(labels) + 1])
         kind = logits.shape[-1], blank, transducer, delay_penalty, fused_log_softmax
-        cells = _cells(frames, labels, *kind)
+        cells = _cells(frames, labels, *kind).within(band, b)
         costs[b], gradients = cells.gradients(clamp, 1.0 + fastemit_lambda)
         for t, grad in enumerate(gradients):
             grad_logits[b, t, : len(grad)] = weights[b] * grad
@@ -296,6 +222,7 @@ def joint_rnnt_loss(
     delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
     zero_infinity: bool = False,
+    band: Band = None,
 ) -> np.float64 | FloatArray:
     """Compute `rnnt_loss` of ``act(encoder_out[b, t] + predictor_out[b, u]) @ weight.T + bias``.
 
@@ -306,7 +233,7 @@ def joint_rnnt_loss(
     weight, bias : (V, H) array, and (V,) array or None
         Output layer.
     targets, logit_lengths, target_lengths, blank, clamp, reduction, transducer, delay_penalty, \
-fastemit_lambda, zero_infinity
+fastemit_lambda, zero_infinity, band
         As in `rnnt_loss`.
     activation : str
         A key of `ACTIVATIONS`.
@@ -326,7 +253,7 @@ fastemit_lambda, zero_infinity
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         frames = partial(joint.frames, b, T, len(labels) + 1)
         kind = len(joint.weight), blank, transducer, delay_penalty
-        costs[b], _ = _cells(frames, labels, *kind).gradients(-1.0, 1.0)
+        costs[b], _ = _cells(frames, labels, *kind).within(band, b).gradients(-1.0, 1.0)
     return _reduce(costs, reduction, target_lengths, zero_infinity)
 
 
@@ -349,6 +276,7 @@ def joint_rnnt_loss_and_grad(
     delay_penalty: float = 0.0,
     fastemit_lambda: float = 0.0,
     zero_infinity: bool = False,
+    band: Band = None,
     cost_weights: ArrayLike | None = None,
 ) -> tuple[np.float64 | FloatArray, JointGradients]:
     """Compute the loss of `joint_rnnt_loss`, and its gradients with respect to the joint's inputs.
@@ -371,7 +299,8 @@ def joint_rnnt_loss_and_grad(
     for b, T, labels in _samples(targets, logit_lengths, target_lengths):
         S = len(labels) + 1
         frames = partial(joint.frames, b, T, S)
-        cells = _cells(frames, labels, len(joint.weight), blank, transducer, delay_penalty)
+        kind = len(joint.weight), blank, transducer, delay_penalty
+        cells = _cells(frames, labels, *kind).within(band, b)
         costs[b], gradients = cells.gradients(clamp, 1.0 + fastemit_lambda)
         for t, grad in enumerate(gradients):
             hidden, slope = joint.hidden(b, t, S)

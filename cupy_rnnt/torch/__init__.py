@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..batch import BandLike
 from ..options import JointKeywords, Keywords, spells_out
 from . import operators
+from .additive import additive_rnnt_loss
 from .arguments import arguments_of, autocast, dense, needs_grad
 from .log_probs import joint_rnnt_log_probs
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JointRNNTLoss",
     "RNNTLoss",
+    "additive_rnnt_loss",
     "joint_rnnt_log_probs",
     "joint_rnnt_loss",
     "rnnt_loss",
@@ -45,6 +48,7 @@ def rnnt_loss(
     reduction: str = "mean",
     fused_log_softmax: bool = True,
     *,
+    band: BandLike = None,
     return_info: bool = False,
     **options: Unpack[Keywords],
 ) -> Any:
@@ -64,6 +68,8 @@ def rnnt_loss(
 zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.rnnt_loss_and_grad`. `clamp` bounds the gradient before the
         gradient of the loss multiplies it, so it means the same under loss scaling.
+    band : (first, width), optional
+        As for :func:`cupy_rnnt.rnnt_loss`; `first` is a tensor, `width` an integer or a tensor.
     return_info : bool
         Whether to return an :class:`cupy_rnnt.Info` as well.
 
@@ -96,6 +102,7 @@ zero_infinity, tolerance, max_workspace_bytes
     arguments = arguments_of(
         inputs,
         (targets, logit_lengths, target_lengths),
+        band,
         blank=blank,
         clamp=clamp,
         reduction=reduction,
@@ -119,6 +126,7 @@ def joint_rnnt_loss(
     clamp: float = -1.0,
     reduction: str = "mean",
     *,
+    band: BandLike = None,
     return_info: bool = False,
     **options: Unpack[JointKeywords],
 ) -> Any:
@@ -144,6 +152,8 @@ fastemit_lambda, zero_infinity, tolerance, max_workspace_bytes
         As for :func:`cupy_rnnt.joint_rnnt_loss_and_grad`. A module, :class:`JointRNNTLoss`, draws
         seeds of dropout itself. `tolerance` concerns the cost as well, so
         it matters without a gradient, too.
+    band : (first, width), optional
+        As for :func:`cupy_rnnt.rnnt_loss`; `first` is a tensor, `width` an integer or a tensor.
     return_info : bool
         Whether to return an :class:`cupy_rnnt.Info` as well.
 
@@ -180,6 +190,7 @@ fastemit_lambda, zero_infinity, tolerance, max_workspace_bytes
     arguments = arguments_of(
         inputs,
         (targets, logit_lengths, target_lengths),
+        band,
         blank=blank,
         clamp=clamp,
         reduction=reduction,

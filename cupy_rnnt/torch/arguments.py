@@ -1,4 +1,4 @@
-"""The arguments of the functions of this package, as an operator takes them."""
+"""Arguments of a loss as an operator takes them: dense tensors, integers on the host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import checks
-from ..batch import INTEGERS
+from ..batch import INTEGERS, BandLike
 from ..ops.types import ArrayLike
 from ..options import DEFAULTS, Options
 from . import operators
@@ -37,7 +37,7 @@ def dense(name: str, value: ArrayLike) -> Tensor:
     return value
 
 
-def _on_host(name: str, value: ArrayLike) -> Tensor:
+def on_host(name: str, value: ArrayLike) -> Tensor:
     """A copy, so that the values may change before the backward pass."""
     if isinstance(value, Tensor):
         return dense(name, value).detach().to("cpu", copy=True)
@@ -50,16 +50,28 @@ def _on_host(name: str, value: ArrayLike) -> Tensor:
     return tensor if tensor.numel() else tensor.long()  # PyTorch makes floats of an empty list
 
 
-def arguments_of(inputs: list[Tensor], integers: Sequence[ArrayLike], **options: Any) -> list[Any]:
+def band_of(value: BandLike, inputs: list[Tensor]) -> list[Tensor]:
+    """First positions and widths on the host, or nothing."""
+    if value is None:
+        return []
+    first, width = checks.pair("band", value)
+    if checks.is_scalar(width):
+        width = torch.full(inputs[0].shape[:1], checks.integer("band[1]", width), device="cpu")
+    return [on_host("band[0]", first), on_host("band[1]", width)]
+
+
+def arguments_of(
+    inputs: list[Tensor], integers: Sequence[ArrayLike], band: BandLike = None, **options: Any
+) -> list[Any]:
     """The arguments of an operator: tensors and plain numbers. Numbers are checked here, but not
     while PyTorch traces; the operator checks all of them again."""
-    lattice = [_on_host(name, value) for name, value in zip(INTEGERS, integers, strict=True)]
+    lattice = [on_host(name, value) for name, value in zip(INTEGERS, integers, strict=True)]
     if torch.compiler.is_compiling():
         values = DEFAULTS | options
     else:
         dtype = np.dtype(np.float64 if inputs[0].dtype == torch.float64 else np.float32)
         values = Options.checked(dtype, **options).values()
-    return operators.Arguments(inputs, lattice, values).flat()
+    return operators.Arguments(inputs, lattice, values, band_of(band, inputs)).flat()
 
 
 def needs_grad(tensors: Sequence[Tensor]) -> bool:

@@ -14,16 +14,15 @@ from ..transducer import Transducer
 from .arguments import arguments_of, autocast, dense
 from .operators import (
     ARGUMENTS,
-    OPTIONS,
     Arguments,
     array,
     as_guest,
     compute_dtype,
     joint_call,
-    operator,
+    no_gradients,
     own,
-    refuse_second_derivative,
 )
+from .registration import operator, refuse_second_derivative
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -75,7 +74,7 @@ def _differentiated(ctx: Any, upstream: Tensor | None) -> Any:
     gradients: Any = [None] * len(inputs)
     if upstream is not None:
         gradients = BACKWARD(list(inputs), *lattice, *ctx.options, upstream)
-    return gradients, *[None] * (len(lattice) + len(OPTIONS))
+    return gradients, *no_gradients(0)  # without a band
 
 
 _NAME = "joint_rnnt_log_probs"

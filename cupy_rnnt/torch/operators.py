@@ -18,12 +18,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, NoReturn, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from .. import engine, joint
 from .. import logits as logits_front
@@ -35,6 +34,7 @@ from ..options import JointKeywords, Options
 from ..results import Info, JointGradients, divisor, weights_of
 from ..transducer import Row, Transducer
 from . import cuda
+from .registration import operator, refuse_second_derivative
 
 Tensors = list[Tensor]
 Results = tuple[Tensor, Tensors, Tensor, Tensor]
@@ -49,10 +49,10 @@ OPTIONS = tuple(name for name in _HINTS if name not in ("progress", "return_info
 ARGUMENTS = ", ".join(
     [
         "Tensor[] inputs, Tensor targets, Tensor logit_lengths, Tensor target_lengths",
+        "Tensor[] band",
         *(f"{_SCHEMA_TYPES[_HINTS[name]]} {name}" for name in OPTIONS),
     ]
 )
-_LIBRARY = torch.library.Library("cupy_rnnt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _KEPT = len(Kept._fields)
 _RESULTS = "(Tensor, Tensor[], Tensor, Tensor)"
 _NUMBERS = "cells", "computed", "kept", "rounds", "workspace_bytes"
@@ -71,17 +71,19 @@ class Arguments(NamedTuple):
     lattice: Tensors
     """Targets, logit lengths and target lengths."""
     options: dict[str, Any]
+    band: Sequence[Tensor] = ()
+    """First positions and widths; or none."""
 
     @staticmethod
     def of(flat: Sequence[Any]) -> Arguments:
         """From the arguments of an operator, in the order of its schema."""
-        inputs, targets, logit_lengths, target_lengths, *options = flat
+        inputs, targets, logit_lengths, target_lengths, band, *options = flat
         lattice = [targets, logit_lengths, target_lengths]
-        return Arguments(inputs, lattice, dict(zip(OPTIONS, options, strict=True)))
+        return Arguments(inputs, lattice, dict(zip(OPTIONS, options, strict=True)), band)
 
     def flat(self) -> list[Any]:
         options = self.options | {"transducer": _text(self.options["transducer"])}
-        return [self.inputs, *self.lattice, *(options[name] for name in OPTIONS)]
+        return [self.inputs, *self.lattice, list(self.band), *(options[name] for name in OPTIONS)]
 
 
 class Call(NamedTuple):
@@ -146,7 +148,7 @@ def info(certificate: Tensor, numbers: Tensor) -> Info:
 
 def _logits_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
     logits = array("logits", *arguments.inputs)
-    call = logits_front.checked(logits, *_lattice(arguments), **arguments.options)
+    call = logits_front.checked(logits, *_lattice(arguments), **_keywords(arguments))
     gradients = [] if dtype is None else [zeros(x, dtype) for x in arguments.inputs]
     source = call.source(own(*gradients) if gradients else None)
     return Call(call.batch, call.options, source, gradients)
@@ -156,7 +158,7 @@ def joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) 
     names = JointInputs._fields
     inputs = [array(name, x) for name, x in zip(names, arguments.inputs, strict=False)]
     no_bias = [None] * (len(names) - len(inputs))
-    call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **arguments.options)
+    call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **_keywords(arguments))
     like = [] if dtype is None else arguments.inputs  # which have been checked
     gradients = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in like]
     out = JointGradients(*map(own, gradients), *no_bias) if gradients else None
@@ -165,6 +167,11 @@ def joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) 
 
 def _lattice(arguments: Arguments) -> list[DeviceArray]:
     return [array(name, x) for name, x in zip(INTEGERS, arguments.lattice, strict=True)]
+
+
+def _keywords(arguments: Arguments) -> dict[str, Any]:
+    band = tuple(array(f"band[{i}]", x) for i, x in enumerate(arguments.band))
+    return {"band": band or None, **arguments.options}
 
 
 # Results
@@ -234,6 +241,11 @@ def _fake_results(arguments: Arguments, waiting: Tensors) -> Results:
 # Operators
 
 
+def no_gradients(band_count: int) -> list[Any]:
+    """Of all shared arguments of operators but the inputs."""
+    return [*[None] * len(INTEGERS), [None] * band_count, *[None] * len(OPTIONS)]
+
+
 class _TwoPhases:
     """Forward and backward pass of one loss."""
 
@@ -285,20 +297,21 @@ class _TwoPhases:
         return _fake_results(arguments, kept)
 
     def _save(self, ctx: Any, inputs: Any, output: Results) -> None:
-        tensors, *lattice_and_options = inputs[:-1]
+        tensors, *lattice, band = inputs[: 2 + len(INTEGERS)]
         _, kept, certificate, numbers = output
         ctx.mark_non_differentiable(*kept, certificate, numbers)
         ctx.set_materialize_grads(False)
-        ctx.count, ctx.options = len(tensors), lattice_and_options[3:]
-        ctx.save_for_backward(*tensors, *lattice_and_options[:3], *kept)
+        ctx.count, ctx.options = len(tensors), inputs[2 + len(INTEGERS) : -1]
+        ctx.save_for_backward(*tensors, *lattice, *band, *kept)
 
     def _differentiated(self, ctx: Any, upstream: Tensor | None, *_: None) -> Any:
         saved = list(ctx.saved_tensors)
-        inputs, lattice, kept = saved[: ctx.count], saved[ctx.count : -_KEPT], saved[-_KEPT:]
+        inputs, integers, kept = saved[: ctx.count], saved[ctx.count : -_KEPT], saved[-_KEPT:]
+        lattice, band = integers[: len(INTEGERS)], integers[len(INTEGERS) :]
         gradients: Any = [None] * len(inputs)
         if upstream is not None:
-            gradients = self.backward(inputs, *lattice, *ctx.options, kept, upstream)
-        return gradients, *[None] * (len(lattice) + len(OPTIONS) + 1)
+            gradients = self.backward(inputs, *lattice, band, *ctx.options, kept, upstream)
+        return gradients, *no_gradients(len(band)), None
 
     def _backward(self, *flat: Any) -> Tensors:
         *shared, kept, upstream = flat
@@ -331,6 +344,7 @@ def _fake_joint_forward_backward(*flat: Any) -> Results:
 
 def _save_gradients(ctx: Any, inputs: Any, output: Results) -> None:
     _, gradients, certificate, numbers = output
+    ctx.band_count = len(inputs[1 + len(INTEGERS)])
     ctx.mark_non_differentiable(*gradients, certificate, numbers)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[0], *gradients)
@@ -342,7 +356,7 @@ def _scaled_gradients(ctx: Any, upstream: Tensor | None, *_: None) -> Any:
     gradients: Any = [None] * count
     if upstream is not None:
         gradients = _SCALED(saved[count:], saved[:count], upstream)
-    return gradients, *[None] * (len(INTEGERS) + len(OPTIONS))
+    return gradients, *no_gradients(ctx.band_count)
 
 
 def _scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tensors:
@@ -353,29 +367,6 @@ def _scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tensors:
 
 def _fake_scaled(gradients: Tensors, inputs: Tensors, upstream: Tensor) -> Tensors:
     return [x.new_empty(x.shape) for x in inputs]
-
-
-def refuse_second_derivative(ctx: Any, *_: Any) -> NoReturn:
-    raise NotImplementedError("the gradients of an RNN-T loss cannot be differentiated again")
-
-
-def _refuse_map(*_: Any) -> NoReturn:
-    raise NotImplementedError(
-        "an RNN-T loss cannot be mapped by vmap: let the samples be the batch of one call"
-    )
-
-
-def operator(
-    name: str, arguments: str, results: str, function: Callable[..., Any], fake: Callable[..., Any]
-) -> Any:
-    new = custom_op(
-        f"cupy_rnnt::{name}", function, mutates_args=(), schema=f"({arguments}) -> {results}"
-    )
-    new.register_fake(fake)
-    new.register_vmap(_refuse_map)
-    # torch.autograd.grad(is_grads_batched=True) does not map by vmap, but by this key.
-    _LIBRARY.impl(name, _refuse_map, "Batched")  # type: ignore[no-untyped-call]
-    return new
 
 
 LOGITS = _TwoPhases("rnnt_loss", _logits_call)

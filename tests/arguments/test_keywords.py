@@ -23,10 +23,10 @@ COMMON = [
 OF_JOINT = ["activation", "dropout", "seed"]
 REPORTING = ["progress", "return_info"]
 ONLY_BY_KEYWORD = {
-    "rnnt_loss": [*COMMON, *REPORTING],
-    "rnnt_loss_and_grad": ["overwrite_logits", "cost_weights", *COMMON, *REPORTING],
-    "joint_rnnt_loss": [*COMMON, *OF_JOINT, *REPORTING],
-    "joint_rnnt_loss_and_grad": ["cost_weights", *COMMON, *OF_JOINT, *REPORTING],
+    "rnnt_loss": ["band", *COMMON, *REPORTING],
+    "rnnt_loss_and_grad": ["overwrite_logits", "cost_weights", "band", *COMMON, *REPORTING],
+    "joint_rnnt_loss": ["band", *COMMON, *OF_JOINT, *REPORTING],
+    "joint_rnnt_loss_and_grad": ["cost_weights", "band", *COMMON, *OF_JOINT, *REPORTING],
 }
 OF_SCORES = ["activation", "transducer", "max_workspace_bytes", "progress"]
 ONLY_BY_KEYWORD_OF_SCORES = {
@@ -63,8 +63,8 @@ def test_signatures_of_the_adapters_spell_out_every_keyword(name):
     jax = pytest.importorskip("cupy_rnnt.jax")
     own = OF_JOINT if name == "joint_rnnt_loss" else []
     of_torch, of_jax = (only_by_keyword(getattr(module, name)) for module in (torch, jax))
-    assert [one.name for one in of_torch] == ["return_info", *COMMON, *own]
-    assert [one.name for one in of_jax] == [*COMMON, *own]
+    assert [one.name for one in of_torch] == ["band", "return_info", *COMMON, *own]
+    assert [one.name for one in of_jax] == ["band", *COMMON, *own]
 
 
 @pytest.mark.parametrize("name", ONLY_BY_KEYWORD)

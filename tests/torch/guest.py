@@ -104,14 +104,14 @@ def guest() -> Iterator[Guest]:
         patch.setattr(torch.cuda, "device", _like(torch.cuda.device, found.device))
         patch.setattr(device.xp, "from_dlpack", found.from_dlpack, raising=False)
         patch.setattr(cuda, "is_on_cuda", found.is_on_cuda)
-        guest_on, on_host = cuda.guest_on, arguments._on_host
+        guest_on, on_host = cuda.guest_on, arguments.on_host
         patch.setattr(cuda, "guest_on", lambda _: guest_on(DEVICE))
 
         def remembered(name, value):
             found.host_tensors.append(on_host(name, value))
             return found.host_tensors[-1]
 
-        patch.setattr(arguments, "_on_host", remembered)
+        patch.setattr(arguments, "on_host", remembered)
         yield found
 
 

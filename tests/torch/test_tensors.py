@@ -259,7 +259,11 @@ def test_what_is_no_tensor_is_named(kind):
         ({"blank": 1.0}, TypeError, "blank is 1.0, but an integer"),
         ({"blank": 9}, ValueError, "blank is 9, but it must be between -9 and 8"),
         ({"clamp": "1"}, TypeError, "clamp is '1', but a number"),
-        ({"reduction": "avg"}, ValueError, "reduction is 'avg', but one of none, mean, sum"),
+        (
+            {"reduction": "avg"},
+            ValueError,
+            "reduction is 'avg', but one of none, mean, mean_volume, sum",
+        ),
         ({"fastemit_lambda": -1}, ValueError, "fastemit_lambda is -1, but it must be"),
         ({"tolerance": 1.0}, ValueError, "tolerance is 1.0, but it must be"),
         ({"max_workspace_bytes": 1e6}, TypeError, "max_workspace_bytes is 1000000.0, but"),

@@ -29,6 +29,7 @@ _SAMPLE = np.dtype([("first", "i8"), ("apart", "i8"), ("T", "i4"), ("S", "i4")])
 
 _WRITE = Kernel("lattice_write", "lattice.cu", variants=((),))
 _BOUND = Kernel("lattice_bound", "lattice.cu", variants=((),))
+_LEAVE_OUT = Kernel("lattice_leave_out", "lattice.cu", variants=((),))
 _COMPLETE = Kernel("lattice_complete", "cells.cu", variants=((),))
 _SWEEPS = {
     block: Kernel(
@@ -139,6 +140,7 @@ class Lattice:
         self._counts = zeros[:marks].view(np.int64)
         self._flags = zeros[marks:flags].view(np.int32)
         self._exact = zeros[flags:].view(np.bool_) if self._bounded else None
+        self._left_out: DeviceArray = None
         self._lse: DeviceArray = None
         self._sums: dict[int, DeviceArray] = {}  # of paths, since the last score, by the way
         # Their logarithms, by the way, and then shares of the paths that leave C.
@@ -157,6 +159,14 @@ class Lattice:
         self._costs = None
         self._sums.clear()
 
+    def leave_out(self, first: HostArray, stop: HostArray) -> None:
+        library = cupy()
+        self._left_out = library.empty(self._cells, np.bool_)
+        sizes = self._cells, self._cells, self._samples, self._table
+        band = *map(library.asarray, (first, stop)), first.shape[1]
+        outputs = self._words, len(self._words), self._left_out, self._exact
+        _LEAVE_OUT[()](*sizes, *band, *outputs)
+
     def solve(self) -> DeviceArray:
         if self._costs is None:
             self._sweep(_ALPHA, _BETA)
@@ -167,7 +177,7 @@ class Lattice:
             least = np.log(least)
         if self._topology.looks_aside:
             least -= math.log(2)  # half for paths through a cell, half for arcs that read it
-        marks, counts = self._mark(_ALPHA, _BETA, least, None, self._costs, None)
+        marks, counts = self._mark(_ALPHA, _BETA, least, None, self._costs, self._left_out)
         return indices(marks, int(host(counts)[0].sum()), self._first)
 
     def _mark(

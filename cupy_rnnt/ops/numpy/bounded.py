@@ -39,6 +39,10 @@ class BoundedSweeps(Sweeps):
             if score.kind == "label" and self._delay_penalty:
                 view += self._delay(frames, np.arange(frames)[:, None])
 
+    def leave_out(self, sample: int, first: HostArray, stop: HostArray) -> None:
+        super().leave_out(sample, first, stop)
+        self._exact |= self._left_out
+
     def write(self, sample: HostArray, frame: HostArray, position: HostArray, *rest: Any) -> None:
         super().write(sample, frame, position, *rest)
         self._upper_beta = None

@@ -83,6 +83,7 @@ class Sweeps:
         self.grid = grid = Grid(frames, positions, flipped, spare)
         self._row_of = {score: k for k, score in enumerate(topology.scores)}
         self._poisoned = np.zeros(len(frames), bool)
+        self._left_out: HostArray | None = None
         rows = grid.rows + 2 * topology.looks_aside  # an arc of the last cells may read beside them
         self._memory, self._scores = grid.full(rows, len(self._row_of))
         self._steps = [self._step(arc) for arc in topology.arcs]
@@ -94,6 +95,16 @@ class Sweeps:
             for sample in np.flatnonzero(exists).tolist():
                 row, column = divmod(int(places[sample]), grid.width)
                 self._endings.setdefault(row, []).append((i, sample, column))
+
+    def leave_out(self, sample: int, first: HostArray, stop: HostArray) -> None:
+        """Leave out the cells of a sample outside ``first[t]`` to ``stop[t] - 1``."""
+        if self._left_out is None:
+            self._left_out = np.zeros(self._scores.shape[1:], bool)
+        frames, positions = int(self.grid.frames[sample]), np.arange(self.grid.positions[sample])
+        left_out = (positions < first[:frames, None]) | (positions >= stop[:frames, None])
+        self.grid.view(self._left_out, sample)[...] = left_out
+        for stored in self._scores:
+            self.grid.view(stored, sample)[left_out] = -np.inf
 
     def write(
         self,
@@ -238,6 +249,8 @@ class Sweeps:
             mask = alpha[part] + beta[part] >= bound
             if self._topology.looks_aside:
                 mask[:, 1:] |= mask[:, :-1].copy()
+            if self._left_out is not None:
+                mask &= ~self.grid.view(self._left_out, sample)[part]
             cells.append(start * positions + np.flatnonzero(mask))
         return np.concatenate(cells)
 
@@ -346,6 +359,11 @@ class Lattice:
         for sweeps, part in self._split(sample):
             coordinates = cells.frame[part], cells.position[part], cells.has_label[part]
             sweeps.write(self._number[sample[part]], *coordinates, scores[:, part])
+
+    def leave_out(self, first: HostArray, stop: HostArray) -> None:
+        for sweeps, samples in self._used():
+            for number, sample in enumerate(samples.tolist()):
+                sweeps.leave_out(number, first[sample], stop[sample])
 
     def solve(self) -> HostArray:
         costs = np.empty(len(self._cells))

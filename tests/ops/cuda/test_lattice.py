@@ -248,6 +248,48 @@ def test_samples_without_bounds_and_bad_ones(gpu):
     certify_and_solve(case, gpu, 0.9, True)
 
 
+@few_groups
+@given(
+    transducer=st.sampled_from([TRANSDUCERS[name] for name in ("regular", "constrained", "tdt")]),
+    share=st.sampled_from([0.5, 1.0]),
+    seed=seeds,
+    delay=delays,
+)
+def test_cells_that_are_left_out(gpu, transducer, share, seed, delay):
+    """They have probability 0, are exact, and are never kept nor candidates."""
+    rng = np.random.default_rng(seed)
+    case = random_case(rng, [(12, 5), (4, 9), (1, 1), (6, 6)], 0.0, transducer, delay)
+    first = rng.integers(0, 2, (4, 13)).cumsum(axis=1) % case.columns[:, None]
+    stop = np.minimum(first + rng.integers(1, 7, (4, 1)), case.columns[:, None])
+    sample, frame, position, *_ = case.cells
+    inside = (first[sample, frame] <= position) & (position < stop[sample, frame])
+    written = np.flatnonzero(inside & (rng.random(len(inside)) < share))
+    found = []
+    for side in Side(case), Side(case, gpu):
+        exact, of = side.made("Lattice", True), side.bounded()
+        for lattice, cells in (exact, np.flatnonzero(inside)), (of, written):
+            lattice.leave_out(first, stop)
+            side.write(lattice, cells)
+        mass = side.certify(of)
+        marks = side.candidates(of, np.full(4, -3.0))
+        side.certify(of)  # candidates are followed by a round
+        costs = side.costs(exact), side.costs(of)
+        kept = side.kept(exact, costs[0]), side.kept(of, costs[1], 1e-300)
+        every, dtype = side.asarray(kept[0]), np.dtype(np.float64)
+        occupancies = side.asnumpy(exact.posteriors(every, 1.0, dtype, 0.0)[1])
+        assert inside[kept[0]].all()
+        assert inside[kept[1]].all()
+        assert not marks[~inside].any()
+        found.append((mass, marks, *costs, *kept, occupancies))
+    expected, actual = found
+    bounds = {"rtol": 2.0**-34, "atol": 1e-10}
+    np.testing.assert_allclose(actual[0][[0, 2]], expected[0][[0, 2]], **bounds)
+    shares = (np.exp(mass[1] - np.where(mass[2] > -np.inf, mass[2], 0)) for mass, *_ in found)
+    np.testing.assert_allclose(*shares, rtol=2.0**-34, atol=1e-300)
+    for one, other in zip(actual[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-300)
+
+
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.slow
 def test_the_same_bits_for_any_schedule(gpu, monkeypatch, bounded):
@@ -376,6 +418,10 @@ def test_far_samples_between_bounds():
         run_far("lattice.cu", "lattice_bound", block, *args)
     (marks,), (chosen,) = far(exact), far(likely)
     sweep = table, 1, whole, FAR_CELLS, marks, flags, 0.0, 1.0, np.empty(60), 20
+    band, left_out = (np.zeros((1, 7), int), np.full((1, 7), 5)), poisoned(bool)
+    args = end, 1, table, *band, 7, whole, 0, *far(left_out), marks
+    run_far("lattice.cu", "lattice_leave_out", block, *args)
+    assert not left_out.any()
     results = None, upper_alpha, alpha, upper_beta, totals, np.empty(1), False
     for i in range(3):
         args = 3, np.int32(0b1110), *sweep, *results

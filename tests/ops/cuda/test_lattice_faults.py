@@ -100,6 +100,23 @@ FAULTS = {
         *("bounded", "lattice.cu", "if (exact) exact[place] = true", "if (exact) exact[-1] = true"),
         "out-of-bounds|race",
     ),
+    "cells left out that keep their words": (
+        *(
+            "left out",
+            "lattice.cu",
+            "for (int64 k = 0; k < kinds",
+            "for (int64 k = 1; k < kinds",
+        ),
+        "uninitialised",
+    ),
+    "cells of which nothing says whether they are left out": (
+        *("left out", "lattice.cu", "left_out[place] = out;", ""),
+        "uninitialised",
+    ),
+    "a band of the frames of the sample before": (
+        *("left out", "lattice.cu", "lattices) * most_frames +", "lattices - 1) * most_frames +"),
+        "out-of-bounds",
+    ),
     "marks that are not written": (
         *("bounded", "cells.cu", "        marks[i] = mark;\n", ""),
         "uninitialised",
@@ -187,6 +204,18 @@ def bounded(gpu, case):
     side.costs(of)
 
 
+def left_out(gpu, case):
+    side = Side(case, gpu)
+    of = side.made("Lattice", True)
+    first = np.minimum(np.arange(36), case.columns[:, None] - 1)
+    stop = np.minimum(first + 3, case.columns[:, None])
+    of.leave_out(first, stop)
+    sample, frame, position, *_ = case.cells
+    inside = (first[sample, frame] <= position) & (position < stop[sample, frame])
+    side.write(of, np.flatnonzero(inside))
+    side.kept(of, side.costs(of))
+
+
 def bounds(gpu, transducer=NAMED["regular"]):
     row = row_of(transducer)
     lengths = [(70, 9), (3, 20)]
@@ -198,6 +227,7 @@ RUNS = {
     "exact": lambda gpu: exact(gpu, lattices()),
     "long arcs": lambda gpu: exact(gpu, lattices(multi_blank((2, 4)))),
     "bounded": lambda gpu: bounded(gpu, lattices()),
+    "left out": lambda gpu: left_out(gpu, lattices()),
     "aside": lambda gpu: bounded(gpu, lattices(NAMED["constrained"])),
     "bounds": bounds,
     "bounds of many": lambda gpu: bounds(gpu, tdt(range(3))),
