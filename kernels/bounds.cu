@@ -114,7 +114,7 @@ template <typename C, int DOTS> struct Parts {
 constexpr int kCells = kBelow * kRight;
 
 // Where the first cell and hidden unit of a part are.
-struct Corner { int64 unit, position, frame, sample; };
+struct Corner { unsigned unit, position, frame, sample; };
 
 // Adds the products of a part to the dot products of a thread's cells.
 template <typename Form, bool DROPS, typename C, int DOTS>
@@ -135,7 +135,7 @@ __device__ void add_products(const Parts<C, DOTS>& parts, const Tile& tile, cons
                 Pack<C, kPack<C>> hidden;
                 for (int n = 0; n < kPack<C>; ++n) hidden[n] = Hidden<Form>::of(f[n], q[b][n]);
                 if constexpr (DROPS)
-                    dropout.apply(hidden, corner.unit + j, corner.position + x + b * kAcross,
+                    dropout.drop(hidden, corner.unit + j, corner.position + x + b * kAcross,
                                   corner.frame + y + a * kDown, corner.sample);
                 for (int n = 0; n < kPack<C>; ++n) {
                     for (int k = 0; k < 3; ++k) dots[a * kRight + b][k] += v[b][k][n] * hidden[n];
@@ -166,7 +166,10 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
             __syncthreads();  // the part before has been read
             const int64 frame = tile.frame * size + h, prefix = tile.prefix * size + h;
             const Sample& of = work.samples[sample];
-            const Corner corner{h, tile.prefix - of.position, tile.frame - of.frame, of.number};
+            const Corner corner{static_cast<unsigned>(h),
+                                static_cast<unsigned>(tile.prefix - of.position),
+                                static_cast<unsigned>(tile.frame - of.frame),
+                                static_cast<unsigned>(of.number)};
             parts.encoder.fill(from.encoder + frame, tile.frames, size, size - h, 1);
             if (DOTS == 4) parts.slope.fill(from.slopes + frame, tile.frames, size, size - h, 0);
             parts.predictor.fill(from.predictor + prefix, tile.positions, size, size - h, 1);
@@ -188,10 +191,13 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
             const int t = y + n / kRight * kDown, u = x + n % kRight * kAcross;
             if (t < tile.frames && u < tile.positions) {
                 const double* plus = from.vector_constants + from.width * (tile.prefix + u) + first;
+                // Dropout multiplies hidden values by its scale, which is 1 without it.
+                const C scale = from.dropout.scale;
                 double logits[DOTS];
                 for (int k = 0; k < 3; ++k)
-                    logits[k] = dots[0][k] + (is_there(first + k) ? plus[k] : 0);
-                if constexpr (DOTS == 4) logits[3] = dots[0][3] + from.constants[tile.frame + t];
+                    logits[k] = scale * dots[0][k] + (is_there(first + k) ? plus[k] : 0);
+                if constexpr (DOTS == 4)
+                    logits[3] = scale * dots[0][3] + from.constants[tile.frame + t];
                 finish(sample, tile.cell + t * work.samples[sample].positions + u, logits);
             }
             for (int other = 1; other < kCells; ++other)  // no index varies: dots stay in registers
@@ -211,7 +217,7 @@ exact_logits(const Sample* samples, int64 count, int64 first, int64 tiles, int64
              int64 base, int64 cells, double* out) {
     out -= base;
     const Rows<C> from{size,      encoder, nullptr,          nullptr,
-                       predictor, vectors, vector_constants, width, {threshold, seed, scale}};
+                       predictor, vectors, vector_constants, width, {static_cast<unsigned>(threshold), seed, scale}};
     each_cell<Activation, 3>({samples, count, first, tiles, start, stop, fits}, from, vector,
                              [&](int, int64 cell, const double* found) {
                                  for (int k = 0; k < 3; ++k)
@@ -232,7 +238,7 @@ bounds(const Sample* samples, int64 count, int64 first, int64 tiles, int64 start
     const RowTable table{words, heads, scores, ranges};
     out -= base;
     const Rows<C> from{size,      encoder, slopes,           constants,
-                       predictor, vectors, vector_constants, width, {threshold, seed, scale}};
+                       predictor, vectors, vector_constants, width, {static_cast<unsigned>(threshold), seed, scale}};
     const int own = score_of(width - 3, label);
     const auto finish = [&](int sample, int64 cell, const double* logits) {
         const double of_own = logits[0], of_label = logits[1];

@@ -17,7 +17,7 @@ template <typename T, typename Activation> struct HiddenRow {
     int64 e2, p2;
     T *out, *rest;
     const Dropout& dropout;
-    int64 position, frame, sample;
+    unsigned position, frame, sample;
 
     template <int n> __device__ void operator()(int64 j, Count<n>) const {
         auto x = load<n>(of_frame + j * e2);
@@ -32,8 +32,8 @@ template <typename T, typename Activation> struct HiddenRow {
     }
 };
 
-// The strides e and p of the axes of encoder and predictor are in elements. For doubles, NVRTC 13
-// spills to fit a fourth block into sm_100; asked for three it takes 56 registers, enough for four.
+// The strides e and p of the axes of encoder and predictor are in elements. Of doubles, three blocks
+// have the 70 registers of a thread that dropout takes.
 template <typename T, typename Activation>
 __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 3 : 4)
 hidden(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
@@ -42,13 +42,16 @@ hidden(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
        const int64* __restrict__ positions, int64 cells, int64 width, int64 warps,
        int64 threshold, int64 seed, double scale, T* __restrict__ out) {
     constexpr int N = kPack<Compute<T>>;
-    const Dropout dropout{threshold, seed, scale};
+    const Dropout dropout{static_cast<unsigned>(threshold), seed, scale};
     for (int64 item = first_item(32); item < cells * warps; item += item_stride(32)) {
         Share share(item, warps);
         int64 i = share.row, sample = samples[i];
         HiddenRow<T, Activation> row = {encoder + sample * e0 + frames[i] * e1,
                                         predictor + sample * p0 + positions[i] * p1, e2, p2,
-                                        out, nullptr, dropout, positions[i], frames[i], sample};
+                                        out, nullptr, dropout,
+                                        static_cast<unsigned>(positions[i]),
+                                        static_cast<unsigned>(frames[i]),
+                                        static_cast<unsigned>(sample)};
         row.out += i * width * (kSplit<T> ? 2 : 1);
         if (kSplit<T>) row.rest = row.out + width;
         bool dense = e2 == 1 && p2 == 1;

@@ -33,7 +33,7 @@ template <typename T, typename Activation, int N> struct Back {
     int64 width, j;
     bool active;
     const Dropout& dropout;
-    int64 sample;
+    unsigned sample;
     Pack<C, N> sum;
 
     __device__ Pack<C, N> at(const T* row, int64 stride) const {
@@ -69,7 +69,7 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
             int64 width, int64 strips, int64 threshold, int64 seed, double scale,
             Compute<T>* of_frames, Compute<T>* of_positions) {
     __shared__ int64 row_of_frame[256];
-    const Dropout dropout{threshold, seed, scale};
+    const Dropout dropout{static_cast<unsigned>(threshold), seed, scale};
     const int thread = threadIdx.x;
     for (int64 i = first_item(256); i < (frames + positions) * strips; i += item_stride(256)) {
         const int64 target = i / strips, j = (i % strips * 256 + thread) * N;

@@ -87,7 +87,7 @@ class Dropout(NamedTuple):
     @staticmethod
     def of(probability: float, seed: int) -> Dropout | None:
         """With which a unit is dropped; None if that is never."""
-        threshold = round(probability * 2**32)
+        threshold = min(round(probability * 2**32), 2**32 - 1)
         return Dropout(threshold, seed, 1 / (1 - probability)) if threshold else None
 
 
