@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..family import tdt
 from ..torch import joint_rnnt_loss
+from .layers import weight_and_bias
 
 __all__ = ["MODELS", "patch", "unpatch"]
 
@@ -127,12 +128,8 @@ class _Patch:
         self._reduction = _checked_reduction(MODELS[name] if reduction is None else reduction)
         inspect.signature(joint_rnnt_loss).bind_partial(**options)  # refuses unknown ones
         self._options = options
-        config, head = model.config, model.joint.head
-        if type(head) is not torch.nn.Linear:
-            raise TypeError(
-                f"model.joint.head is a {type(head).__name__}, but a torch.nn.Linear is needed, "
-                f"whose weight and bias can be read"
-            )
+        config = model.config
+        weight_and_bias("model.joint.head", model.joint.head)  # refuses other layers
         if config.hidden_act not in _ACTIVATIONS:
             raise ValueError(
                 f"model.config.hidden_act is {config.hidden_act!r}, but one of "
