@@ -94,7 +94,7 @@ def check_logits(transducer, extents, seed, fused, tolerance, delay_penalty, fas
 
 @examples(
     200,
-    4,
+    2,
     transducer=transducers(),
     extents=EXTENTS,
     seed=SEEDS,
@@ -154,6 +154,7 @@ def test_joints(device, transducer, selects):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.thinned(2)
 def test_selection_leaves_out_cells_of_the_band(device, dtype):
     case = aligned_case(np.random.default_rng(1), 2, 40, 24, 9, 12, sharpness=5.0, dtype=dtype)
     T, S = case.encoder_out.shape[1], case.predictor_out.shape[1]
@@ -225,6 +226,7 @@ def test_parts_of_a_group_have_their_own_bands():
 
 @pytest.mark.parametrize("selects", [False, True])
 @pytest.mark.parametrize("width", [4, 40])
+@pytest.mark.thinned(2)
 def test_the_workspace_is_as_planned(device, width, selects):
     shape = (3, 60, 30, 20, 16) if device.name == "numpy" else (2, 12, 8, 20, 16)
     case = random_joint_case(np.random.default_rng(10), *shape, dtype=np.float32)

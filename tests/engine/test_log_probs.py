@@ -106,7 +106,7 @@ def check_against_definitions(joint, options, rng):
 
 @examples(
     100,
-    4,
+    2,
     transducer=transducers(),
     extents=EXTENTS,
     scale=st.sampled_from([0.3, 1.0, 4.0]),
@@ -171,7 +171,7 @@ SHAPES = {
 
 @examples(
     100,
-    4,
+    2,
     shape=st.fixed_dictionaries(SHAPES),
     dtype=st.sampled_from(DTYPES),
     activation=st.sampled_from(list(ACTIVATIONS)),

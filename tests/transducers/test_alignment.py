@@ -52,7 +52,7 @@ def check(alignment, samples, margin=MARGIN):
         np.testing.assert_allclose(found.log_prob, best, **EXACT)
 
 
-@examples(200, 4, **PATHS, fused=st.booleans())
+@examples(200, 2, **PATHS, fused=st.booleans())
 def test_logits_of_any_transducer(device, transducer, extents, delay_penalty, scale, seed, fused):
     samples = drawn_samples(
         transducer, extents, seed, scale=scale, fused=fused, delay_penalty=delay_penalty
@@ -64,7 +64,7 @@ def test_logits_of_any_transducer(device, transducer, extents, delay_penalty, sc
     check(found, samples)
 
 
-@examples(150, 4, **PATHS | {"transducer": transducers(normalising=True)})
+@examples(150, 2, **PATHS | {"transducer": transducers(normalising=True)})
 def test_joint_of_any_transducer(device, transducer, extents, delay_penalty, scale, seed):
     """With selection."""
     joint = Joint(transducer, extents, seed, scale, delay_penalty=delay_penalty)
@@ -78,7 +78,7 @@ def test_joint_of_any_transducer(device, transducer, extents, delay_penalty, sca
 
 @examples(
     150,
-    4,
+    2,
     transducer=transducers() | st.sampled_from(list(TRANSDUCERS.values())),
     extents=EXTENTS,
     delay_penalty=st.sampled_from([0.0, 0.5]),

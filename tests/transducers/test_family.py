@@ -198,6 +198,7 @@ UNFIT = {
 @pytest.mark.parametrize("front", ["logits", "joint"])
 @pytest.mark.parametrize("zero_infinity", [False, True])
 @pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.thinned(3)
 def test_samples_that_no_path_fits(device, name, zero_infinity, front):
     """They cost inf, or 0, and have no gradient; the others are not touched."""
     transducer, unfit = UNFIT[name]

@@ -46,7 +46,7 @@ def extents_of(samples):
     return len(samples), T + 1, S
 
 
-@examples(150, 4, **PATHS, fused=st.booleans(), tolerance=st.sampled_from([0.0, None]))
+@examples(150, 2, **PATHS, fused=st.booleans(), tolerance=st.sampled_from([0.0, None]))
 def test_logits_of_any_transducer(
     device, transducer, extents, delay_penalty, scale, seed, fused, tolerance
 ):
