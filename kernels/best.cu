@@ -48,7 +48,7 @@ __device__ double best_before(const Lattice& lattice, const Words& scores, const
 // Grid: a block a sample and way, a thread a column or several. Moves 8 (K + arcs) bytes a cell and
 // way in, and 8 out.
 template <typename T>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, 1)
 best_sweep(int64 sweeps, int ways, const Lattice* lattices, int64 samples, const double* words,
            int64 cells, const bool* exact, double* inside, double* alpha, double* beta,
            double* totals) {

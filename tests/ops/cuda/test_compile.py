@@ -27,7 +27,7 @@ SOURCES = sorted({kernel.source for kernel in kernels()})
 WELL_FILLED = 80, 90
 # A block a sample with all the shared memory it may have: there are more blocks than fit a device
 # only in large batches, and a sweep waits for its own last step, not for memory.
-SWEEPS = ("lattice_sweep",)
+SWEEPS = "lattice_sweep", "best_sweep"
 # A thread of `bounds` has 8 cells with 4 sums each (`exact_logits` 3): enough that do not wait for
 # each other. Of doubles, two blocks have the registers that dropout takes, and three of floats.
 LESS = dict.fromkeys(SWEEPS, 0.0) | dict.fromkeys(("bounds", "exact_logits"), 1 / 8)
