@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ...transducer import NAMED, Transducer
+from ...transducer import Transducer
 from ..types import BestPaths, DeviceArray, HostArray
-from .lattice import BoundedLattice
+from .lattice import TOPOLOGIES, BoundedLattice
 from .launch import BLOCK, Kernel, cupy, host
 
 __all__ = ["BestLattice"]
 
-_TOPOLOGIES = tuple((transducer.topology.cpp,) for transducer in NAMED.values())
-_SWEEP = Kernel("best_sweep", "best.cu", BLOCK, variants=_TOPOLOGIES, any_first=True)
-_PATH = Kernel("best_path", "best.cu", variants=_TOPOLOGIES, any_first=True)
+_SWEEP = Kernel("best_sweep", "best.cu", BLOCK, variants=TOPOLOGIES, any_first=True)
+_PATH = Kernel("best_path", "best.cu", variants=TOPOLOGIES, any_first=True)
 
 _INSIDE, _ALPHA, _, _BETA = range(4)  # the ways to sweep, as in best.cu
 _IN_LOG = 2  # kBeyondWide of lattice.cuh

@@ -22,7 +22,7 @@ _DIAGONALS_BYTES = MOST_SHARED_BYTES - 256  # of a block, for the diagonals that
 _STATE_BYTES = 12  # of a cell there: a mantissa and an exponent
 _PARTS = 16  # of a sample, each of which a block adds up
 _PACKING = 2.0**-40  # relative error of a sum in memory
-_TOPOLOGIES = tuple((transducer.topology.cpp,) for transducer in NAMED.values())
+TOPOLOGIES = (*dict.fromkeys((transducer.topology.cpp,) for transducer in NAMED.values()),)
 
 # As in lattice.cuh.
 _SAMPLE = np.dtype([("first", "i8"), ("apart", "i8"), ("T", "i4"), ("S", "i4")])
@@ -37,18 +37,18 @@ _SWEEPS = {
         "lattice.cu",
         BLOCK,
         block,
-        tuple((*topology, str(block)) for topology in _TOPOLOGIES),
+        tuple((*topology, str(block)) for topology in TOPOLOGIES),
         _DIAGONALS_BYTES,
         any_first=True,
     )
     for block in _BLOCKS
 }
-_MARK = Kernel("lattice_mark", "cells.cu", variants=_TOPOLOGIES, any_first=True)
-_LEAVING = Kernel("lattice_leaving", "cells.cu", BLOCK, variants=_TOPOLOGIES, any_first=True)
+_MARK = Kernel("lattice_mark", "cells.cu", variants=TOPOLOGIES, any_first=True)
+_LEAVING = Kernel("lattice_leaving", "cells.cu", BLOCK, variants=TOPOLOGIES, any_first=True)
 _POSTERIORS = Kernel(
     "lattice_posteriors",
     "cells.cu",
-    variants=tuple((*topology, *c) for topology in _TOPOLOGIES for c in COMPUTE),
+    variants=tuple((*topology, *c) for topology in TOPOLOGIES for c in COMPUTE),
     any_first=True,
 )
 

@@ -147,7 +147,7 @@ def test_a_first_template_argument_may_be_another_one():
         "lattice_leave_out",
     ]
     assert launch.compiled_with(SOURCE, ("int",)) == []
-    assert set(launch.units("lattice.cu")) == {(), *cuda_lattice._TOPOLOGIES}
+    assert set(launch.units("lattice.cu")) == {(), *cuda_lattice.TOPOLOGIES}
 
 
 def test_kernels_of_another_first_argument_run(gpu):
