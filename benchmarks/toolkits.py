@@ -1,9 +1,9 @@
 """What does a training step of a toolkit's joint network hold, with its own loss and with ours?
 
-One toolkit a run, in an environment that has it: ``python benchmarks/toolkits.py nemo``, ``espnet``
-or ``speechbrain``. It prints the peak of the process above its start, with gradients of encoder,
-predictor and joint network, on the CPU in float32. The loss of SpeechBrain itself needs CUDA; what
-is printed for it is ours of its logits.
+One toolkit a run, in an environment that has it: ``python benchmarks/toolkits.py transformers``,
+``nemo``, ``espnet`` or ``speechbrain``. It prints the peak of the process above its start, with
+gradients of encoder, predictor and joint network, on the CPU in float32. The loss of SpeechBrain
+itself needs CUDA; what is printed for it is ours of its logits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,36 @@ from common import MIB, peak_resident
 Step = Callable[[Any, Any, Any, Any, Any], Any]
 HIDDEN, SYMBOLS = 320, 1024
 WARM, STEP = (1, 9, 3), (8, 200, 40)  # utterances, frames and labels of each
+
+
+def transformers() -> dict[str, Step]:
+    """TDT, as transformers has no loss of its own for RNN-T; the predictor is the model's."""
+    from transformers import ParakeetForTDT, ParakeetTDTConfig
+    from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderModelOutput
+
+    from cupy_rnnt.integrations.transformers import patch, unpatch
+
+    config = ParakeetTDTConfig(
+        vocab_size=SYMBOLS,
+        decoder_hidden_size=HIDDEN,
+        num_decoder_layers=1,
+        blank_token_id=SYMBOLS - 1,
+        pad_token_id=0,
+        encoder_config={"hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 4},
+    )
+    model = ParakeetForTDT(config)
+
+    def step(change: Callable[[Any], Any]) -> Step:
+        def run(encoder_out: Any, _: Any, labels: Any, frames: Any, counts: Any) -> Any:
+            mask = torch.ones(encoder_out.shape[:2], dtype=torch.long)
+            outputs = ParakeetEncoderModelOutput(encoder_out, encoder_out, attention_mask=mask)
+            ids = torch.nn.functional.pad(labels, (1, 0), value=SYMBOLS - 1)
+            known = {"encoder_outputs": outputs, "decoder_input_ids": ids, "labels": labels}
+            return change(model)(**known).loss
+
+        return run
+
+    return {"with cupy_rnnt": step(patch), "transformers, TDT": step(unpatch)}
 
 
 def nemo() -> dict[str, Step]:
@@ -94,8 +124,9 @@ def run(step: Step, utterances: int, frames: int, labels: int) -> None:
 
 
 def main() -> None:
-    toolkits = {"nemo": nemo, "espnet": espnet, "speechbrain": speechbrain}
-    for name, step in toolkits[sys.argv[1]]().items():
+    toolkits = transformers, nemo, espnet, speechbrain
+    steps = {toolkit.__name__: toolkit for toolkit in toolkits}[sys.argv[1]]
+    for name, step in steps().items():
         torch.manual_seed(0)
         run(step, *WARM)  # what is compiled or imported
         peak, _ = peak_resident(lambda step=step: run(step, *STEP))
