@@ -27,7 +27,7 @@ def prune_ranges(
     each frame it is the run of positions whose blanks hold most, less what the label in front of
     the run holds. Then the first positions are adjusted: they start at 0, do not fall, rise by
     ``s_range - 1`` at most from frame to frame (by 1, if labels take frames), and end with the last
-    position.
+    position, if there are frames enough to reach it.
 
     Parameters
     ----------
@@ -74,15 +74,15 @@ def prune_ranges(
     takes_frames = all(arc.frames for arc in topology.arcs if arc.labels)
     width = min(_range(s_range, 1 if takes_frames else 2), positions)
     ops = operations_for(occupancies)
-    with ops.device_of(occupancies):
-        best = _best(occupancies, width, topology, ops.xp)
-        first, frames, labels = checks.integers(
-            ("first", best, (size, most_frames)),
-            ("logit_lengths", logit_lengths, (size,)),
-            ("target_lengths", target_lengths, (size,)),
-        )
+    frames, labels = checks.integers(
+        ("logit_lengths", logit_lengths, (size,)), ("target_lengths", target_lengths, (size,))
+    )
     frames = checks.lengths("logit_lengths", frames, 1, most_frames)
     labels = checks.lengths("target_lengths", labels, 0, positions - 1)
+    with ops.device_of(occupancies):
+        is_position = ops.asarray(np.arange(positions) <= labels[:, None])[:, None, :, None]
+        inside = ops.xp.where(is_position, occupancies, 0)
+        (first,) = ops.host(_best(inside, width, topology, ops.xp))
     number = np.arange(most_frames)
     last = np.maximum(labels - width + 1, 0)[:, None]
     first = np.where(number < frames[:, None] - 1, first, last)

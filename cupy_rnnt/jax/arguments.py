@@ -69,7 +69,7 @@ def seeds_of(options: Any, encoder_out: ArrayLike) -> Arrays:
     seed = options.get("seed")
     if not isinstance(seed, jax.Array):
         return ()
-    if seed.shape != () or seed.dtype.kind not in "iu":
+    if seed.shape != () or not jnp.issubdtype(seed.dtype, jnp.integer):
         raise TypeError(
             f"seed has shape {seed.shape} and dtype {seed.dtype}, but a single integer is needed"
         )

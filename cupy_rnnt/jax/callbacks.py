@@ -98,7 +98,8 @@ class Loss:
         weights: DeviceArray,
     ) -> None:
         """Compute all instances that ``vmap`` made: as one batch, if they share the parameters, and
-        the gradients of these, if there are any."""
+        the gradients of these, if there are any. With dropout each is a call, as the number of a
+        sample in its batch says what is dropped."""
         count = inputs[0].ndim - self.rank
         mapped = (result if gradients is None else gradients[0]).shape[:count]
         parameters = (inputs if gradients is None else gradients)[self.batched :]
@@ -112,7 +113,8 @@ class Loss:
             labels_and_lengths = tuple(map(rows, integers))
             self._compute(mapped, result, into, split(inputs), labels_and_lengths, rows(weights))
 
-        if all(prod(x.shape[:count]) == 1 for x in parameters if x is not None):
+        is_shared = all(prod(x.shape[:count]) == 1 for x in parameters if x is not None)
+        if is_shared and not (mapped and self.options.dropout):
             compute(mapped, result, partial(_merged, mapped), partial(_without_axes, count))
             return
         for index in np.ndindex(mapped):

@@ -40,7 +40,9 @@ Tensors = list[Tensor]
 Results = tuple[Tensor, Tensors, Tensor, Tensor]
 """The loss, kept cells or gradients, the certificate, and the numbers of an :class:`Info`."""
 
-_SCHEMA_TYPES: dict[Any, str] = {kind: kind.__name__ for kind in (bool, int, float, str)}
+# A SymInt is an integer that may differ from call to call of a compiled function: a seed does.
+_SCHEMA_TYPES: dict[Any, str] = {kind: kind.__name__ for kind in (bool, float, str)}
+_SCHEMA_TYPES[int] = "SymInt"
 _SCHEMA_TYPES |= {int | None: "int?", float | None: "float?", str | Transducer: "str"}
 _HINTS = get_type_hints(Options) | get_type_hints(JointKeywords)
 OPTIONS = tuple(name for name in _HINTS if name not in ("progress", "return_info"))

@@ -299,3 +299,14 @@ def test_torch(reduction, scales):
     logits = (inputs[0][:, :, None] + inputs[1][:, None]).detach()
     pruned = adapter.rnnt_loss(logits, *lattice, blank, band=band)
     assert pruned > adapter.rnnt_loss(logits, *lattice, blank)
+
+
+@pytest.mark.parametrize("padding", [7.0, np.nan])
+def test_padding_chooses_no_band(padding):
+    lengths, rng = ([6, 4], [4, 2]), np.random.default_rng(0)
+    logits = 3 * rng.standard_normal((2, 6, 5, 6))
+    posteriors = cupy_rnnt.rnnt_posteriors(logits, [[0, 1, 2, 3], [3, 2, 0, 0]], *lengths)
+    expected, _ = cupy_rnnt.prune_ranges(posteriors, *lengths, 2)
+    posteriors[1, :, 3:] = posteriors[1, 4:] = padding
+    first, _ = cupy_rnnt.prune_ranges(posteriors, *lengths, 2)
+    np.testing.assert_array_equal(first, expected)

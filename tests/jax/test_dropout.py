@@ -45,9 +45,29 @@ def test_a_seed_may_be_an_array(reduction, caplog):
     assert step._cache_size() == 1
 
 
+@pytest.mark.parametrize("mapped_seed", [False, True])
+def test_mapped_calls_have_the_gradients_of_their_values(mapped_seed):
+    """An instance drops what it would drop alone, in either direction."""
+    batch = made("joint")
+    encoder_out, *rest = batch.inputs
+    pair, seeds = jnp.stack([encoder_out, 0.5 * encoder_out]), jnp.array([3, 4])
+
+    def one(encoder_out, seed):
+        return batch.loss(encoder_out, *rest, **OPTIONS, seed=seed)
+
+    axes = (0, 0 if mapped_seed else None)
+    given = seeds if mapped_seed else seeds[0]
+    values, found = jax.vmap(jax.value_and_grad(one), axes)(pair, given)
+    alone = jax.vmap(one, axes)(pair, given)
+    for i in range(2):
+        seed = seeds[i] if mapped_seed else seeds[0]
+        value, gradient = jax.value_and_grad(one)(pair[i], seed)
+        assert_equal_bits([values[i], alone[i], found[i]], [value, value, gradient])
+
+
 def test_seeds_that_are_refused():
     batch = made("joint")
-    for seed in jnp.ones(2, jnp.int32), jnp.float32(1):
+    for seed in jnp.ones(2, jnp.int32), jnp.float32(1), jax.random.key(0):
         with pytest.raises(TypeError, match=r"seed has shape .* a single integer is needed"):
             batch.loss(*batch.inputs, **OPTIONS, seed=seed)
     with pytest.raises(Exception, match="seed is -1, but it must be between 0 and"):

@@ -229,3 +229,15 @@ def test_there_is_no_function_transformation(kind):
         torch.func.grad(lambda x: loss_of(kind)(x, *batch.leaves[1:], *batch.rest))(
             batch.leaves[0].detach()
         )
+
+
+def test_seeds_of_dropout_differ_from_call_to_call():
+    """Of one compiled function, which is not compiled again for each."""
+    batch = made("joint")
+
+    def loss(seed):
+        return adapter.joint_rnnt_loss(*batch.leaves, *batch.rest, dropout=0.4, seed=seed)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for seed in range(torch._dynamo.config.recompile_limit + 2):
+        assert torch.equal(compiled(seed), loss(seed))

@@ -20,6 +20,7 @@ from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.cuda import references as cuda_references
 from cupy_rnnt.ops.cuda import rows as cuda_rows
+from cupy_rnnt.ops.cuda.inputs import NO_DROPOUT
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 from cupy_rnnt.ops.types import (
     Dropout,
@@ -369,8 +370,8 @@ def test_far_rows_and_cells(transducer):
     to = label, 0, out.shape[1], shifted(out.reshape(-1), FAR)
     if width > 3:
         group = np.int32(0), np.int32(width - 3)
-        args = *of_tiles, 40, of_frames[0], *of_positions, width, *group, *to
+        args = *of_tiles, 40, of_frames[0], *of_positions, width, *NO_DROPOUT, *group, *to
         run_far("bounds.cu", "exact_logits<Tanh, float>", tile, *args)
-    args = *of_tiles, slack, 40, *of_frames, *of_positions, width, *table, *to
+    args = *of_tiles, slack, 40, *of_frames, *of_positions, width, *NO_DROPOUT, *table, *to
     run_far("bounds.cu", "bounds<Tanh, float>", tile, *args)
     np.testing.assert_allclose(out, on_host(inputs), atol=1e-5)

@@ -97,7 +97,12 @@ FAULTS = {
         "race",
     ),
     "cells that are not marked as exact": (
-        *("bounded", "lattice.cu", "if (exact) exact[place] = true", "if (exact) exact[-1] = true"),
+        *(
+            "bounded",
+            "lattice.cu",
+            "word_of(score);\n        }\n        if (exact) exact[place] = true",
+            "word_of(score);\n        }\n        if (exact) exact[-1] = true",
+        ),
         "out-of-bounds|race",
     ),
     "cells left out that keep their words": (

@@ -9,6 +9,7 @@ import pytest
 
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
+from cupy_rnnt.ops.cuda.inputs import NO_DROPOUT
 from cupy_rnnt.ops.types import LogitRows, RowPosteriors
 from cupy_rnnt.transducer import LABEL_COLUMN, Row, RowHead
 
@@ -71,6 +72,7 @@ def test_far_cells_of_far_samples():
         *(shifted(predictor, FAR), 4 * WIDTH, WIDTH, 1),
         *(shifted(values, FAR) for values in (sample, *index[1:])),
         *FAR_ROWS,
+        *NO_DROPOUT,
         shifted(out, FAR),
     )
     expected = encoder[index[0], index[1]] + predictor[index[0], index[2]]
