@@ -41,10 +41,8 @@ def _array(name: str, value: ArrayLike) -> DeviceArray:
         )
     adapter = dlpack.adapter_needed(value)
     if adapter is not None:
-        raise TypeError(
-            f"{kind} that is differentiated or traced: use {adapter} for that, or call this function "
-            "outside"
-        )
+        text = f"{kind} that is differentiated or traced: use {adapter} for that"
+        raise TypeError(f"{text}, or call this function outside")
     try:
         return dlpack.imported(value)
     except (AttributeError, BufferError, ImportError, RuntimeError, TypeError, ValueError) as error:
