@@ -41,8 +41,7 @@ def _array(name: str, value: ArrayLike) -> DeviceArray:
         )
     adapter = dlpack.adapter_needed(value)
     if adapter is not None:
-        text = f"{kind} that is differentiated or traced: use {adapter} for that"
-        raise TypeError(f"{text}, or call this function outside")
+        raise TypeError(f"{kind} that is differentiated or traced: use {adapter} for that")
     try:
         return dlpack.imported(value)
     except (AttributeError, BufferError, ImportError, RuntimeError, TypeError, ValueError) as error:
