@@ -46,7 +46,7 @@ def of_textbook(am, lm, case, **options):
 
 @pytest.mark.parametrize("name", ["regular", "modified", "constrained", "multi-blank"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 def test_against_the_textbook(device, name, dtype):
     am, lm, case = random_case(1, name, dtype)
     options = {

@@ -126,7 +126,7 @@ def banded_joint(rng, transducer, dtype=np.float64):
 
 @pytest.mark.parametrize("selects", [False, True])
 @every_transducer
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 def test_joints(device, transducer, selects):
     """By the textbook, selected by bounds or not, and with every cell kept."""
     for seed in range(4 if device.name == "numpy" else 1):
@@ -226,7 +226,7 @@ def test_parts_of_a_group_have_their_own_bands():
 
 @pytest.mark.parametrize("selects", [False, True])
 @pytest.mark.parametrize("width", [4, 40])
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 def test_the_workspace_is_as_planned(device, width, selects):
     shape = (3, 60, 30, 20, 16) if device.name == "numpy" else (2, 12, 8, 20, 16)
     case = random_joint_case(np.random.default_rng(10), *shape, dtype=np.float32)

@@ -337,7 +337,7 @@ def peak_beyond_results(function, *args, **kwargs):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("spare", [0, MiB // 4, 100 * MiB])
 @pytest.mark.parametrize("shape", [(1, 50, 20, 70, 40), (12, 9, 4, 2000, 20), (3, 9, 60, 30, 8)])
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(9)
 def test_calls_stay_within_their_budget(device, shape, spare, threads):
     if device.name != "numpy":
         size, frames, labels, *widths = shape

@@ -85,6 +85,7 @@ def assert_kept(kept, dense):
 
 
 @pytest.mark.parametrize("is_tight", [False, True])
+@pytest.mark.thinned(2)
 def test_kept_cells(device, is_tight):
     """Of one group of samples, and of several."""
     case = aligned_case(np.random.default_rng(0), 3, 30, 8, 9, 12, dtype=np.float32, sharpness=6.0)
