@@ -8,6 +8,7 @@ from . import checks
 from .additive_scores import (
     AdditiveCall,
     AdditiveGradients,
+    Forms,
     checked,
     occupancies,
     solved,
@@ -112,7 +113,7 @@ def additive_rnnt_loss(
     )
     wanted = checks.boolean("return_occupancies", return_occupancies)
     with call.ops.device_of(call.am):
-        costs, d_scores = solved(call, wanted)
+        costs, d_scores = solved(call, Forms.of(call), wanted)
         more = [occupancies(d_scores, call.am.dtype)] if wanted else []
         return _returned(call, costs, am, *more)
 
@@ -181,9 +182,10 @@ def additive_rnnt_loss_and_grad(
     with ops.device_of(call.am):
         dtype = compute_dtype(call.am.dtype)
         weights = weights_of(call.options.reduction, cost_weights, call.batch.label_counts, dtype)
-        costs, d_scores = solved(call, True)
+        forms = Forms.of(call)
+        costs, d_scores = solved(call, forms, True)
         grads = AdditiveGradients(*(ops.zeros(x.shape, x.dtype) for x in (call.am, call.lm)))
-        write_gradients(call, d_scores, ops.asarray(weights), grads)
+        write_gradients(call, forms, d_scores, ops.asarray(weights), grads)
         grads = AdditiveGradients(*(exported(grad, am) for grad in grads))
         more = [occupancies(d_scores, call.am.dtype)] if wanted else []
         return _returned(call, costs, am, grads, *more)

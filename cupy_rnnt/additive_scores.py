@@ -250,18 +250,19 @@ class Forms(NamedTuple):
     @staticmethod
     def of(call: AdditiveCall) -> Forms:
         ops = call.ops
-        unigram = Unigram.of(call.lm, ops.xp) if call.scales.am else None
-        flags = ops.host(*(Sample(call, b, unigram).fits() for b in range(call.batch.size)))
+        with np.errstate(all="ignore"):
+            unigram = Unigram.of(call.lm, ops.xp) if call.scales.am else None
+            flags = ops.host(*(Sample(call, b, unigram).fits() for b in range(call.batch.size)))
         return Forms(unigram, [bool(flag) for flag in flags])
 
 
-def solved(call: AdditiveCall, gradient: bool) -> tuple[DeviceArray, DeviceArray]:
+def solved(call: AdditiveCall, forms: Forms, gradient: bool) -> tuple[DeviceArray, DeviceArray]:
     """Costs (B,), float64, and the gradient of each by the scores of its cells, (B, T, U + 1, K),
     if it is wanted."""
     ops, (batch, row) = call.ops, call.of_scores()
     rows = ops.zeros((*call.am.shape[:2], call.lm.shape[1], row.width), np.float64)
+    unigram, fits = forms
     with np.errstate(all="ignore"):
-        unigram, fits = Forms.of(call)
         for b in range(batch.size):
             cells = rows[b, : batch.frames[b], : batch.positions[b]]
             Sample(call, b, unigram).write_scores(cells, fits[b])
@@ -271,13 +272,17 @@ def solved(call: AdditiveCall, gradient: bool) -> tuple[DeviceArray, DeviceArray
 
 
 def write_gradients(
-    call: AdditiveCall, d_scores: DeviceArray, weights: DeviceArray, out: AdditiveGradients
+    call: AdditiveCall,
+    forms: Forms,
+    d_scores: DeviceArray,
+    weights: DeviceArray,
+    out: AdditiveGradients,
 ) -> None:
     """Write the gradients of `am` and `lm` to arrays of 0, for weights (B,) of the costs, given the
     gradients of the costs by the scores."""
     xp, positions = call.ops.xp, call.lm.shape[0] * call.lm.shape[1]
+    unigram, fits = forms
     with np.errstate(all="ignore"):
-        unigram, fits = Forms.of(call)
         d_unigram = xp.zeros(call.am.shape[-1])
         d_lm = xp.zeros(call.lm.shape) if unigram is not None else out.lm
         for b in range(call.batch.size):

@@ -249,9 +249,9 @@ def _running(
     count: int,
     goal: Goal | None = None,
 ) -> Iterator[Passes]:
-    """A context in which `count` passes run over the batch, with the goal of a loss unless another
-    is given. NumPy does not warn in it: a gradient
-    too large for its dtype becomes inf, as documented."""
+    """A context in which `count` passes run over the batch, with the goal of a loss unless there is
+    another. NumPy does not warn in it: a gradient too large for its dtype becomes inf, as
+    documented."""
     with np.errstate(all="ignore"):
         # The certificate may use half of the tolerance; the choice of kept cells has the rest.
         goal = goal or Mass(options.tolerance / 2)

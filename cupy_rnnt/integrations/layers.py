@@ -1,4 +1,5 @@
-"""What a loss needs of a toolkit's layers: the weight of the last one, and an activation's name."""
+"""What a loss needs of a toolkit: the weight of its last layer, an activation's name, and the
+reductions of NeMo, which transformers has taken over."""
 
 from __future__ import annotations
 
@@ -51,3 +52,14 @@ def activation_name(name: str, activation: Any) -> str:
         f"{name} is {module}, but one is needed that computes what one of "
         f"{', '.join(ACTIVATIONS)} does"
     )
+
+
+def reduced(loss: Callable[..., Tensor], reduction: str | None, label_counts: Tensor) -> Tensor:
+    """A loss by a reduction of NeMo, from the function of this package that lacks a `reduction`.
+
+    ``"mean"`` is the mean of the costs, each divided by the number of its labels, or by 1.
+    """
+    if reduction == "mean":
+        costs = loss(reduction="none")
+        return (costs / label_counts.clamp(min=1).to(costs.device)).mean()
+    return loss(reduction={"mean_batch": "mean", None: "none"}.get(reduction, reduction))

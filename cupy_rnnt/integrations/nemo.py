@@ -20,6 +20,7 @@ NeMo 3.0 makes only its own classes from a configuration, unless a script allows
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,14 +32,14 @@ from torch import Tensor
 
 from ..family import multi_blank, tdt
 from ..torch import joint_rnnt_loss
-from .layers import weight_and_bias
+from ..torch.arguments import drawn_seed
+from .layers import reduced, weight_and_bias
 
 __all__ = ["RNNTJoint"]
 
 _REGULAR = rnnt_loss.RNNTLossNumba, rnnt_pytorch.RNNTLossPytorch
 _TDT = rnnt_loss.TDTLossNumba, rnnt_pytorch.TDTLossPytorch
 _MULTI_BLANK = rnnt_loss.MultiblankRNNTLossNumba, rnnt_pytorch.MultiblankRNNTLossPytorch
-_REDUCTIONS = {"mean_batch": "mean", "mean": "none", None: "none"}
 
 
 class RNNTJoint(rnnt.RNNTJoint):  # type: ignore[misc]
@@ -103,9 +104,9 @@ class RNNTJoint(rnnt.RNNTJoint):  # type: ignore[misc]
         options, of_tokens = self._options()
         if of_tokens is not None:
             weight, bias = weight[:of_tokens], None if bias is None else bias[:of_tokens]
-        reduction = self._loss.reduction
         longest = int(label_counts.max())  # a batch may have been padded beyond it
-        loss: Tensor = joint_rnnt_loss(
+        loss = partial(
+            joint_rnnt_loss,
             encoder_out,
             predictor_out[:, : longest + 1],
             weight,
@@ -113,13 +114,10 @@ class RNNTJoint(rnnt.RNNTJoint):  # type: ignore[misc]
             targets[:, :longest],
             frame_counts,
             label_counts,
-            reduction=_REDUCTIONS.get(reduction, reduction),
             activation=self.activation,
             **options,
         )
-        if reduction == "mean":
-            return (loss / label_counts.clamp(min=1).to(loss.device)).mean()
-        return loss
+        return reduced(loss, self._loss.reduction, label_counts)
 
     def _options(self) -> tuple[dict[str, Any], int | None]:
         """Options of the loss; and the number of tokens, if the coin of omega, which NeMo tosses
@@ -137,7 +135,7 @@ class RNNTJoint(rnnt.RNNTJoint):  # type: ignore[misc]
             for layer in self.joint_net:
                 if isinstance(layer, torch.nn.Dropout) and layer.p > 0:
                     options["dropout"] = layer.p
-                    options["seed"] = int(torch.randint(2**63 - 1, ()))
+                    options["seed"] = drawn_seed()
         if isinstance(loss, _TDT):
             if random.uniform(0, 1) < getattr(loss, "omega", 0.0):
                 return options, int(loss.blank) + 1

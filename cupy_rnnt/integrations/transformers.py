@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..family import tdt
 from ..torch import joint_rnnt_loss
-from .layers import weight_and_bias
+from .layers import reduced, weight_and_bias
 
 __all__ = ["MODELS", "patch", "unpatch"]
 
@@ -47,7 +47,6 @@ _ACTIVATIONS = {
     "linear": "identity",
     "leaky_relu": "leaky_relu",
 }
-_REDUCTIONS = {"mean_batch": "mean", "mean": "none"}  # what the loss is asked for instead
 _IGNORED = -100  # of labels, as everywhere in transformers
 _PATCH = "_cupy_rnnt"
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -210,7 +209,8 @@ class _Patch:
         if durations is not None:
             options["transducer"] = tdt(durations, sigma)
         head = self._model.joint.head
-        loss: Tensor = joint_rnnt_loss(
+        loss = functools.partial(
+            joint_rnnt_loss,
             encoder,
             decoder,
             head.weight,
@@ -219,10 +219,9 @@ class _Patch:
             logit_lengths,
             lengths,
             blank=self._blank,
-            reduction=_REDUCTIONS.get(reduction, reduction),
             **options,
         )
-        return (loss / lengths.clamp(min=1)).mean() if reduction == "mean" else loss
+        return reduced(loss, reduction, lengths)
 
     def _label_lengths(self, labels: Tensor) -> Tensor:
         """Up to the last label that is no padding."""

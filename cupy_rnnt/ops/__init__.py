@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..topology import Topology
-from ..transducer import Row, Transducer
-from .lattices import BestLattice, BoundedLattice, Lattice
+from ..transducer import Row
+from .lattices import BestLattice, BoundedLattice, Lattice, MakeLattice
 from .types import (
     Cells,
     DeviceArray,
@@ -121,44 +121,14 @@ class Operations(Protocol):
     def device_row(self, row: Row) -> Layout:
         """A row in the form that the operations on rows of logits read."""
 
-    def exact_lattice(
-        self,
-        transducer: Transducer,
-        frames: HostArray,
-        positions: HostArray,
-        gradient: bool,
-        delay_penalty: float,
-        dtype: np.dtype,
-        start: int = 0,
-        first: int = 0,
-    ) -> Lattice:
-        """The lattices of samples of so many frames and positions, (n,) int64; the first of them
-        has the number `start` in the batch, and its first cell the packed index `first`. Costs are
-        reported in `dtype`. Occupancies may be read only with `gradient`."""
+    @property
+    def exact_lattice(self) -> MakeLattice[Lattice]: ...
 
-    def bounded_lattice(
-        self,
-        transducer: Transducer,
-        frames: HostArray,
-        positions: HostArray,
-        gradient: bool,
-        delay_penalty: float,
-        dtype: np.dtype,
-        start: int = 0,
-        first: int = 0,
-    ) -> BoundedLattice: ...
+    @property
+    def bounded_lattice(self) -> MakeLattice[BoundedLattice]: ...
 
-    def best_lattice(
-        self,
-        transducer: Transducer,
-        frames: HostArray,
-        positions: HostArray,
-        gradient: bool,
-        delay_penalty: float,
-        dtype: np.dtype,
-        start: int = 0,
-        first: int = 0,
-    ) -> BestLattice:
+    @property
+    def best_lattice(self) -> MakeLattice[BestLattice]:
         """It takes no more memory than the lattice of the same kind, exact or bounded, with
         `gradient`, which does not matter here."""
 

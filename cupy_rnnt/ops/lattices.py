@@ -1,11 +1,12 @@
-"""The contract of lattices, which ``Operations.exact_lattice`` and ``bounded_lattice`` make."""
+"""The contract of lattices, and of what makes them on a device."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from ..transducer import Transducer
 from .types import BestPaths, Cells, DeviceArray, HostArray, PathMass
 
 
@@ -106,3 +107,24 @@ class BestLattice(Protocol):
         """Of the likeliest path of each sample, the frame at which each label is emitted, and the
         frames that its arc takes: int64 (n, most labels), -1 behind the last label, and of a sample
         whose cost is not finite before it is rounded."""
+
+
+_Made = TypeVar("_Made", covariant=True)
+
+
+class MakeLattice(Protocol[_Made]):
+    """Makes the lattices of samples of so many frames and positions, (n,) int64. The first of them
+    has the number `start` in the batch, and its first cell the packed index `first`. Costs are
+    reported in `dtype`. Occupancies may be read only with `gradient`."""
+
+    def __call__(
+        self,
+        transducer: Transducer,
+        frames: HostArray,
+        positions: HostArray,
+        gradient: bool,
+        delay_penalty: float,
+        dtype: np.dtype,
+        start: int = 0,
+        first: int = 0,
+    ) -> _Made: ...

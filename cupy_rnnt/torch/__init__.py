@@ -21,7 +21,7 @@ from ..batch import BandLike
 from ..options import JointKeywords, Keywords, spells_out
 from . import operators
 from .additive import additive_rnnt_loss
-from .arguments import arguments_of, autocast, dense, needs_grad
+from .arguments import arguments_of, autocast, dense, drawn_seed, needs_grad
 from .log_probs import joint_rnnt_log_probs
 
 if TYPE_CHECKING:
@@ -316,5 +316,5 @@ class JointRNNTLoss(_Loss):
         if not self.training and "dropout" in options:
             options["dropout"] = 0.0
         elif options.get("dropout") and "seed" not in options | named:
-            options["seed"] = int(torch.randint(2**63 - 1, ()))
+            options["seed"] = drawn_seed()
         return joint_rnnt_loss(*inputs, **named, **options)  # type: ignore[misc]

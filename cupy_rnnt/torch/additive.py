@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import additive_scores, checks
+from ..additive_scores import Forms
 from ..batch import INTEGERS, BandLike
 from ..ops.types import DeviceArray
 from ..options import Keywords, spells_out
-from ..results import divisor, reduced
+from ..results import reduced
 from ..transducer import Transducer
 from . import operators
 from .arguments import arguments_of, dense, needs_grad
@@ -28,23 +29,23 @@ _SHARED = f"{operators.ARGUMENTS}, float lm_scale, float am_scale"
 def _call(arguments: Arguments, lm_scale: float, am_scale: float) -> additive_scores.AdditiveCall:
     pairs = zip(("am", "lm"), arguments.inputs, strict=True)
     inputs = [operators.array(name, x) for name, x in pairs]
-    keywords = operators._keywords(arguments)
+    keywords = operators.keywords_of(arguments)
     for name in "clamp", "fused_log_softmax", "activation":
         del keywords[name]
     keywords |= {"lm_scale": lm_scale, "am_scale": am_scale}
-    return additive_scores.checked(*inputs, *operators._lattice(arguments), **keywords)
+    return additive_scores.checked(*inputs, *operators.lattice_of(arguments), **keywords)
 
 
 def _forward(*flat: Any) -> tuple[Tensor, Tensor]:
     *shared, lm_scale, am_scale, keep = flat
     arguments = Arguments.of(shared)
     call = _call(arguments, lm_scale, am_scale)
-    costs, d_scores = additive_scores.solved(call, keep)
+    costs, d_scores = additive_scores.solved(call, Forms.of(call), keep)
     dtype = np.dtype(np.float64 if call.am.dtype == np.float64 else np.float32)
     loss: DeviceArray = reduced(costs, call.options.reduction, call.batch.label_counts, dtype)
     first = arguments.inputs[0]
-    kept = operators._tensor(d_scores, first.device) if keep else first.new_empty(0)
-    return operators._tensor(loss, first.device), kept
+    kept = operators.tensor_of(d_scores, first.device) if keep else first.new_empty(0)
+    return operators.tensor_of(loss, first.device), kept
 
 
 def _fake_forward(*flat: Any) -> tuple[Tensor, Tensor]:
@@ -82,11 +83,11 @@ def _backward(*flat: Any) -> Tensors:
     *shared, lm_scale, am_scale, kept, upstream = flat
     arguments = Arguments.of(shared)
     call = _call(arguments, lm_scale, am_scale)
-    of_cost = upstream.double() / float(divisor(call.options.reduction, call.batch.label_counts))
-    weights = operators.array("upstream", of_cost.expand(call.batch.size).contiguous())
+    weights = operators.weights_from(upstream, call.options.reduction, call.batch)
     gradients = [operators.zeros(x, x.dtype) for x in arguments.inputs]
     out = additive_scores.AdditiveGradients(*map(operators.own, gradients))
-    additive_scores.write_gradients(call, operators.array("kept", kept), weights, out)
+    d_scores = operators.array("kept", kept)
+    additive_scores.write_gradients(call, Forms.of(call), d_scores, weights, out)
     return gradients
 
 

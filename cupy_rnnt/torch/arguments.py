@@ -74,6 +74,11 @@ def arguments_of(
     return operators.Arguments(inputs, lattice, values, band_of(band, inputs)).flat()
 
 
+def drawn_seed() -> int:
+    """A seed of dropout, from PyTorch's random numbers of the CPU."""
+    return int(torch.randint(2**63 - 1, ()))
+
+
 def needs_grad(tensors: Sequence[Tensor]) -> bool:
     # torch.jit.trace checks, without gradients, that it would record the same again.
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]

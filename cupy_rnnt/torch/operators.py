@@ -150,7 +150,7 @@ def info(certificate: Tensor, numbers: Tensor) -> Info:
 
 def _logits_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) -> Call:
     logits = array("logits", *arguments.inputs)
-    call = logits_front.checked(logits, *_lattice(arguments), **_keywords(arguments))
+    call = logits_front.checked(logits, *lattice_of(arguments), **keywords_of(arguments))
     gradients = [] if dtype is None else [zeros(x, dtype) for x in arguments.inputs]
     source = call.source(own(*gradients) if gradients else None)
     return Call(call.batch, call.options, source, gradients)
@@ -160,20 +160,26 @@ def joint_call(arguments: Arguments, gradient: bool, dtype: torch.dtype | None) 
     names = JointInputs._fields
     inputs = [array(name, x) for name, x in zip(names, arguments.inputs, strict=False)]
     no_bias = [None] * (len(names) - len(inputs))
-    call = joint.checked(*inputs, *no_bias, *_lattice(arguments), **_keywords(arguments))
+    call = joint.checked(*inputs, *no_bias, *lattice_of(arguments), **keywords_of(arguments))
     like = [] if dtype is None else arguments.inputs  # which have been checked
     gradients = [torch.empty(x.shape, dtype=dtype, device=x.device) for x in like]
     out = JointGradients(*map(own, gradients), *no_bias) if gradients else None
     return Call(call.batch, call.options, call.source(gradient, out), gradients)
 
 
-def _lattice(arguments: Arguments) -> list[DeviceArray]:
+def lattice_of(arguments: Arguments) -> list[DeviceArray]:
     return [array(name, x) for name, x in zip(INTEGERS, arguments.lattice, strict=True)]
 
 
-def _keywords(arguments: Arguments) -> dict[str, Any]:
+def keywords_of(arguments: Arguments) -> dict[str, Any]:
     band = tuple(array(f"band[{i}]", x) for i, x in enumerate(arguments.band))
     return {"band": band or None, **arguments.options}
+
+
+def weights_from(upstream: Tensor, reduction: str, batch: Batch) -> DeviceArray:
+    """Weights of the costs, (B,), from the gradient of the loss."""
+    of_cost = upstream.double() / int(divisor(reduction, batch.label_counts))
+    return array("upstream", of_cost.expand(batch.size).contiguous())
 
 
 # Results
@@ -182,11 +188,11 @@ def _keywords(arguments: Arguments) -> dict[str, Any]:
 def _results(result: engine.Result, device: torch.device, waiting: Tensors) -> Results:
     report = result.info()
     numbers = torch.tensor([getattr(report, name) for name in _NUMBERS], device="cpu")
-    certificate = _tensor(report.certificate, device)
-    return _tensor(result.loss(), device), waiting, certificate, numbers
+    certificate = tensor_of(report.certificate, device)
+    return tensor_of(result.loss(), device), waiting, certificate, numbers
 
 
-def _tensor(array: DeviceArray, device: torch.device) -> Tensor:
+def tensor_of(array: DeviceArray, device: torch.device) -> Tensor:
     new = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name), device=device)
     own(new)[...] = array
     return new
@@ -319,11 +325,9 @@ class _TwoPhases:
         *shared, kept, upstream = flat
         arguments = Arguments.of(shared)
         call = self._call(arguments, True, arguments.inputs[0].dtype)
-        batch = call.batch
-        of_cost = upstream.double() / int(divisor(call.options.reduction, batch.label_counts))
-        weights = array("upstream", of_cost.expand(batch.size).contiguous())
+        weights = weights_from(upstream, call.options.reduction, call.batch)
         cells = Kept(*(array("kept", field) for field in kept))
-        engine.backward(call.source, batch, call.options, cells, weights)
+        engine.backward(call.source, call.batch, call.options, cells, weights)
         return call.gradients
 
     def _fake_backward(self, *flat: Any) -> Tensors:
