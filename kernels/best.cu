@@ -54,9 +54,7 @@ best_sweep(int64 sweeps, int ways, const Lattice* lattices, int64 samples, const
            double* totals) {
     for (int64 i = first_item(256); i < sweeps; i += item_stride(256)) {
         const int64 sample = i % samples;
-        int way = 0;
-        for (int64 skipped = i / samples; skipped || !(ways >> way & 1); ++way)
-            skipped -= ways >> way & 1;
+        const int way = way_of(i / samples, ways);
         const Lattice lattice = lattices[sample];
         const Words scores{words, cells};
         double* const out = way == 0 ? inside : way == 1 ? alpha : beta;

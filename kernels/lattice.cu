@@ -123,9 +123,7 @@ lattice_sweep(int64 sweeps, int ways, const Lattice* lattices, int64 samples, co
     extern __shared__ double shared[];
     for (int64 i = first_item(THREADS); i < sweeps; i += item_stride(THREADS)) {
         const int64 sample = i % samples;
-        int way = 0;
-        for (int64 skipped = i / samples; skipped || !(ways >> way & 1); ++way)
-            skipped -= ways >> way & 1;
+        const int way = way_of(i / samples, ways);
         const Sweep sweep = Sweep(way);
         const bool upper = sweep == kUpperAlpha || sweep == kUpperBeta;
         const Fetch<T> from{lattices[sample], {words, cells}, upper ? nullptr : exact};

@@ -63,6 +63,13 @@ struct Lattice {
     }
 };
 
+// The n-th of the ways to sweep that are in a launch; `ways` has a bit for each.
+__device__ inline int way_of(int64 n, int ways) {
+    int way = 0;
+    for (; n || !(ways >> way & 1); ++way) n -= ways >> way & 1;
+    return way;
+}
+
 // What is known of a sample besides its scores.
 constexpr int kPoisoned = 1, kBeyondWide = 2;
 
