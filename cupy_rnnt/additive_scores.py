@@ -26,7 +26,16 @@ _LEAST = 1e-280  # a product of exponentials below has lost terms to underflow
 
 
 class AdditiveGradients(NamedTuple):
-    """Gradients of the reduced loss with respect to the two summands of the logits."""
+    """Gradients of the reduced loss with respect to the two summands of the logits.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_rnnt
+    >>> am, lm = np.zeros((1, 3, 4)), np.zeros((1, 2, 4))
+    >>> loss, gradients = cupy_rnnt.additive_rnnt_loss_and_grad(am, lm, [[0]], [3], [1])
+    >>> gradients.am.shape, gradients.lm.shape
+    ((1, 3, 4), (1, 2, 4))
+    """
 
     am: DeviceArray
     lm: DeviceArray

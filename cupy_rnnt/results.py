@@ -17,6 +17,14 @@ class JointGradients(NamedTuple):
 
     Each has the shape and dtype of the argument it is named after, and is of the kind of
     `encoder_out`; `bias` is None where there was none.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_rnnt
+    >>> joint = np.zeros((1, 2, 4)), np.zeros((1, 2, 4)), np.zeros((3, 4)), None
+    >>> loss, gradients = cupy_rnnt.joint_rnnt_loss_and_grad(*joint, [[0]], [2], [1])
+    >>> gradients.weight.shape, gradients.bias is None
+    ((3, 4), True)
     """
 
     encoder_out: DeviceArray
@@ -43,6 +51,15 @@ class Alignment(NamedTuple):
         By how many nats a path could be likelier than this one, in the dtype of `log_prob`. It is
         0: cells are computed until the path is proven to be the likeliest of all, but for the
         rounding of sums in float64.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_rnnt
+    >>> logits = np.zeros((1, 3, 2, 3))
+    >>> logits[0, 1, 0, 0] = 5  # label 0 is likely at frame 1
+    >>> alignment = cupy_rnnt.rnnt_alignment(logits, [[0]], [3], [1])
+    >>> alignment.frames, alignment.durations
+    (array([[1]]), None)
     """
 
     frames: DeviceArray
@@ -61,6 +78,15 @@ class KeptPosteriors(NamedTuple):
     occupancies : shape (n, K)
         Of its scores, in the order of ``transducer.topology.scores``; float32, or float64 for
         float64 inputs.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_rnnt
+    >>> kept = cupy_rnnt.rnnt_posteriors(np.zeros((1, 3, 2, 3)), [[0]], [3], [1], dense=False)
+    >>> list(zip(kept.frame.tolist(), kept.position.tolist()))
+    [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    >>> kept.occupancies.sum(axis=0).round(6).tolist()  # three blanks and a label
+    [3.0, 1.0]
     """
 
     sample: DeviceArray
@@ -92,6 +118,14 @@ class Info:
     workspace_bytes : int
         Planned peak of what is allocated beyond the arguments and the results. Never above
         `max_workspace_bytes`.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_rnnt
+    >>> logits = np.zeros((2, 3, 2, 4))
+    >>> loss, info = cupy_rnnt.rnnt_loss(logits, [[0], [1]], [3, 2], [1, 1], return_info=True)
+    >>> info.cells, info.computed, info.kept, info.certificate, info.rounds
+    (10, 10, 0, array([0., 0.]), 1)
     """
 
     cells: int

@@ -17,6 +17,12 @@ class Score(NamedTuple):
 
     Kinds are ``"blank"``, ``"label"``, which has the number 0 only, and ``"duration"``. The number
     says which column of a row the score is in, see :class:`Transducer`; it is not one of frames.
+
+    Examples
+    --------
+    >>> from cupy_rnnt import Score
+    >>> Score("blank") == Score("blank", 0)
+    True
     """
 
     kind: str
@@ -32,6 +38,16 @@ class Arc(NamedTuple):
     Its log-probability is the sum of `scores` at ``(t, u)`` and, unless it is None, of the score
     `then` at ``(t, u + labels)``. A path is complete at ``(T, U)``, which is no cell; an arc
     without `ends` may not lead there.
+
+    Examples
+    --------
+    A label that takes a frame, and a blank of two frames, which is the second kind of blank:
+
+    >>> from cupy_rnnt import Arc, Score
+    >>> Arc(frames=1, labels=1, scores=(Score("label"),)).ends
+    True
+    >>> Arc(frames=2, labels=0, scores=(Score("blank", 1),)).scores
+    (Score(kind='blank', number=1),)
     """
 
     frames: int

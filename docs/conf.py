@@ -22,6 +22,7 @@ extensions = [
 exclude_patterns = ["_build"]
 default_role = None
 
+autodoc_mock_imports = ["espnet2", "nemo", "transformers"]  # toolkits, which need not be installed
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings name types, shapes and dtypes
 napoleon_google_docstring = False
@@ -33,6 +34,12 @@ import numpy as np
 import torch
 import cupy_rnnt, cupy_rnnt.reference, cupy_rnnt.torch
 """
+
+# sphinx-build -b linkcheck docs docs/_build/linkcheck
+linkcheck_anchors = False  # line numbers and sections of GitHub are made by scripts
+linkcheck_retries = 2
+linkcheck_timeout = 20
+linkcheck_workers = 4
 
 html_theme = "furo"
 html_title = f"cupy_rnnt {release}"

@@ -1,4 +1,4 @@
-"""Draw the posterior of a spoken prompt with its likeliest path: the figure of the guide.
+"""Draw the posterior of a spoken prompt with its likeliest path: the figure of the documentation.
 
 python examples/plot_alignment.py docs/alignment.png
 """

@@ -39,6 +39,13 @@ class RNNTLoss(losses.RNNTLoss):
         The defaults are those of warp-transducer, but 0.001 of `fastemit_lambda`: ESPnet says 0.
     **options
         Those of :func:`cupy_rnnt.torch.rnnt_loss`.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        criterion = RNNTLoss(blank=0)
+        loss = criterion(joint_out, target, t_len, u_len)
     """
 
     def __init__(
@@ -80,6 +87,13 @@ def joint_transducer_loss(
     Returns
     -------
     loss : torch.Tensor, shape () or, if `reduction` is ``"none"``, (B,)
+
+    Examples
+    --------
+    .. code-block:: python
+
+        loss = joint_transducer_loss(
+            self.joint_network, encoder_out, decoder_out, target, t_len, u_len)
     """
     joint: Any = joint_network
     weight, bias = weight_and_bias("joint_network.lin_out", joint.lin_out)
@@ -105,6 +119,12 @@ def calc_transducer_loss(
 
     Big blanks and their sigma are those of the model, and `options` those of
     :func:`cupy_rnnt.torch.joint_rnnt_loss`.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        ESPnetASRModel._calc_transducer_loss = calc_transducer_loss
     """
     decoder_in, target, t_len, u_len = get_transducer_task_io(
         labels, encoder_out_lens, ignore_id=model.ignore_id, blank_id=model.blank_id

@@ -60,6 +60,24 @@ def forward_transducer(
         wants a gradient of every parameter.
     loss : torch.Tensor, shape ()
         The sum of the costs.
+
+    Examples
+    --------
+    A model has a decoder and a joiner:
+
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> from cupy_rnnt.integrations.icefall import forward_transducer
+    >>> decoder = torch.nn.Embedding(7, 4)
+    >>> decoder.blank_id = 0
+    >>> joiner = SimpleNamespace(
+    ...     encoder_proj=torch.nn.Linear(5, 8), decoder_proj=torch.nn.Linear(4, 8),
+    ...     output_linear=torch.nn.Linear(8, 7))
+    >>> model = SimpleNamespace(decoder=decoder, joiner=joiner)
+    >>> batch = torch.randn(1, 6, 5), torch.tensor([6]), torch.tensor([[1, 2]]), torch.tensor([2])
+    >>> simple, loss = forward_transducer(model, *batch)
+    >>> simple.item(), loss.requires_grad
+    (0.0, True)
     """
     decoder, joiner = model.decoder, model.joiner
     blank: int = decoder.blank_id

@@ -49,6 +49,13 @@ class RNNTJoint(rnnt.RNNTJoint):  # type: ignore[misc]
     Parameters, their names and everything else are those of NeMo's. Losses of NeMo that say what is
     computed: ``warprnnt_numba``, ``pytorch``, ``tdt``, ``tdt_pytorch``, ``multiblank_rnnt`` and
     ``multiblank_rnnt_pytorch``, with their keywords, and the reduction of the model.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        config.joint._target_ = "cupy_rnnt.integrations.nemo.RNNTJoint"
+        config.joint.fuse_loss_wer, config.joint.fused_batch_size = True, 16
     """
 
     @typecheck()  # type: ignore[untyped-decorator]

@@ -57,6 +57,14 @@ def transducer_loss(
     Returns
     -------
     loss : torch.Tensor, shape () or, if `reduction` is ``"none"``, (B,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cupy_rnnt.integrations.speechbrain import transducer_loss
+    >>> logits, targets = torch.zeros(1, 4, 2, 3), torch.tensor([[1]])
+    >>> transducer_loss(logits, targets, torch.tensor([0.5]), torch.tensor([1.0]), blank_index=0)
+    tensor(2.6027)
     """
     if logits.ndim != 4:
         raise ValueError(f"logits has shape {tuple(logits.shape)}, but (B, T, U + 1, V) is needed")
@@ -105,6 +113,15 @@ def joint_transducer_loss(
     Returns
     -------
     loss : torch.Tensor, shape () or, if `reduction` is ``"none"``, (B,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cupy_rnnt.integrations.speechbrain import joint_transducer_loss
+    >>> inputs = torch.zeros(1, 4, 5), torch.zeros(1, 2, 5), torch.nn.Linear(5, 3)
+    >>> lengths = torch.tensor([0.5]), torch.tensor([1.0])  # of four frames and of one label
+    >>> joint_transducer_loss(*inputs, torch.tensor([[1]]), *lengths, blank_index=0).ndim
+    0
     """
     if joint != "sum":
         raise ValueError(f"joint is {joint!r}, but 'sum' is needed: use transducer_loss")

@@ -83,6 +83,13 @@ def patch(model: Model, *, reduction: str | None = None, **options: Any) -> Mode
         If the class of the model is not known, or its output layer is no ``torch.nn.Linear``.
     ValueError
         If its activation is not known, or `reduction` is none of those above.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        model = patch(ParakeetForTDT.from_pretrained("nvidia/parakeet-tdt-0.6b-v3"))
+        model(**features, labels=labels).loss.backward()
     """
     unpatch(model)
     patched = _Patch(model, reduction, options)
@@ -92,7 +99,14 @@ def patch(model: Model, *, reduction: str | None = None, **options: Any) -> Mode
 
 
 def unpatch(model: Model) -> Model:
-    """Take back what :func:`patch` has done to a model, if anything."""
+    """Take back what :func:`patch` has done to a model, if anything.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        model = unpatch(model)
+    """
     patched = vars(model).get(_PATCH)
     if patched is not None:
         patched.enabled = False  # where something else has wrapped it since

@@ -39,7 +39,14 @@ def weights(scores: FloatArray, topology: Topology) -> Iterator[tuple[Arc, Float
 
 @quiet
 def alphas(scores: FloatArray, topology: Topology = PLAIN) -> FloatArray:
-    """Log-probability (T, S) of reaching each cell from the first one, section 2.4 of [1]_."""
+    """Log-probability (T, S) of reaching each cell from the first one, section 2.4 of [1]_.
+
+    Examples
+    --------
+    >>> blank, label = np.log([[0.5, 0.5], [0.5, 0.5]]), np.log([[0.6, 1], [0.2, 1]])
+    >>> np.exp(alphas(np.stack([blank, label]))).round(6).tolist()
+    [[1.0, 0.6], [0.5, 0.4]]
+    """
     alpha = np.full(scores.shape[1:], -np.inf)
     alpha[0, 0] = 0.0
     arcs = list(weights(scores, topology))
@@ -53,7 +60,14 @@ def alphas(scores: FloatArray, topology: Topology = PLAIN) -> FloatArray:
 
 @quiet
 def betas(scores: FloatArray, topology: Topology = PLAIN) -> FloatArray:
-    """Log-probability (T, S) of finishing from each cell; at [0, 0], of all paths together."""
+    """Log-probability (T, S) of finishing from each cell; at [0, 0], of all paths together.
+
+    Examples
+    --------
+    >>> blank, label = np.log([[0.5, 0.5], [0.5, 0.5]]), np.log([[0.6, 1], [0.2, 1]])
+    >>> np.exp(betas(np.stack([blank, label]))).round(6).tolist()
+    [[0.2, 0.25], [0.1, 0.5]]
+    """
     T, S = scores.shape[1:]
     beta = np.full((T, S), -np.inf)
     arcs = list(weights(scores, topology))
