@@ -10,7 +10,7 @@ from typing import Any
 
 import common
 import numpy as np
-from matplotlib.axes import Axes
+import style
 from matplotlib.figure import Figure
 from scipy.special import log_softmax
 from workloads import Joint, fresh, speech
@@ -106,24 +106,28 @@ def logit_errors(frames: int, labels: int, vocabulary: int) -> list[Row]:
     return [row | {key: float(row[key]) for key in ("ours", "plain")} for row in rows]
 
 
-def bars(axes: Axes, rows: list[Row], key: str, title: str) -> None:
-    places = np.arange(len(rows))
-    for shift, name, label in ((-0.2, "ours", "cupy_rnnt"), (0.2, "plain", "all in float32")):
-        drawn = axes.bar(places + shift, [row[name] for row in rows], 0.4, label=label)
-        axes.bar_label(drawn, fmt="%.1e", fontsize=7)
-    axes.set_yscale("log")
-    axes.set_xticks(places, [row[key].removeprefix("logits ").replace("_", "\n") for row in rows])
-    axes.set_title(title, fontsize=10)
-
-
-def draw(problems: dict[str, list[Row]], logits: list[Row]) -> Figure:
-    chart = Figure(figsize=(13, 5), layout="constrained")
-    panels = chart.subplots(1, len(problems) + 1, sharey=True)
-    for axes, (name, rows) in zip(panels[:-1], problems.items(), strict=True):
-        bars(axes, rows, "result", name)
-    panels[0].set_ylabel("error")
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    bars(panels[-1], logits, "problem", "gradient of logits, largest absolute")
+def draw(rows: list[Row]) -> Figure:
+    """A panel for each joint network, and one for given logits."""
+    problems: dict[str, list[Row]] = {}
+    for row in rows:
+        title = row["problem"].split(" N(")[0]
+        problems.setdefault(title, []).append(row)
+    chart = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = chart.subplots(1, len(problems), sharex=True)
+    for axes, (title, own) in zip(panels, problems.items(), strict=True):
+        kind, _, errors = title.rpartition(", ")
+        names = [row["result"] if kind else row["problem"].removeprefix("logits ") for row in own]
+        series = {
+            "cupy_rnnt": [row["ours"] for row in own],
+            "all in float32": [row["plain"] for row in own],
+        }
+        style.dots(axes, names, series)
+        axes.set(xscale="log", title=kind or "gradient of given logits")
+        axes.set_xlabel("relative error" if errors == "relative" else "largest absolute error")
+    style.legend(chart, panels[0])
+    ours, plain = (max(row[key] for row in rows) for key in ("ours", "plain"))
+    text = f"Float32 results are off by {ours:.0e} at most"
+    style.message(chart, f"{text}, with a lattice in float32 by up to {plain:.1g}")
     return chart
 
 
@@ -142,7 +146,7 @@ def main() -> None:
         [row["problem"], row["result"], f"{row['ours']:.1e}", f"{row['plain']:.1e}"] for row in rows
     ]
     common.table(header, body)
-    common.save("accuracy", options, rows, draw(problems, logits))
+    common.save("accuracy", options, rows, draw(rows))
 
 
 if __name__ == "__main__":

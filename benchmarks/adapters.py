@@ -16,9 +16,8 @@ from importlib import metadata
 from typing import Any
 
 import common
-import numpy as np
+import style
 from common import MIB
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from workloads import WORKLOADS, Joint, fresh
 
@@ -263,36 +262,42 @@ def report(rows: dict[str, Any]) -> None:
     common.table(header, [row.values() for row in rows["compiling"]])
 
 
-def grouped(axes: Axes, rows: list[Row]) -> None:
-    """Milliseconds of all functions, side by side for each joint, result and number of threads."""
-    keys = "joint", "result", "threads"
-    groups = list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
-    names = list(dict.fromkeys(row["function"] for row in rows))
-    width = 0.8 / len(names)
-    for i, name in enumerate(names):
-        mine = [row for row in rows if row["function"] == name]
-        places = [groups.index(tuple(row[key] for key in keys)) + i * width for row in mine]
-        drawn = axes.barh(places, [row["ms"] for row in mine], width, label=name)
-        if name != "NumPy":
-            axes.bar_label(drawn, [f"{row['extra_percent']:+.0f} %" for row in mine], fontsize=7)
-    labels = [f"{joint}, {result},\n{common.in_words(n)}" for joint, result, n in groups]
-    axes.set_yticks(np.arange(len(groups)) + 0.4 - width / 2, labels, fontsize=7)
-    axes.set(xlabel="ms", xscale="log", title="Time of a call")
-    axes.legend(fontsize=7)
-
-
-def chart(rows: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    times, memory = figure.subplots(1, 2)
-    grouped(times, rows["overhead"])
-    held = rows["resident"]
-    drawn = memory.barh([row["step"] for row in held], [r["resident_bytes"] / MIB for r in held])
-    memory.bar_label(drawn, fmt="%.0f", fontsize=7)
-    memory.tick_params("y", labelsize=7)
-    memory.set(xlabel="MiB", title="Peak memory of a training step, large")
-    for axes in times, memory:
+def draw(rows: dict[str, Any]) -> Figure:
+    """What a step takes beyond the NumPy functions, and its memory; on the fewest threads."""
+    least = min(row["threads"] for row in rows["overhead"])
+    own = [
+        row
+        for row in rows["overhead"]
+        if row["threads"] == least
+        and row["result"] == "loss and gradients"
+        and row["function"] != "NumPy"
+    ]
+    tiny, large = ([row for row in own if row["joint"] == joint] for joint in JOINTS)
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    panels = figure.subplots(1, 3)
+    bars = [
+        ("tiny joint", "ms more than NumPy", {row["function"]: row["extra_ms"] for row in tiny}),
+        (
+            "large joint",
+            "% more than NumPy",
+            {row["function"]: row["extra_percent"] for row in large},
+        ),
+        (
+            "a training step, large joint",
+            "MiB above the inputs",
+            {row["step"]: row["resident_bytes"] / MIB for row in rows["resident"]},
+        ),
+    ]
+    for axes, (title, unit, values) in zip(panels, bars, strict=True):
+        drawn = axes.barh(list(values), list(values.values()), color=style.BLUE, height=0.6)
+        axes.bar_label(drawn, fmt="%.0f" if "MiB" in unit else "%.1f", padding=3)
+        axes.set(title=title, xlabel=unit)
+        axes.margins(x=0.3)
         axes.invert_yaxis()
-        axes.margins(x=0.1)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn.patches[-1].set_color(style.ORANGE)  # the step that holds logits
+    most = max(row["extra_ms"] for row in tiny)
+    style.message(figure, f"An adapter adds {most:.2g} ms at most, and no logits")
     return figure
 
 
@@ -315,7 +320,7 @@ def main() -> None:
         "compiling": common.alone(compiling, options.threads[0]),
     }
     report(rows)
-    common.save("adapters", options, rows, chart(rows))
+    common.save("adapters", options, rows, draw(rows))
 
 
 if __name__ == "__main__":

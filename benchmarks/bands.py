@@ -11,6 +11,7 @@ from typing import Any
 
 import common
 import numpy as np
+import style
 from matplotlib.figure import Figure
 from workloads import Joint, speech
 
@@ -69,15 +70,21 @@ def row_of(dump: str, joints: list[Joint]) -> Row:
 
 def draw(rows: list[Row]) -> Figure:
     """Nats missed over the share of cells, a line for each stage of training."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
+    for row, colour, marker in zip(rows, style.SERIES, style.MARKERS, strict=False):
         bands = [row[f"band {s_range}"] for s_range in RANGES]
-        points = [band["cells"] for band in bands], [max(band["added"], 1e-6) for band in bands]
-        (line,) = axes.loglog(*points, "o-", label=row["dump"])
-        axes.axvline(row["computed"], color=line.get_color(), linestyle=":")
-    axes.set(xlabel="cells in the band (dotted: certified)", ylabel="nats added to the cost")
-    axes.legend()
+        points = [100 * band["cells"] for band in bands], [band["added"] for band in bands]
+        stage = row["dump"].replace("_", " ")
+        axes.plot(*points, f"{marker}-", color=colour, label=f"{stage}: bands")
+        where = f"{stage}: certified selection, nothing missed"
+        axes.plot([100 * row["computed"]], [0], "*", color=colour, markersize=16, label=where)
+    axes.set_yscale("symlog", linthresh=1e-4)
+    axes.set(xlim=(0, None), ylim=(-3e-5, None), xlabel="cells computed (% of the lattice)")
+    axes.set_ylabel("error of the cost (nats an utterance)")
+    axes.legend(frameon=False, fontsize=8)
+    widths = ", ".join(map(str, RANGES))
+    style.message(figure, f"Narrow bands ({widths} positions) miss some of the cost")
     return figure
 
 

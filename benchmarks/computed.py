@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import costs
 import modelled
+import style
 from costs import KERNELS, MACHINES, Batch, Kernel, Machine, Operation
 from matplotlib.figure import Figure
 from modelled import ASKED, ITEMSIZES, RESULTS, host_seconds, parts_of, read
@@ -344,7 +345,7 @@ def draw(rows: list[Row]) -> Figure:
                 if (row["shape"], row["machine"], row["products"]) == case
             }
             bars = [chosen[step] for step in DRAWN.values()]
-            colours = ["C1" if bar["host"] > bar["device"] else "C0" for bar in bars]
+            colours = [style.ORANGE if bar["host"] > bar["device"] else style.BLUE for bar in bars]
             heights = [1e3 * bar["seconds"] for bar in bars]
             drawn = axes.barh(list(DRAWN), heights, color=colours)
             axes.bar_label(drawn, map(digits, heights), fontsize=8, padding=2)
@@ -353,10 +354,10 @@ def draw(rows: list[Row]) -> Figure:
             axes.set_xlabel("milliseconds a step", fontsize=8)
             axes.tick_params(labelsize=8)
     panels[0][0].invert_yaxis()
-    labels = {"C0": "the GPU decides", "C1": "the host decides"}
+    labels = {style.BLUE: "the GPU decides", style.ORANGE: "the host decides"}
     handles = [panels[0][0].barh([0], [0], color=c, label=text) for c, text in labels.items()]
     chart.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
-    chart.suptitle(message(rows), fontsize=12)
+    style.message(chart, message(rows))
     return chart
 
 

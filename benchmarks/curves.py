@@ -22,6 +22,7 @@ from unittest import mock
 
 import common
 import numpy as np
+import style
 import torch
 from matplotlib.figure import Figure
 
@@ -114,28 +115,33 @@ def summary(content: dict[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def chart(content: dict[str, Any]) -> Figure:
+def draw(content: dict[str, Any]) -> Figure:
     costs = content["costs"]
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = range(1, len(costs[EAGER]) + 1)
 
-    def draw_difference(curve: Curve, **style: Any) -> None:
-        right.semilogy(steps, np.maximum(difference(curve, costs[EAGER]), LEAST), **style)
+    def draw_difference(curve: Curve, **look: Any) -> None:
+        right.semilogy(steps, np.maximum(difference(curve, costs[EAGER]), LEAST), **look)
 
     for curve in content["noise"]["curves"]:
-        draw_difference(curve, color="lightgrey", linewidth=0.8)
-    right.plot([], [], color="lightgrey", label="PyTorch, samples in other orders")
-    for i, (name, style) in enumerate(zip(costs, ("-", "--", "-.", ":"), strict=True)):
-        left.plot(steps, costs[name], style, color=f"C{i}", linewidth=3 - 0.5 * i, label=name)
+        draw_difference(curve, color=style.GREY, linewidth=0.8)
+    right.plot([], [], color=style.GREY, label="PyTorch, samples in other orders")
+    lines = ("-", "--", ":", "-.")
+    colours = style.GREY, style.ORANGE, style.BLACK, style.BLUE
+    for i, (name, line, colour) in enumerate(zip(costs, lines, colours, strict=True)):
+        left.plot(steps, costs[name], line, color=colour, linewidth=5 - i, label=name)
         if name != EAGER:
-            draw_difference(costs[name], color=f"C{i}", label=name, marker=".", markersize=4)
-    left.set(title="cost (nats an utterance)", xlabel="step", ylim=(0, None))
-    right.set(title=f"relative difference from PyTorch (0 at {LEAST:g})", xlabel="step")
-    right.axhline(content["noise"]["bound"], color="black", linestyle=":", label="float32 noise")
+            draw_difference(costs[name], color=colour, label=name, marker=".", markersize=4)
+    left.set(xlabel="step", ylabel="cost (nats an utterance)", ylim=(0, None))
+    right.set(xlabel="step", ylabel=f"relative difference from PyTorch (0 at {LEAST:g})")
+    bound = content["noise"]["bound"]
+    label = "explained by float32 noise"
+    right.axhline(bound, color=style.BLACK, linestyle=":", label=label)
+    right.set_ylim(None, 30 * bound)
     for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, frameon=False)
+    style.message(figure, "PyTorch, torch.compile and JAX train alike, to the rounding of float32")
     return figure
 
 
@@ -175,7 +181,7 @@ def main() -> None:
     print(f"Float32 noise explains {bound:.2g}, twice PyTorch's largest difference from float64.")
     largest = [max(difference(curve, costs[EAGER])) for curve in noise]
     print(f"In {len(noise)} orders of the samples: {min(largest):.2g} to {max(largest):.2g}")
-    common.save("curves", argparse.Namespace(quick=options.quick), content, chart(content))
+    common.save("curves", argparse.Namespace(quick=options.quick), content, draw(content))
 
 
 if __name__ == "__main__":

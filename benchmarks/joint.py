@@ -13,7 +13,7 @@ from typing import Any
 
 import common
 import numpy as np
-from matplotlib.axes import Axes
+import style
 from matplotlib.figure import Figure
 from workloads import WORKLOADS, Joint, fresh, speech
 
@@ -169,27 +169,34 @@ def report(rows: list[Row]) -> None:
     common.beside_computed(rows, "workload")
 
 
-def bars(axes: Axes, rows: list[Row]) -> None:
-    series = {
-        "cupy_rnnt": [row["gradients_per_floor"] for row in rows],
-        "PyTorch, denormals flushed": [
-            row.get("pytorch flushing", {}).get("gradients_per_floor", np.nan) for row in rows
-        ],
-        "PyTorch": [row.get("pytorch", {}).get("gradients_per_floor", np.nan) for row in rows],
-    }
-    places = np.arange(len(rows))
-    for i, (name, values) in enumerate(series.items()):
-        drawn = axes.bar(places + 0.27 * (i - 1), values, 0.27, label=name)
-        labels = [f"{value:.2f}" if value > 0 else "" for value in values]
-        axes.bar_label(drawn, labels, fontsize=7)
-    for place, row in zip(places, rows, strict=True):
-        ideal = row["ideal_storing"]
-        label = "least GEMMs, logits stored" if place == 0 else None
-        axes.hlines(ideal, place - 0.4, place - 0.14, colors="black", linewidth=2, label=label)
-    axes.axhline(1, color="grey", linestyle="--", linewidth=1, label="three bare GEMMs")
-    axes.set_xticks(places, [row["workload"].replace(" ", "\n") for row in rows])
-    axes.set_title(common.in_words(rows[0]["threads"]))
-    axes.set_ylabel("time / three bare GEMMs")
+def autograd_floors(row: Row) -> float:
+    """Of PyTorch, flushing denormals or not, whichever was faster."""
+    return min((row[p]["gradients_per_floor"] for p in PEERS if p in row), default=math.nan)
+
+
+def draw(rows: list[Row]) -> Figure:
+    """A panel for each number of threads."""
+    threads = sorted({row["threads"] for row in rows})
+    chart = Figure(figsize=(5.5 * max(2, len(threads)), 4), layout="constrained")
+    panels = chart.subplots(1, len(threads), sharey=True, squeeze=False)[0]
+    for axes, count in zip(panels, threads, strict=True):
+        own = [row for row in rows if row["threads"] == count]
+        series = {
+            "cupy_rnnt": [row["gradients_per_floor"] for row in own],
+            "PyTorch autograd, batched": list(map(autograd_floors, own)),
+            "matrix products of cupy_rnnt alone": [row["ideal_storing"] for row in own],
+        }
+        style.dots(axes, [row["workload"] for row in own], series)
+        axes.axvline(1, color=style.BLACK, linestyle="--", linewidth=1)
+        axes.set(xscale="log", title=common.in_words(count))
+        axes.set_xlabel("time / three bare matrix products over all cells (dashed: 1)")
+    style.legend(chart, panels[0])
+    first = [row for row in rows if row["threads"] == threads[0]]
+    own = style.span([row["gradients_per_floor"] for row in first])
+    text = f"Loss and gradients take {own} times three bare matrix products"
+    peers = [autograd_floors(row) for row in first if "pytorch" in row]
+    style.message(chart, text + (f", autograd {style.span(peers)}" if peers else ""))
+    return chart
 
 
 def main() -> None:
@@ -197,12 +204,7 @@ def main() -> None:
     names = QUICK if options.quick else WORKLOADS
     rows = [measure(name, n, options.repeats) for n in options.threads for name in names]
     report(rows)
-    chart = Figure(figsize=(11, 4 * len(options.threads)), layout="constrained")
-    panels = chart.subplots(len(options.threads), squeeze=False)[:, 0]
-    for axes, threads in zip(panels, options.threads, strict=True):
-        bars(axes, [row for row in rows if row["threads"] == threads])
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    common.save("joint", options, rows, chart)
+    common.save("joint", options, rows, draw(rows))
 
 
 if __name__ == "__main__":

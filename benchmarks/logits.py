@@ -12,6 +12,7 @@ from typing import Any
 import common
 import costs
 import numpy as np
+import style
 from matplotlib.figure import Figure
 from workloads import fresh, speech
 
@@ -112,7 +113,7 @@ def measure(shape: str, threads: int, repeats: int) -> Row:
     return row
 
 
-def series(row: Row) -> dict[str, float]:
+def series_of(row: Row) -> dict[str, float]:
     """Nanoseconds of all but the copy."""
     own = {name: ns for name, ns in row["nanoseconds"].items() if name != "copy"}
     if "pytorch" in row:
@@ -122,12 +123,12 @@ def series(row: Row) -> dict[str, float]:
 
 def report(rows: list[Row]) -> None:
     print("Nanoseconds a valid logit (and in copies of the logits):")
-    header = ["logits", "threads", "kept", "copy", *series(rows[0])]
+    header = ["logits", "threads", "kept", "copy", *series_of(rows[0])]
     body = []
     for row in rows:
         copies = [row["nanoseconds"]["copy"]] * 3
         copies += [row["pytorch"]["nanoseconds"]["copy"]] if "pytorch" in row else []
-        values = zip(series(row).values(), copies, strict=True)
+        values = zip(series_of(row).values(), copies, strict=True)
         body.append(
             [
                 row["shape"],
@@ -141,22 +142,32 @@ def report(rows: list[Row]) -> None:
     common.beside_computed(rows, "shape")
 
 
-def draw(rows: list[Row], threads: list[int]) -> Figure:
-    chart = Figure(figsize=(11, 4 * len(threads)), layout="constrained")
-    panels = chart.subplots(len(threads), squeeze=False)[:, 0]
+def draw(rows: list[Row]) -> Figure:
+    """A panel for each number of threads."""
+    threads = sorted({row["threads"] for row in rows})
+    chart = Figure(figsize=(5.5 * max(2, len(threads)), 3.6), layout="constrained")
+    panels = chart.subplots(1, len(threads), sharey=True, squeeze=False)[0]
+    names = {
+        "gradient in place": "gradient, in place",
+        "PyTorch": "PyTorch, gradient",
+        "loss": "loss",
+    }
     for axes, count in zip(panels, threads, strict=True):
-        mine = [row for row in rows if row["threads"] == count]
-        places = np.arange(len(mine))
-        for i, name in enumerate(series(mine[0])):
-            values = [series(row)[name] for row in mine]
-            drawn = axes.bar(places + 0.2 * (i - 1.5), values, 0.2, label=name)
-            axes.bar_label(drawn, fmt="%.2f", fontsize=7)
-        copies = [row["nanoseconds"]["copy"] for row in mine]
-        axes.hlines(copies, places - 0.4, places + 0.4, color="black", label="one copy")
-        axes.set_xticks(places, [row["shape"].replace(" ", "\n", 1) for row in mine])
-        axes.set_title(common.in_words(count))
-        axes.set_ylabel("ns / valid logit")
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+        own = [row for row in rows if row["threads"] == count]
+        series = {
+            label: [series_of(row)[name] for row in own]
+            for name, label in names.items()
+            if name in series_of(own[0])
+        }
+        series["a copy of the logits"] = [row["nanoseconds"]["copy"] for row in own]
+        style.dots(axes, [row["shape"] for row in own], series)
+        axes.set(xlim=(0, None), xlabel="ns a valid logit", title=common.in_words(count))
+    style.legend(chart, panels[0])
+    first = [row for row in rows if row["threads"] == threads[0]]
+    own = style.span([row["nanoseconds"]["gradient in place"] for row in first])
+    text = f"Given logits, loss and gradient take {own} ns a logit"
+    peers = [series_of(row)["PyTorch"] for row in first if "pytorch" in row]
+    style.message(chart, text + (f", PyTorch {style.span(peers)}" if peers else ""))
     return chart
 
 
@@ -165,7 +176,7 @@ def main() -> None:
     shapes = QUICK if options.quick else SHAPES
     rows = [measure(shape, n, options.repeats) for n in options.threads for shape in shapes]
     report(rows)
-    common.save("logits", options, rows, draw(rows, options.threads))
+    common.save("logits", options, rows, draw(rows))
 
 
 if __name__ == "__main__":

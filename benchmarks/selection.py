@@ -17,7 +17,7 @@ from unittest import mock
 
 import common
 import numpy as np
-from matplotlib.axes import Axes
+import style
 from matplotlib.figure import Figure
 from workloads import SELECTION_WORKLOADS, Joint, fresh, speech
 
@@ -239,27 +239,26 @@ def report(rows: list[Row], of_errors: list[Row]) -> None:
     common.table([*header, *differences[0]], body)
 
 
-def bars(axes: Axes, rows: list[Row]) -> None:
-    places = np.arange(len(rows))
-    for shift, name in ((-0.2, "filter only"), (0.2, "certified")):
-        drawn = axes.bar(places + shift, [row["per_floor"][name] for row in rows], 0.4, label=name)
-        axes.bar_label(drawn, fmt="%.2f", fontsize=7)
-        least = [row["least"][name] for row in rows]
-        ends = places + shift - 0.2, places + shift + 0.2
-        label = "least GEMMs" if name == "certified" else None
-        axes.hlines(least, *ends, colors="black", linewidth=2, label=label)
-    axes.axhline(1, color="grey", linestyle="--", linewidth=1, label="three bare GEMMs")
-    axes.set_xticks(places, [row["workload"].replace(" ", "\n", 1) for row in rows])
-    axes.set_title(common.in_words(rows[0]["threads"]))
-    axes.set_ylabel("time / three bare GEMMs")
-
-
-def draw(rows: list[Row], threads: list[int]) -> Figure:
-    chart = Figure(figsize=(11, 4 * len(threads)), layout="constrained")
-    panels = chart.subplots(len(threads), squeeze=False)[:, 0]
+def draw(content: dict[str, list[Row]]) -> Figure:
+    """A panel for each number of threads."""
+    rows = content["times"]
+    threads = sorted({row["threads"] for row in rows})
+    chart = Figure(figsize=(5.5 * max(2, len(threads)), 4.6), layout="constrained")
+    panels = chart.subplots(1, len(threads), sharey=True, squeeze=False)[0]
     for axes, count in zip(panels, threads, strict=True):
-        bars(axes, [row for row in rows if row["threads"] == count])
-    chart.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        own = [row for row in rows if row["threads"] == count]
+        series = {
+            "certified selection": [row["per_floor"]["certified"] for row in own],
+            "all cells in pass 1": [row["per_floor"]["filter only"] for row in own],
+            "matrix products of selection alone": [row["least"]["certified"] for row in own],
+        }
+        style.dots(axes, [row["workload"] for row in own], series)
+        axes.axvline(1, color=style.BLACK, linestyle="--", linewidth=1)
+        axes.set(xlim=(0, None), title=common.in_words(count))
+        axes.set_xlabel("time / three bare matrix products over all cells (dashed: 1)")
+    style.legend(chart, panels[0])
+    savings = style.span([row["saving"] for row in rows if row["threads"] == threads[0]])
+    style.message(chart, f"Selection makes loss and gradients {savings} times as fast")
     return chart
 
 
@@ -270,7 +269,7 @@ def main() -> None:
     of_errors = [common.alone(errors, name, max(options.threads)) for name in names]
     report(rows, of_errors)
     content = {"times": rows, "errors": of_errors}
-    common.save("selection", options, content, draw(rows, options.threads))
+    common.save("selection", options, content, draw(content))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from unittest import mock
 
 import common
 import numpy as np
+import style
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from selection import true_errors, without_pilots
@@ -176,8 +177,8 @@ def left_out(rows: list[Row]) -> list[Row]:
 
 
 def draw_cells(rows: list[Row]) -> Figure:
-    chart = Figure(figsize=(12, 3.8), layout="constrained")
-    colours = ListedColormap(["#eeeeee", "#f4a261", "#1d3557"])
+    chart = Figure(figsize=(12, 4), layout="constrained")
+    colours = ListedColormap(["#EEEEEE", style.ORANGE, style.BLUE])
     panels = chart.subplots(1, len(rows), sharey=True)
     for axes, row in zip(panels, rows, strict=True):
         image = [list(map(int, line)) for line in row["cells"]]
@@ -187,57 +188,62 @@ def draw_cells(rows: list[Row]) -> Figure:
     panels[0].set_ylabel("labels emitted")
     bar = chart.colorbar(grid, ax=panels, ticks=range(3))
     bar.ax.set_yticklabels(["left out", "computed", "computed, and kept\nfor the gradient"])
+    style.message(chart, "The better a model is trained, the fewer cells matter")
     return chart
 
 
 def draw_lengths(rows: list[Row]) -> Figure:
-    chart = Figure(figsize=(8, 5.5), layout="constrained")
+    chart = Figure(figsize=(8, 5), layout="constrained")
     axes = chart.subplots()
-    markers = {"cut short": ".", "whole": "o", "joined": "s"}
-    for key, colour in (("computed", "tab:orange"), ("kept", "tab:blue")):
-        for kind, marker in markers.items():
-            points = [(row["frames"], row[key]) for row in rows if row["kind"] == kind]
-            label = f"{key}, of utterances {kind}"
-            axes.loglog(*np.transpose(points), marker, color=colour, label=label, alpha=0.8)
-        frames = np.array([row["frames"] for row in selected(rows)])
+    frames = np.array([row["frames"] for row in selected(rows)])
+    ends = np.array([frames.min(), frames.max()])
+    for key, colour, marker in (("computed", style.ORANGE, "o"), ("kept", style.BLUE, "s")):
+        points = [(row["frames"], 100 * row[key]) for row in rows]
+        axes.loglog(*np.transpose(points), marker, color=colour, alpha=0.8)
         slope, offset = power(rows, key)
-        label = f"{key}, fitted where cells are selected: slope {slope:.2f}"
-        ends = np.array([frames.min(), frames.max()])
-        axes.plot(ends, np.exp(offset) * ends**slope, color=colour, label=label)
+        label = f"{key}, ~ frames$^{{{slope:.2f}}}$ where cells are selected"
+        fitted = 100 * np.exp(offset) * ends**slope
+        axes.plot(ends, fitted, color=colour, marker=marker, markevery=[], label=label)
     rate = sum(row["labels"] for row in rows) / sum(row["frames"] for row in rows)
     frames = np.geomspace(*axes.get_xlim())
     label = f"{PRUNED_RANGE} positions a frame, as k2's pruned loss (approximate)"
-    pruned = np.minimum(1, PRUNED_RANGE / (rate * frames + 1))
-    axes.plot(frames, pruned, "--", color="grey", label=label)
+    pruned = 100 * np.minimum(1, PRUNED_RANGE / (rate * frames + 1))
+    axes.plot(frames, pruned, "--", color=style.BLACK, label=label)
     axes.set_xlabel("frames (25 a second)")
-    axes.set_ylabel("fraction of the cells")
-    axes.legend(fontsize=8)
+    axes.set_ylabel("cells (% of the lattice)")
+    axes.set_yticks([2, 5, 10, 20, 50, 100])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False)
+    style.message(chart, "The longer an utterance is, the fewer of its cells are computed")
     return chart
 
 
 def draw_certificates(rows: list[Row]) -> Figure:
-    chart = Figure(figsize=(11, 4.8), layout="constrained")
-    left, right = chart.subplots(1, 2)
-    markers = dict(zip(TOLERANCES, "osD^", strict=True))
-    for i, dump in enumerate(CERTIFIED):
-        left.plot([], [], "o", color=f"C{i}", label=dump.replace("_", " "))
-        for row in left_out(rows):
-            if row["dump"] == dump:
-                style = {"color": f"C{i}", "marker": markers[row["tolerance"]], "alpha": 0.7}
-                left.loglog(row["certificate"], row["true_error"], **style)
-                right.semilogx(row["certificate"], row["true_error"] / row["certificate"], **style)
-    for tolerance, marker in markers.items():
-        left.plot([], [], marker, color="black", label=f"tolerance {tolerance:.0e}")
-    ends = left.get_xlim()
-    left.plot(ends, ends, color="grey", label="true error = certificate")
-    right.axhline(1, color="grey")
-    right.set_ylim(0, 1.05)
-    left.set_ylabel("true error, P(all paths) / P(paths computed) - 1")
-    right.set_ylabel("true error / certificate")
-    for axes in (left, right):
-        axes.set_xlabel("certificate")
-    left.legend(fontsize=8)
+    chart = Figure(figsize=(7, 5), layout="constrained")
+    axes = chart.subplots()
+    looks = zip(CERTIFIED, style.SERIES, style.MARKERS, strict=False)
+    for dump, colour, marker in looks:
+        own = [row for row in left_out(rows) if row["dump"] == dump]
+        points = [(row["certificate"], row["true_error"]) for row in own]
+        label = dump.replace("_", " ").replace("char", "characters,")
+        axes.loglog(*np.transpose(points), marker, color=colour, fillstyle="none", label=label)
+    ends = axes.get_xlim()
+    axes.plot(ends, ends, color=style.GREY, label="true error = certificate")
+    axes.set_ylabel("true error, P / P(C) - 1")
+    axes.set_xlabel("certificate: the error at most")
+    axes.legend(frameon=False)
+    shares = [row["true_error"] / row["certificate"] for row in left_out(rows)]
+    style.message(chart, f"True errors are {style.span(shares)} of their certificates")
     return chart
+
+
+def draw(content: dict[str, Any]) -> dict[str, Figure]:
+    return {
+        "selection_cells": draw_cells(content["cells"]),
+        "selection_lengths": draw_lengths(content["lengths"]),
+        "selection_certificate": draw_certificates(content["certificates"]),
+    }
 
 
 def main() -> None:
@@ -275,12 +281,7 @@ def main() -> None:
         "certificates": certificates,
         "largest_share": max(shares),
     }
-    charts = {
-        "selection_cells": draw_cells(cells),
-        "selection_lengths": draw_lengths(lengths),
-        "selection_certificate": draw_certificates(certificates),
-    }
-    common.save("selection_figures", options, content, charts)
+    common.save("selection_figures", options, content, draw(content))
 
 
 if __name__ == "__main__":

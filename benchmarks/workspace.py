@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import common
 import numpy as np
+import style
 from matplotlib.figure import Figure
 from workloads import Joint, fresh
 
@@ -117,26 +118,26 @@ def report(rows: list[Row]) -> None:
 
 
 def draw(rows: list[Row]) -> Figure:
-    chart = Figure(figsize=(7, 6), layout="constrained")
+    chart = Figure(figsize=(7.5, 5), layout="constrained")
     axes = chart.subplots()
     budgets = np.array([row["budget_bytes"] for row in rows]) / common.MIB
     ends = [budgets.min() / 1.5, budgets.max() * 1.5]
-    axes.plot(ends, ends, "k--", label="budget")
-    for key, marker, label in (
-        ("traced_bytes", "o", "traced, less results"),
-        ("resident_bytes", "x", "resident, with results and buffers of the BLAS"),
+    axes.plot(ends, ends, "--", color=style.BLACK, label="the budget")
+    for key, marker, colour, label in (
+        ("traced_bytes", "o", style.BLUE, "allocated, less results"),
+        ("resident_bytes", "D", style.BLACK, "resident, with results and buffers of the BLAS"),
     ):
         peaks = [row[key] / common.MIB for row in rows]
-        axes.plot(budgets, peaks, marker, label=label)
+        axes.plot(budgets, peaks, marker, color=colour, fillstyle="none", label=label)
     logits = [logits_bytes(row) / common.MIB for row in rows]
-    axes.plot(budgets, logits, "_", markersize=14, label="the logits, if they were held")
+    axes.plot(budgets, logits, "s", color=style.ORANGE, label="the logits, which are not held")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("budget (MiB)")
-    axes.set_ylabel("peak (MiB)")
-    axes.legend()
+    axes.set(xlabel="budget (MiB)", ylabel="peak memory (MiB)")
+    axes.legend(frameon=False)
+    style.message(chart, "The workspace stays within its budget, however large the logits")
     return chart
 
 

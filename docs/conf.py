@@ -18,6 +18,8 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "matplotlib.sphinxext.plot_directive",
+    "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
 default_role = None
@@ -40,6 +42,20 @@ linkcheck_anchors = False  # line numbers and sections of GitHub are made by scr
 linkcheck_retries = 2
 linkcheck_timeout = 20
 linkcheck_workers = 4
+# Figures, by the scripts in figures/.
+plot_formats = [("png", 120)]
+plot_html_show_formats = plot_html_show_source_link = False
+
+# The notebook runs when the documentation is built; an error in it fails the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/notebook",
+    "gallery_dirs": "notebook",
+    "filename_pattern": "",
+    "capture_repr": (),
+    "download_all_examples": False,
+    "show_memory": False,
+    "write_computation_times": False,
+}
 
 html_theme = "furo"
 html_title = f"cupy_rnnt {release}"

@@ -58,6 +58,7 @@ def bounds(inputs, labels, blank):
     of_blank = hidden @ weight[blank] + bias[blank]
     of_label = (hidden * weight[labels]).sum(-1) + bias[labels]
     lower = of_label.copy()
+    lower[:, -1] = -np.inf  # no label is left
     for references in encoder[:, None] + predictor.mean(0), encoder.mean(0) + predictor[None]:
         q = softmax(np.tanh(references) @ weight[others].T + bias[others], axis=-1)
         entropy = -(q * np.log(np.maximum(q, 1e-300))).sum(-1)

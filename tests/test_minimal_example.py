@@ -48,6 +48,20 @@ def test_it_is_the_loss(minimal, seed, tolerance):
     assert abs(cost - ours) <= np.log1p(tolerance / 2) + 1e-9
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_are_above_scores(minimal, seed):
+    """Also where no label is left, and the entry in the place of one is the blank."""
+    rng = np.random.default_rng(seed)
+    shapes = (12, 6), (5, 6), (9, 6), (9,)
+    inputs = tuple(2.0 * rng.standard_normal(shape) for shape in shapes)
+    inputs[-1][0] = 5.0  # a likely blank
+    labels = np.append(rng.integers(1, 9, 4), 0)
+    upper = minimal["bounds"](inputs, labels, 0)
+    exact = np.empty_like(upper)
+    minimal["compute"](exact, np.ones((12, 5), bool), inputs, labels, 0)
+    assert (upper >= exact).all()
+
+
 def test_it_leaves_out_cells_and_fits_a_page(minimal, capsys):
     runpy.run_path(str(PATH), run_name="__main__")
     said = capsys.readouterr().out
