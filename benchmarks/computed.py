@@ -1,8 +1,9 @@
 """What must a training step take on a GPU, by its data sheet? Computed, not measured.
 
-The model is in ``costs.py``. Two things are read from ``results``: host times of a call
-(``host_bfloat16.json``, ``host_float32.json``) and steps of sweeps (``sweeps.json``). Tables of the
-documentation go to ``docs/costs/``. There need be no GPU, nor PyTorch.
+The model is in ``costs.py``. Two things are read from ``results``: host times of calls
+(``host_bfloat16.json``, ``host_float32.json``, ``host_untrained.json``) and steps of sweeps
+(``sweeps.json``). Tables of the documentation go to ``docs/costs/``. There need be no GPU, nor
+PyTorch.
 """
 
 from __future__ import annotations
@@ -246,15 +247,17 @@ def of_sweeps() -> list[list[str]]:
 
 def of_host() -> list[list[str]]:
     """What the stand-in counts, and the formula beside it."""
-    header = ["inputs", "operations", "by the formula", "allocations", "waits", "host (ms)"]
+    header = ["joint", "inputs", "operations", "by the formula", "allocations", "waits"]
     rows = []
-    for products in ITEMSIZES:
-        of = read(f"host_{products}")
-        asked = sum(of[name] for name in ("own kernels", "CuPy kernels", *ASKED))
-        parts = parts_of(of["info"]["computed"], of["info"]["kept"], of["call"]["vocab"])
+    for name in (*ITEMSIZES, "untrained"):
+        of = read(f"host_{name}")
+        call, info = of["call"], of["info"]
+        asked = sum(of[kind] for kind in ("own kernels", "CuPy kernels", *ASKED))
+        parts = parts_of(info["computed"], info["kept"], call["vocab"], info["rounds"] - 1)
         counts = asked, parts.total(costs.OPERATIONS), of["allocations"], of["synchronisations"]
-        rows.append([products, *map(str, counts), f"{of['host ms']['median']:.1f}"])
-    return [header, *rows]
+        joint = call["workload"], call["dtype"]
+        rows.append([*joint, *map(str, counts), f"{of['host ms']['median']:.1f}"])
+    return [[*header, "host (ms)"], *rows]
 
 
 def of_formula() -> list[list[str]]:

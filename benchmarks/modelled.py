@@ -28,10 +28,12 @@ def read(name: str) -> Any:
 
 
 def parts_of(computed: float, kept: float, vocabulary: int, further: int = 0) -> Parts:
-    """Of a call that is one group, whose logits are stored as far as its first round goes."""
+    """Of a call that is one group, whose logits are stored as far as its first round goes. A round
+    begins a tile, and no tile of pass 2 has cells of both kinds."""
     rows = min(max(sizes.tile_elements // vocabulary, sizes.full_rows), sizes.most_rows)
-    first, second = math.ceil(computed / rows), math.ceil(kept / rows)
-    rounds = {"further_rounds": further, "incomplete": min(further, 1)}
+    incomplete = min(further, 1)
+    first, second = math.ceil(computed / rows) + further, math.ceil(kept / rows) + incomplete
+    rounds = {"further_rounds": further, "incomplete": incomplete}
     return Parts(references=3, first=first, second=second, **rounds)
 
 
