@@ -9,6 +9,7 @@ and their gradient two more; the (T, U + 1, V) logits are never formed. This ari
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from .engine.logits_source import LogitsSource
 from .ops import Operations, operations_for
 from .ops.types import ArrayLike, DeviceArray, compute_dtype
 from .options import Options
+from .tokens import Tokens
 from .transducer import LABEL_COLUMN, Row
 
 _LEAST = 1e-280  # a product of exponentials below has lost terms to underflow
@@ -77,12 +79,12 @@ class AdditiveCall(NamedTuple):
 
     def of_scores(self) -> tuple[Batch, Row]:
         """The batch whose logits are rows of scores, in which every label has one column."""
-        batch, transducer = self.batch, self.options.transducer
+        batch, transducer = self.batch, replace(self.options.transducer, blank_columns=None)
         size, blanks = batch.size, transducer.blanks
         targets = np.full((size, self.lm.shape[1] - 1), blanks)
         shape = size, *(array.shape[1] for array in (self.am, self.lm))
         lengths = batch.frames, batch.positions - 1
-        tokens = checks.Tokens(blanks + 1, blanks, transducer.durations)
+        tokens = Tokens(blanks + 1, transducer)
         of_scores = Batch(targets, *lengths, shape, blanks - 1, tokens)
         of_scores.band = batch.band
         width = blanks + 1 + transducer.durations

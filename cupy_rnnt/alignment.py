@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .batch import Batch
+from .batch import BandLike, Batch
 from .dlpack import detached, exported
 from .engine import likeliest_paths
 from .engine.sources import Source
@@ -28,6 +28,8 @@ def rnnt_alignment(
     target_lengths: ArrayLike,
     blank: int = -1,
     fused_log_softmax: bool = True,
+    *,
+    band: BandLike = None,
     **options: Unpack[ReadingKeywords],
 ) -> Any:
     """The likeliest alignment of labels and frames, of given logits.
@@ -46,6 +48,8 @@ def rnnt_alignment(
     logit_lengths, target_lengths : shape (B,)
     blank : int
     fused_log_softmax : bool
+    band : (first, width), optional
+        Which cells exist; the path leads through them only.
     transducer : str or Transducer
     delay_penalty : float
     max_workspace_bytes : int, optional
@@ -81,6 +85,7 @@ def rnnt_alignment(
         target_lengths,
         blank=blank,
         fused_log_softmax=fused_log_softmax,
+        band=band,
         **options,
     )
     with operations_for(call.logits).device_of(call.logits):
@@ -100,6 +105,8 @@ def joint_rnnt_alignment(
     logit_lengths: ArrayLike,
     target_lengths: ArrayLike,
     blank: int = -1,
+    *,
+    band: BandLike = None,
     **options: Unpack[JointReadingKeywords],
 ) -> Any:
     """The likeliest alignment of labels and frames, of a joint network.
@@ -118,6 +125,8 @@ def joint_rnnt_alignment(
     targets : shape (B, U)
     logit_lengths, target_lengths : shape (B,)
     blank : int
+    band : (first, width), optional
+        Which cells exist; the path leads through them only.
     transducer : str or Transducer
     delay_penalty : float
     max_workspace_bytes : int, optional
@@ -158,6 +167,7 @@ def joint_rnnt_alignment(
         logit_lengths,
         target_lengths,
         blank=blank,
+        band=band,
         **options,
     )
     with operations_for(call.inputs.encoder_out).device_of(call.inputs.encoder_out):

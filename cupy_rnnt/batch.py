@@ -10,6 +10,7 @@ from . import checks
 from .band import Band
 from .ops import Operations
 from .ops.types import ArrayLike, Cells, DeviceArray, HostArray
+from .tokens import Tokens
 from .topology import Topology
 
 INTEGERS = "targets", "logit_lengths", "target_lengths"
@@ -32,7 +33,7 @@ class Batch:
         Extents of the padded lattice; no length may exceed them.
     blank : int
         Index in ``[-V, V)``.
-    tokens : checks.Tokens
+    tokens : Tokens
         What a row of logits holds.
     band : (first, width), optional
         Of integers: in frame t of sample b, the `width` positions from ``first[b, t]`` on exist.
@@ -61,14 +62,14 @@ class Batch:
         target_lengths: Any,
         shape: tuple[int, int, int],
         blank: int,
-        tokens: checks.Tokens,
+        tokens: Tokens,
         *,
         band: Any = None,
         topology: Topology | None = None,
     ) -> None:
         size, frames, positions = shape
         self.most_labels = positions - 1
-        self.blank = checks.blank(blank, tokens)
+        self.blank = tokens.blank(blank)
         targets, logit_lengths, target_lengths, *of_band = checks.integers(
             ("targets", targets, (size, positions - 1)),
             ("logit_lengths", logit_lengths, (size,)),
@@ -83,7 +84,7 @@ class Batch:
         longest = int(label_counts.max())
         targets = targets[:, :longest]
         valid = np.arange(longest) < label_counts[:, None]
-        checks.labels(targets, valid, self.blank, tokens)
+        tokens.check_labels(targets, valid, self.blank)
         self.labels = np.zeros((size, longest + 1), np.intp)
         np.copyto(self.labels[:, :-1], targets, where=valid, casting="unsafe")
         self.band: Band | None = None

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -252,75 +252,11 @@ def within_band(
     return np.where(valid, first, 0).astype(np.int64), np.array(widths)
 
 
-def labels(targets: HostArray, valid: HostArray, blank: int, tokens: Tokens) -> None:
-    """Valid labels lie in ``[0, V)`` and are none of the blanks, which end with `blank`."""
-    vocabulary, blanks = tokens.vocabulary, tokens.blanks
-    outside = valid & ((targets < 0) | (targets >= vocabulary))
-    if outside.any():
-        b, u = np.unravel_index(np.argmax(outside), targets.shape)
-        label = int(targets[b, u])
-        raise ValueError(
-            f"targets[{b}, {u}] is {label}, but the vocabulary has {vocabulary} entries"
-            + tokens.lacking(label + 1)
-        )
-    is_blank = valid & (blank - blanks < targets) & (targets <= blank)
-    if is_blank.any():
-        b, u = np.unravel_index(np.argmax(is_blank), targets.shape)
-        which = "the blank" if targets[b, u] == blank else "a further blank"
-        raise ValueError(
-            f"targets[{b}, {u}] is {targets[b, u]}, which is {which}; a label must differ from it"
-        )
-
-
 def cell_count(frames: HostArray, positions: HostArray) -> None:
     """The number of cells, and with it every offset, fits 64 bits."""
     count = sum(map(operator.mul, frames.tolist(), positions.tolist()))
     if count > CELL_LIMIT:
         raise ValueError(f"the batch has {count} cells, but at most 2**62 can be numbered")
-
-
-class Tokens(NamedTuple):
-    """What a row of logits holds: V tokens, of which some are blanks, and then durations."""
-
-    vocabulary: int
-    blanks: int = 1
-    durations: int = 0
-
-    @staticmethod
-    def of(width: int, blanks: int, durations: int) -> Tokens:
-        """Those of a row of `width` logits."""
-        if width <= durations:
-            raise ValueError(
-                f"a row has {width} logits, but {durations} of them are durations of the "
-                f"transducer, and at least one token must be in front of them: at least 1 + "
-                f"{durations} logits are needed"
-            )
-        return Tokens(width - durations, blanks, durations)
-
-    def lacking(self, needed: int) -> str:
-        """What an error adds if there are too few tokens because durations are among them."""
-        if not self.durations or needed <= self.vocabulary:
-            return ""
-        row = f"{self.vocabulary} tokens + {self.durations} durations"
-        return (
-            f": a row has {self.vocabulary + self.durations} logits, which are {row}, but at least "
-            f"{needed} + {self.durations} are needed"
-        )
-
-
-def blank(value: Any, tokens: Tokens) -> int:
-    index, (vocabulary, blanks, _) = integer("blank", value), tokens
-    if not -vocabulary <= index < vocabulary:
-        raise ValueError(
-            f"blank is {index}, but it must be between {-vocabulary} and {vocabulary - 1}"
-            + tokens.lacking(max(index + 1, -index))
-        )
-    if index % vocabulary < blanks - 1:
-        raise ValueError(
-            f"blank is {index}, but the transducer has {blanks - 1} more blanks in front of it: it "
-            f"must be between {blanks - 1} and {vocabulary - 1}"
-        )
-    return index % vocabulary
 
 
 def seed(name: str, value: Any) -> int:

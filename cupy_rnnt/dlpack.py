@@ -120,11 +120,24 @@ def detached(value: ArrayLike) -> ArrayLike:
     return value.detach() if getattr(value, "requires_grad", False) is True else value
 
 
+def _is_compiled(value: ArrayLike) -> bool:
+    """Whether an array is a tensor that stands for others while PyTorch traces a function."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return False
+    return bool(torch.compiler.is_compiling())
+
+
 def imported(value: ArrayLike) -> DeviceArray:
     """The memory of an object with ``__dlpack__``, as an array of NumPy, or of CuPy on the object's
     device and CuPy's current stream there."""
     if getattr(value, "is_nested", False) is True:  # PyTorch speaks of an internal error
         raise BufferError("it is nested: pass torch.nested.to_padded_tensor(tensor, 0)")
+    if _is_compiled(value):
+        raise BufferError(
+            "torch.compile traces it: call this function outside of the compiled one, or a loss by "
+            "cupy_rnnt.torch"
+        )
     device_type, _ = value.__dlpack_device__()
     if device_type in _ON_HOST:
         library: Any = np

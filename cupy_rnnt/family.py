@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .topology import BLANK, LABEL, Arc, Score, Topology, integer
+from .topology import BLANK, LABEL, Arc, Score, Topology, integers
 from .transducer import NAMED, Head, Transducer
 
 
@@ -20,7 +20,8 @@ def tdt(durations: Iterable[int] = (0, 1, 2, 3, 4), sigma: float = 0.0) -> Trans
     Parameters
     ----------
     durations : iterable of int
-        Frames that arcs take, increasing, with or without 0.
+        Frames that arcs take, increasing, with or without 0. Those that are longer than all samples
+        of a batch take neither time nor memory for its lattices.
     sigma : float
         Is subtracted from the log-probability of every token, not from that of a duration: the
         logit under-normalization of the paper, which prefers long durations.
@@ -67,11 +68,15 @@ def tdt(durations: Iterable[int] = (0, 1, 2, 3, 4), sigma: float = 0.0) -> Trans
     return Transducer(Topology((*waiting, *emitting)), heads, sigma)
 
 
-def multi_blank(durations: Iterable[int] = (2, 4, 8), sigma: float = 0.0) -> Transducer:
+def multi_blank(
+    durations: Iterable[int] = (2, 4, 8),
+    sigma: float = 0.0,
+    blank_columns: Iterable[int] | None = None,
+) -> Transducer:
     """Multi-blank transducer: beside the blank, which takes one frame, big blanks take more.
 
     The big blank of ``durations[i]`` frames is column ``blank - 1 - i`` of a row of logits, as in
-    NeMo: big blanks are in front of the blank. They are part of the vocabulary V, and one softmax
+    NeMo, or column ``blank_columns[i]``. Big blanks are part of the vocabulary V, and one softmax
     is over all of it. A label takes no frame. The last arc of a path is a blank that leads exactly
     to the end of the frames.
 
@@ -82,6 +87,9 @@ def multi_blank(durations: Iterable[int] = (2, 4, 8), sigma: float = 0.0) -> Tra
     sigma : float
         Is subtracted from every log-probability: the logit under-normalization of the paper, which
         prefers long blanks.
+    blank_columns : iterable of int, optional
+        Columns of the big blanks, in the order of `durations`, in ``[-V, V)``; they differ from
+        each other and from the column of the blank. By default they are those in front of it.
 
     Returns
     -------
@@ -91,10 +99,11 @@ def multi_blank(durations: Iterable[int] = (2, 4, 8), sigma: float = 0.0) -> Tra
     Raises
     ------
     ValueError
-        If `durations` are empty, do not increase or begin below 2, or if `sigma` is negative or not
-        finite.
+        If `durations` are empty, do not increase or begin below 2, if `sigma` is negative or not
+        finite, or if there are not as many `blank_columns` as durations. A loss refuses columns
+        that are out of range or not distinct.
     TypeError
-        If a duration is no integer, or `sigma` is no number.
+        If a duration or a column is no integer, or `sigma` is no number.
 
     References
     ----------
@@ -114,28 +123,22 @@ def multi_blank(durations: Iterable[int] = (2, 4, 8), sigma: float = 0.0) -> Tra
     frames = _checked(durations, 2, "the blank itself takes 1 frame, and big blanks take more")
     big = [Arc(d, 0, (Score("blank", 1 + i),)) for i, d in enumerate(frames)]
     wait, emit = NAMED["regular"].topology.arcs
-    return Transducer(Topology((wait, *big, emit)), sigma=sigma)
+    columns = None if blank_columns is None else integers("blank_columns", blank_columns)
+    return Transducer(Topology((wait, *big, emit)), sigma=sigma, blank_columns=columns)
 
 
-def _checked(durations: Any, least: int, reason: str) -> list[int]:
+def _checked(durations: Any, least: int, reason: str) -> tuple[int, ...]:
     """Durations that increase from `least` or more; at least one."""
-    try:
-        values = list(durations)
-    except TypeError:
-        raise TypeError(f"durations is {durations!r}, but a list of integers is needed") from None
-    if not values:
+    frames = integers("durations", durations)
+    if not frames:
         raise ValueError(f"durations is {durations!r}, but at least one is needed")
-    frames: list[int] = []
-    for i, value in enumerate(values):
+    for i, duration in enumerate(frames):
         name = f"durations[{i}]"
-        if isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}, but an integer is needed")
-        frames.append(integer(name, value))
-        if frames[i] < least:
-            raise ValueError(f"{name} is {frames[i]}, but it must be at least {least}: {reason}")
-        if i and frames[i] <= frames[i - 1]:
+        if duration < least:
+            raise ValueError(f"{name} is {duration}, but it must be at least {least}: {reason}")
+        if i and duration <= frames[i - 1]:
             raise ValueError(
-                f"{name} is {frames[i]}, but durations must increase: it must be above "
+                f"{name} is {duration}, but durations must increase: it must be above "
                 f"durations[{i - 1}], which is {frames[i - 1]}"
             )
     return frames

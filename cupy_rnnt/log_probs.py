@@ -50,7 +50,7 @@ def joint_rnnt_log_probs(
     Parameters
     ----------
     encoder_out, predictor_out, weight, bias, targets, logit_lengths, target_lengths, blank, \
-activation, transducer, max_workspace_bytes, progress
+activation, dropout, seed, transducer, max_workspace_bytes, progress
         As for :func:`joint_rnnt_loss`. The workspace holds some tiles, and beside them a few
         vectors of length H for each frame and position of one sample.
 

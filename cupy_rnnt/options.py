@@ -17,6 +17,7 @@ import numpy as np
 
 from . import checks
 from .ops.numpy.activations import ACTIVATIONS
+from .tokens import Tokens
 from .transducer import NAMED, Transducer, transducer_of
 
 Progress = Callable[[int, int], object]
@@ -63,6 +64,8 @@ class ScoreKeywords(TypedDict, total=False):
     """What the functions of scores take by keyword."""
 
     activation: str
+    dropout: float
+    seed: int
     transducer: str | Transducer
     max_workspace_bytes: int | None
 
@@ -130,9 +133,9 @@ class Options:
             values["tolerance"] = default_tolerance(dtype)
         return Options(**values)
 
-    def tokens(self, width: int) -> checks.Tokens:
+    def tokens(self, width: int) -> Tokens:
         """What a row of `width` logits holds."""
-        return checks.Tokens.of(width, self.transducer.blanks, self.transducer.durations)
+        return Tokens.of(width, self.transducer)
 
     def values(self) -> dict[str, Any]:
         """The value of every keyword, by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import checks
-from .batch import Batch
+from .batch import BandLike, Batch
 from .dlpack import detached, exported
 from .engine import DenseOccupancies, KeptCells, scan
 from .engine.sources import Source
@@ -31,6 +31,7 @@ def rnnt_posteriors(
     fused_log_softmax: bool = True,
     *,
     dense: bool = True,
+    band: BandLike = None,
     **options: Unpack[PosteriorKeywords],
 ) -> Any:
     """Occupancies of the scores of all cells, of given logits.
@@ -49,6 +50,8 @@ def rnnt_posteriors(
     fused_log_softmax : bool
     dense : bool
         Whether to return an entry for every cell, and not only for those that are kept.
+    band : (first, width), optional
+        Which cells exist; the others have no occupancy.
     transducer : str or Transducer
     delay_penalty : float
     tolerance : float, optional
@@ -95,6 +98,7 @@ def rnnt_posteriors(
         target_lengths,
         blank=blank,
         fused_log_softmax=fused_log_softmax,
+        band=band,
         **options,
     )
     with operations_for(call.logits).device_of(call.logits):
@@ -119,6 +123,7 @@ def joint_rnnt_posteriors(
     blank: int = -1,
     *,
     dense: bool = True,
+    band: BandLike = None,
     **options: Unpack[JointPosteriorKeywords],
 ) -> Any:
     """Occupancies of the scores of all cells, of a joint network.
@@ -137,6 +142,8 @@ def joint_rnnt_posteriors(
     blank : int
     dense : bool
         Whether to return an entry for every cell, and not only for those that are kept.
+    band : (first, width), optional
+        Which cells exist; the others have no occupancy.
     transducer : str or Transducer
     delay_penalty : float
     tolerance : float, optional
@@ -183,6 +190,7 @@ def joint_rnnt_posteriors(
         logit_lengths,
         target_lengths,
         blank=blank,
+        band=band,
         **options,
     )
     inputs = call.inputs

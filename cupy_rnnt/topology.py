@@ -126,6 +126,20 @@ class Topology:
         """How many anti-diagonals ``t + u`` the longest arc crosses."""
         return max(arc.frames + arc.labels for arc in self.arcs)
 
+    def within(self, frames: int) -> Topology:
+        """The same scores, and the arcs that can be on a path of at most so many frames: lattices
+        hold as much as the longest arc crosses. If none can end a path, the only arc is one that
+        does not fit either."""
+        arcs = tuple(arc for arc in self.arcs if arc.frames <= frames)
+        if arcs == self.arcs:
+            return self
+        if not any(arc.ends and arc.frames for arc in arcs):
+            shortest = min((arc for arc in self.arcs if arc.ends), key=lambda arc: arc.frames)
+            arcs = (shortest._replace(frames=1 << frames.bit_length()),)  # of few lengths
+        within = Topology(arcs)
+        within.__dict__["scores"] = self.scores  # in the place of the cached ones
+        return within
+
     @cached_property
     def looks_aside(self) -> bool:
         """Whether some arc reads the score of a second cell."""
@@ -180,6 +194,18 @@ def boolean(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is {value!r}, but True or False is needed")
     return bool(value)
+
+
+def integers(name: str, values: Any) -> tuple[int, ...]:
+    """Integers of any iterable."""
+    try:
+        listed = list(values)
+    except TypeError:
+        raise TypeError(f"{name} is {values!r}, but a list of integers is needed") from None
+    for i, value in enumerate(listed):
+        if isinstance(value, bool):
+            raise TypeError(f"{name}[{i}] is {value!r}, but an integer is needed")
+    return tuple(integer(f"{name}[{i}]", value) for i, value in enumerate(listed))
 
 
 def integer(name: str, value: Any) -> int:

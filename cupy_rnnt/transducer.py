@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .topology import BLANK, KINDS, LABEL, Arc, Score, Topology, boolean, check_entries
+from .topology import BLANK, KINDS, LABEL, Arc, Score, Topology, boolean, check_entries, integers
 
 LABEL_COLUMN = -1
 """In :attr:`Row.columns`: the column of the next label of the cell, which differs by row."""
@@ -91,9 +91,10 @@ class Transducer:
     scores of tokens, also from log-probabilities that are given as such.
 
     Tokens come first in a row of logits: labels and blanks. Score ``("blank", i)`` is in column
-    ``blank - i``. Durations follow: score ``("duration", i)`` is in the i-th column behind the
-    tokens. The largest numbers in the arcs say how many columns of either kind there are. V is the
-    number of tokens, and an index of the blank below 0 counts from their end.
+    ``blank - i`` or, with `blank_columns`, for i above 0 in column ``blank_columns[i - 1]``.
+    Durations follow: score ``("duration", i)`` is in the i-th column behind the tokens. The largest
+    numbers in the arcs say how many columns of either kind there are. V is the number of tokens,
+    and the index of a blank below 0 counts from their end.
 
     By default one head is a softmax over the whole row. A kind of score that no head charges counts
     as it is in the row.
@@ -103,8 +104,9 @@ class Transducer:
     TypeError
         If an argument is not of its type.
     ValueError
-        If a kind of score is in two heads, or is unknown, if a head is over no column, or if
-        `sigma` is not finite or below 0.
+        If a kind of score is in two heads, or is unknown, if a head is over no column, if `sigma`
+        is not finite or below 0, or if there is not one of `blank_columns` for each blank but the
+        first. A loss refuses columns that are out of range or not distinct.
 
     Examples
     --------
@@ -125,6 +127,7 @@ class Transducer:
     topology: Topology
     heads: tuple[Head, ...] = SOFTMAX
     sigma: float = 0.0
+    blank_columns: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, value, kind in ("topology", self.topology, Topology), ("sigma", self.sigma, Real):
@@ -148,6 +151,14 @@ class Transducer:
                 raise ValueError(f"heads[{g}] is over the columns of {head.kinds}, but none exists")
         if not 0 <= self.sigma < np.inf:
             raise ValueError(f"sigma is {self.sigma}, but it must be finite and at least 0")
+        if self.blank_columns is not None:
+            columns = integers("blank_columns", self.blank_columns)
+            object.__setattr__(self, "blank_columns", columns)
+            if len(columns) != self.blanks - 1:
+                raise ValueError(
+                    f"blank_columns is {columns}, but {self.blanks - 1} are needed: one for each "
+                    "blank but the first"
+                )
 
     @cached_property
     def blanks(self) -> int:
@@ -162,6 +173,11 @@ class Transducer:
     def _count(self, kind: str) -> int:
         numbers = [score.number for score in self.topology.scores if score.kind == kind]
         return 1 + max(numbers, default=-1)
+
+    def within(self, frames: int) -> Transducer:
+        """What it is for samples of at most so many frames."""
+        topology = self.topology.within(frames)
+        return self if topology is self.topology else replace(self, topology=topology)
 
     @cached_property
     def normalises(self) -> bool:
@@ -206,22 +222,29 @@ class Transducer:
                 return True
         return False
 
+    def columns_of_blanks(self, tokens: int, blank: int) -> tuple[int, ...]:
+        """Which of the tokens are blanks, in the order of their numbers."""
+        if self.blank_columns is None:
+            return tuple(range(blank, blank - self.blanks, -1))
+        return blank, *(v + tokens if v < 0 else v for v in self.blank_columns)
+
     def row(self, width: int, blank: int, normalised: bool = False) -> Row:
         """The scores in a row of `width` logits whose blank is column `blank`; without heads if the
         logits are `normalised`, that is, log-probabilities already."""
-        tokens, blanks = width - self.durations, self.blanks
+        tokens = width - self.durations
+        blanks = self.columns_of_blanks(tokens, blank)
+        ends = sorted(blanks)
         of_kind = {
-            "blank": [(blank - blanks + 1, blank + 1)],
-            "label": [(0, blank - blanks + 1), (blank + 1, tokens)],
+            "blank": [(column, column + 1) for column in blanks],
+            "label": list(zip((0, *(end + 1 for end in ends)), (*ends, tokens), strict=True)),
             "duration": [(tokens, width)],
         }
-        first = {"blank": blank, "label": LABEL_COLUMN, "duration": tokens}
-        step = {"blank": -1, "label": 0, "duration": 1}
+        columns = {"blank": blanks, "label": (LABEL_COLUMN,), "duration": range(tokens, width)}
         scores = self.topology.scores
         heads = () if normalised else self.heads
         return Row(
             width,
-            tuple(first[score.kind] + step[score.kind] * score.number for score in scores),
+            tuple(columns[score.kind][score.number] for score in scores),
             tuple(
                 RowHead(
                     _joined(of_kind[kind] for kind in head.kinds), head.zero, "label" in head.kinds
@@ -247,10 +270,11 @@ class Transducer:
         if text in NAMED:
             return NAMED[text]
         try:
-            (arcs,), heads, sigma = json.loads(text)
+            (arcs,), heads, sigma, columns = json.loads(text)
         except ValueError:
             raise ValueError(f"text is {text!r}, but that of a transducer is needed") from None
-        return Transducer(Topology(tuple(map(_arc, arcs))), tuple(map(_head, heads)), sigma)
+        topology = Topology(tuple(map(_arc, arcs)))
+        return Transducer(topology, tuple(map(_head, heads)), sigma, columns)
 
 
 def _arc(fields: list[Any]) -> Arc:

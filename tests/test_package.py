@@ -122,7 +122,7 @@ def test_public_names_of_the_torch_adapter():
 
 def test_public_names_of_the_jax_adapter():
     adapter = pytest.importorskip("jax") and pytest.importorskip("cupy_rnnt.jax")
-    assert set(adapter.__all__) == set(OF_ADAPTERS)
+    assert set(adapter.__all__) == {*OF_ADAPTERS, "additive_rnnt_loss"}
 
 
 def defaults(module, name):
@@ -184,7 +184,7 @@ def test_every_parameter_is_documented(function):
     assert_documented(function)
 
 
-@pytest.mark.parametrize("name", OF_ADAPTERS)
+@pytest.mark.parametrize("name", [*OF_ADAPTERS, "additive_rnnt_loss"])
 def test_every_parameter_of_the_jax_adapter_is_documented(name):
     pytest.importorskip("jax")
     import cupy_rnnt.jax as adapter

@@ -15,7 +15,7 @@ from ..batch import Batch
 from ..ops import Operations
 from ..ops.types import Sizes
 from ..options import Options
-from ..transducer import Row
+from ..transducer import Row, Transducer
 
 _SMALL_ROWS = 64  # a smaller tile is not worth it, even if workers then have unequal counts
 ROW_BYTES = 512
@@ -63,6 +63,8 @@ class Plan:
 
     Attributes
     ----------
+    transducer : Transducer
+        That of the lattices, without the arcs that are longer than all samples.
     workers : int
         Tiles computed at once.
     rows : int
@@ -78,6 +80,7 @@ class Plan:
         Planned peak of what is allocated beyond the arguments and the results.
     """
 
+    transducer: Transducer
     workers: int
     rows: int
     groups: list[Group]
@@ -159,7 +162,9 @@ def make_plan(
     ValueError
         If not even one worker with tiles of one row fits.
     """
-    ops, sizes, topology = source.ops, source.ops.sizes, options.transducer.topology
+    ops, sizes = source.ops, source.ops.sizes
+    transducer = options.transducer.within(int(batch.frames.max()))
+    topology = transducer.topology
     budget = workspace_budget(options, sizes)
     scores, heads = len(topology.scores), len(source.row.heads)
     # The log-sum-exps are held of all cells and again of the kept cells, whose occupancies are too.
@@ -213,6 +218,7 @@ def make_plan(
     all_rows = max(extent.cells for _, extent in groups)
     stored = min(most, all_rows) if most >= min(sizes.least_stored, all_rows) else 0
     return Plan(
+        transducer=transducer,
         workers=workers,
         rows=rows,
         groups=[group for group, _ in groups],

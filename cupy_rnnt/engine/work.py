@@ -59,7 +59,7 @@ class Work:
     def lengths(self, group: Group) -> Lengths:
         samples = slice(group.start, group.stop)
         frames, positions = self.batch.frames[samples], self.batch.positions[samples]
-        arcs = self.options.transducer.topology.path_arcs(frames, positions - 1)
+        arcs = self.plan.transducer.topology.path_arcs(frames, positions - 1)
         cells = self.batch.counts(group.start, group.stop)
         return Lengths(int(self.batch.offsets[group.start]), frames, positions, *arcs, cells)
 
@@ -103,7 +103,7 @@ class LatticeWork(Work):
         options, dtype = self.options, self.source.dtype
         form = frames, positions, self.plan.gradient, options.delay_penalty, dtype
         make = self.goal.lattice(self.source.ops, bounded)
-        return make(options.transducer, *form, group.start, first)
+        return make(self.plan.transducer, *form, group.start, first)
 
     def leave_out(self, lattice: Any, group: Group) -> None:
         """Tell the lattice of a group which cells are outside the band."""

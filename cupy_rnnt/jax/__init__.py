@@ -35,29 +35,24 @@ aborts the process.
 
 from __future__ import annotations
 
-import atexit
-from contextlib import suppress
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental.buffer_callback import buffer_callback
 
 from .. import joint
 from .. import logits as logits_front
 from ..batch import INTEGERS, BandLike
-from ..ops.types import ArrayLike, Shape, compute_dtype
+from ..ops.types import ArrayLike
 from ..options import JointKeywords, Keywords, ScoreKeywords, spells_out
-from ..results import divisor
-from .arguments import Arrays, arrays_of, integers_of, seeds_of, stand_ins
-from .callbacks import JointLoss, JointScores, LogitsLoss, Loss, PackedLogitsLoss
+from .additive import additive_rnnt_loss
+from .arguments import arrays_of, integers_of, seeds_of, stand_ins
+from .callbacks import JointLoss, JointScores, LogitsLoss, PackedLogitsLoss
+from .differentiated import everywhere, loss_of, scores_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["joint_rnnt_log_probs", "joint_rnnt_loss", "rnnt_loss"]
+__all__ = ["additive_rnnt_loss", "joint_rnnt_log_probs", "joint_rnnt_loss", "rnnt_loss"]
 
 
 @spells_out(Keywords)
@@ -124,7 +119,7 @@ zero_infinity, tolerance, max_workspace_bytes
         **options,
     )
     kind = PackedLogitsLoss if call.logits.ndim == 2 else LogitsLoss
-    result: jax.Array = _everywhere(_loss, kind(call.options), inputs, integers)
+    (result,) = everywhere(loss_of, kind(call.options), inputs, integers)
     return result
 
 
@@ -203,8 +198,7 @@ fastemit_lambda, zero_infinity, tolerance, max_workspace_bytes
         reduction=reduction,
         **options,
     )
-    loss = JointLoss(call.options)
-    result: jax.Array = _everywhere(_loss, loss, inputs, integers + seeds)
+    (result,) = everywhere(loss_of, JointLoss(call.options), inputs, integers + seeds)
     return result
 
 
@@ -227,7 +221,7 @@ def joint_rnnt_log_probs(
     Parameters
     ----------
     encoder_out, predictor_out, weight, bias, targets, logit_lengths, target_lengths, blank, \
-activation, transducer, max_workspace_bytes
+activation, dropout, seed, transducer, max_workspace_bytes
         As for :func:`joint_rnnt_loss`.
 
     Returns
@@ -254,116 +248,7 @@ activation, transducer, max_workspace_bytes
     """
     inputs = arrays_of(JointScores.names, encoder_out, predictor_out, weight, bias)
     integers = arrays_of(INTEGERS, targets, logit_lengths, target_lengths)
+    seeds = seeds_of(options, encoder_out)
     call = joint.checked(**stand_ins(JointScores, inputs, integers), blank=blank, **options)
-    result: jax.Array = _everywhere(_scores, JointScores(call.options), inputs, integers)
+    (result,) = everywhere(scores_of, JointScores(call.options), inputs, integers + seeds)
     return result
-
-
-# Within jax.shard_map, a type says over which axes of the mesh a value varies.
-
-
-def _axes(*trees: Any) -> frozenset[Any]:
-    types = map(jax.typeof, jax.tree.leaves(trees))
-    return frozenset().union(*(kind.manual_axis_type.varying for kind in types))
-
-
-def _everywhere(function: Any, loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
-    """The loss, by `function`, of inputs that vary over the same axes, from which JAX knows that it
-    has to add up the gradients of parameters."""
-    axes = _axes(inputs, integers)
-
-    def varying(x: jax.Array) -> Any:
-        return jax.lax.pcast(x, tuple(axes - _axes(x)), to="varying")
-
-    return function(loss, jax.tree.map(varying, inputs), integers)
-
-
-def _call(
-    loss: Loss,
-    results: tuple[Any, Any],
-    inputs: Arrays,
-    integers: Arrays,
-    weights: jax.Array | None = None,
-) -> Any:
-    """Loss and gradients in the types that `results` names; what is None there is not computed."""
-    _wait_at_exit()
-    computed = buffer_callback(loss, results, vmap_method="expand_dims")(inputs, integers, weights)
-    axes = tuple(_axes(inputs, integers, weights))
-    return jax.lax.pcast(computed, axes, to="varying")  # the callback forgets about them
-
-
-@cache
-def _wait_at_exit() -> None:
-    """Let Python end only when all results that a variable holds are complete: a step that called
-    into Python after its end would abort the process."""
-
-    @atexit.register
-    def wait() -> None:  # runs before JAX takes down its backends, which it registered earlier
-        for array in jax.live_arrays():  # type: ignore[no-untyped-call]
-            with suppress(Exception):  # the step failed, and no caller asked for its result
-                array.block_until_ready()
-
-
-def _type(shape: Shape, dtype: np.dtype) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
-
-
-def _type_of_loss(loss: Loss, inputs: Arrays, integers: Arrays) -> jax.ShapeDtypeStruct:
-    shape = integers[1].shape if loss.options.reduction == "none" else ()
-    return _type(shape, compute_dtype(inputs[0].dtype))
-
-
-def _types_of(inputs: Arrays) -> Any:
-    return jax.tree.map(lambda x: _type(x.shape, x.dtype), inputs)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(loss: Loss, inputs: Arrays, integers: Arrays) -> Any:
-    return _call(loss, (_type_of_loss(loss, inputs, integers), None), inputs, integers)[0]
-
-
-def _loss_forward(loss: Loss, inputs: Arrays, integers: Arrays) -> tuple[Any, Any]:
-    if loss.options.reduction == "none" or inputs[0].dtype == jnp.float16:
-        return _loss(loss, inputs, integers), (None, inputs, integers)
-    types = _type_of_loss(loss, inputs, integers), _types_of(inputs)
-    result, gradients = _call(loss, types, inputs, integers)
-    return result, (gradients, None, None)
-
-
-def _scaled(upstream: jax.Array, gradient: jax.Array) -> jax.Array:
-    """``upstream * gradient`` in the dtype of the loss, cast to that of the gradient at the end."""
-    return (upstream * gradient.astype(upstream.dtype)).astype(gradient.dtype)
-
-
-def _loss_backward(loss: Loss, saved: Any, upstream: jax.Array) -> tuple[Any, None]:
-    gradients, inputs, integers = saved
-    if gradients is not None:
-        return jax.tree.map(partial(_scaled, upstream), gradients), None
-    target_lengths = integers[len(INTEGERS) - 1]
-    count = jnp.asarray(divisor(loss.options.reduction, target_lengths), upstream.dtype)
-    weights = jnp.broadcast_to(upstream / count, target_lengths.shape)
-    return _call(loss, (None, _types_of(inputs)), inputs, integers, weights)[1], None
-
-
-_loss.defvjp(_loss_forward, _loss_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(scores: JointScores, inputs: Arrays, integers: Arrays) -> Any:
-    encoder_out, predictor_out, *_ = inputs
-    count = len(scores.options.transducer.topology.scores)
-    shape = *encoder_out.shape[:2], predictor_out.shape[1], count
-    result = _type(shape, compute_dtype(encoder_out.dtype))
-    return _call(scores, (result, None), inputs, integers)[0]
-
-
-def _scores_forward(scores: JointScores, inputs: Arrays, integers: Arrays) -> tuple[Any, Any]:
-    return _scores(scores, inputs, integers), (inputs, integers)
-
-
-def _scores_backward(scores: JointScores, saved: Any, upstream: jax.Array) -> tuple[Any, None]:
-    inputs, integers = saved
-    return _call(scores, (None, _types_of(inputs)), inputs, integers, upstream)[1], None
-
-
-_scores.defvjp(_scores_forward, _scores_backward)

@@ -57,6 +57,15 @@ class Loss:
         """The source of the logits, which writes to `gradients`, if any."""
         raise NotImplementedError
 
+    def shapes(self, inputs: Any, integers: Any) -> tuple[Shape, ...]:
+        """Of the results."""
+        return (integers[1].shape if self.options.reduction == "none" else (),)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a sample depends on the other samples of its batch, or on its number there."""
+        return self.options.dropout > 0
+
     def __call__(
         self, context: Any, results: Any, inputs: Any, integers: Any, weights: Any
     ) -> None:
@@ -66,7 +75,7 @@ class Loss:
         ----------
         context : jax.experimental.buffer_callback.ExecutionContext
         results : tuple
-            Loss and gradients of the inputs; what is None is not computed.
+            Results, the loss first, and gradients of the inputs; what is None is not computed.
         inputs, integers : tuple
             Floating arguments; targets, lengths and, unless the options have it, the seed of each
             sample, the same for all.
@@ -75,9 +84,9 @@ class Loss:
         """
         try:
             with _current(context, inputs[0]) as view:
-                result, gradients = results
+                values, gradients = results
                 self._compute_mapped(
-                    view(result),
+                    tuple(map(view, values)),
                     gradients and tuple(map(view, gradients)),
                     tuple(map(view, inputs)),
                     tuple(map(view, integers)),
@@ -91,7 +100,7 @@ class Loss:
 
     def _compute_mapped(
         self,
-        result: DeviceArray,
+        results: Arrays,
         gradients: Arrays | None,
         inputs: Arrays,
         integers: Arrays,
@@ -99,37 +108,30 @@ class Loss:
     ) -> None:
         """Compute all instances that ``vmap`` made: as one batch, if they share the parameters, and
         the gradients of these, if there are any. With dropout each is a call, as the number of a
-        sample in its batch says what is dropped."""
+        sample in its batch says what is dropped; and so it is where a loss mixes samples."""
         count = inputs[0].ndim - self.rank
-        mapped = (result if gradients is None else gradients[0]).shape[:count]
+        mapped = (*results, *(gradients or ()))[0].shape[:count]
         parameters = (inputs if gradients is None else gradients)[self.batched :]
 
-        def compute(mapped: Shape, result: DeviceArray, rows: _View, parameter: _View) -> None:
+        def compute(mapped: Shape, results: Arrays, rows: _View, parameter: _View) -> None:
             def split(arrays: Arrays) -> Arrays:
                 batched = map(rows, arrays[: self.batched])
                 return *batched, *map(parameter, arrays[self.batched :])
 
             into = gradients and split(gradients)
             labels_and_lengths = tuple(map(rows, integers))
-            self._compute(mapped, result, into, split(inputs), labels_and_lengths, rows(weights))
+            self._compute(mapped, results, into, split(inputs), labels_and_lengths, rows(weights))
 
         is_shared = all(prod(x.shape[:count]) == 1 for x in parameters if x is not None)
-        if is_shared and not (mapped and self.options.dropout):
-            compute(mapped, result, partial(_merged, mapped), partial(_without_axes, count))
+        if is_shared and not (mapped and self.mixes):
+            compute(mapped, results, partial(_merged, mapped), partial(_without_axes, count))
             return
         for index in np.ndindex(mapped):
             pick = partial(_picked, index)
-            compute((), pick(result), pick, pick)
+            compute((), tuple(map(pick, results)), pick, pick)
 
-    def _compute(
-        self,
-        mapped: Shape,
-        result: DeviceArray,
-        gradients: Arrays | None,
-        inputs: Arrays,
-        integers: Arrays,
-        weights: DeviceArray,
-    ) -> None:
+    def _named(self, inputs: Arrays, integers: Arrays) -> dict[str, Any]:
+        """All arguments of the call, by name."""
         count = len(INTEGERS)
         lattice, rest = integers[:count], integers[count:]
         band, seeds = (rest[:2], rest[2:]) if len(rest) > 1 else ((), rest)
@@ -137,18 +139,37 @@ class Loss:
         named |= self.options.values() | {"band": band or None}
         if seeds:
             named["seed"] = int(seeds[0][0])
-        call = self.checked(named)
+        return named
+
+    def _compute(
+        self,
+        mapped: Shape,
+        results: Arrays,
+        gradients: Arrays | None,
+        inputs: Arrays,
+        integers: Arrays,
+        weights: DeviceArray,
+    ) -> None:
+        call = self.checked(self._named(inputs, integers))
         source = self.source(call, gradients)
-        reduction, labels = self.options.reduction, call.batch.label_counts.reshape(*mapped, -1)
-        if gradients is not None and weights is None:
-            weights = weights_of(reduction, None, labels, source.dtype).reshape(-1)
-        elif gradients is not None:
-            weights = weights.astype(np.float64)
+        labels = call.batch.label_counts.reshape(*mapped, -1)
+        if gradients is not None:
+            weights = self._weights(weights, labels, source.dtype)
         costs = run(source, call.batch, call.options, weights).costs
-        if result is not None:
+        if results:
             if isinstance(source, LogitsSource):
                 logits_front.warn_if_misnamed(source)
-            result[...] = reduced(costs.reshape(labels.shape), reduction, labels, source.dtype)
+            results[0][...] = self._reduced(costs, labels, source.dtype)
+
+    def _weights(self, weights: DeviceArray, labels: HostArray, dtype: np.dtype) -> DeviceArray:
+        """Weights of all costs, float64, (n,): those from above or those of the reduction."""
+        if weights is None:
+            return weights_of(self.options.reduction, None, labels, dtype).reshape(-1)
+        return weights.astype(np.float64)
+
+    def _reduced(self, costs: DeviceArray, labels: HostArray, dtype: np.dtype) -> DeviceArray:
+        """The loss of each instance, of costs (n,) and label counts (*mapped, B)."""
+        return reduced(costs.reshape(labels.shape), self.options.reduction, labels, dtype)
 
 
 class LogitsLoss(Loss):
@@ -194,20 +215,25 @@ class JointScores(JointLoss):
     """The scores of the cells of a joint network, in the place of a loss. What comes from above has
     their shape, as weights have that of the costs."""
 
+    def shapes(self, inputs: Any, integers: Any) -> tuple[Shape, ...]:
+        encoder_out, predictor_out, *_ = inputs
+        count = len(self.options.transducer.topology.scores)
+        return ((*encoder_out.shape[:2], predictor_out.shape[1], count),)
+
     def _compute(
         self,
         mapped: Shape,
-        result: DeviceArray,
+        results: Arrays,
         gradients: Arrays | None,
         inputs: Arrays,
         integers: Arrays,
         weights: DeviceArray,
     ) -> None:
-        named = dict(zip((*self.names, *INTEGERS), (*inputs, *integers), strict=True))
-        call = self.checked(named | self.options.values())
+        call = self.checked(self._named(inputs, integers))
         source = self.source(call, gradients)
         scores = Scores(source, call.batch, call.options, gradient=gradients is not None)
         if gradients is None:
+            (result,) = results
             result.fill(0)
             scores.write(_merged(mapped, result))
         else:

@@ -110,7 +110,7 @@ def joint_rnnt_log_probs(
     Parameters
     ----------
     encoder_out, predictor_out, weight, bias, targets, logit_lengths, target_lengths, blank, \
-activation, transducer, max_workspace_bytes
+activation, dropout, seed, transducer, max_workspace_bytes
         As for :func:`joint_rnnt_loss`.
 
     Returns

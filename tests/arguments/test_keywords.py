@@ -28,7 +28,7 @@ ONLY_BY_KEYWORD = {
     "joint_rnnt_loss": ["band", *COMMON, *OF_JOINT, *REPORTING],
     "joint_rnnt_loss_and_grad": ["cost_weights", "band", *COMMON, *OF_JOINT, *REPORTING],
 }
-OF_SCORES = ["activation", "transducer", "max_workspace_bytes", "progress"]
+OF_SCORES = [*OF_JOINT, "transducer", "max_workspace_bytes", "progress"]
 ONLY_BY_KEYWORD_OF_SCORES = {
     "joint_rnnt_log_probs": OF_SCORES,
     "joint_rnnt_log_probs_grad": ["grad", *OF_SCORES],

@@ -17,6 +17,7 @@ class BandedSample(NamedTuple):
     """Bool (T, S)."""
 
     logits = property(lambda self: self.sample.logits)
+    labels = property(lambda self: self.sample.labels)
     transducer = property(lambda self: self.sample.transducer)
     delay_penalty = property(lambda self: self.sample.delay_penalty)
 
@@ -24,6 +25,9 @@ class BandedSample(NamedTuple):
         if not self.inside[t, u]:
             return -np.inf, np.zeros(self.logits.shape[-1])
         return self.sample.score(score, t, u)
+
+    def scores(self):
+        return np.where(self.inside, self.sample.scores(), -np.inf)
 
     @property
     def poisoned(self) -> Sample:

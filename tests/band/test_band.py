@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import cupy_rnnt
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch
-from cupy_rnnt.checks import Tokens
+from cupy_rnnt.tokens import Tokens
 
 from ..device_calls import examples, joint_rnnt_loss, joint_rnnt_loss_and_grad, rnnt_loss_and_grad
 from ..engine.selection.cases import selecting

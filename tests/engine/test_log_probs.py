@@ -175,16 +175,19 @@ SHAPES = {
     shape=st.fixed_dictionaries(SHAPES),
     dtype=st.sampled_from(DTYPES),
     activation=st.sampled_from(list(ACTIVATIONS)),
+    dropout=st.sampled_from([0.0, 0.3]),
     bias=st.booleans(),
     spare_bytes=st.sampled_from([0, 2000, 20000, 10**9]),
     threads=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_loss_rebuilt(device, shape, dtype, activation, bias, spare_bytes, threads, seed):
+def test_the_loss_rebuilt(
+    device, shape, dtype, activation, dropout, bias, spare_bytes, threads, seed
+):
     if shape["vocabulary"] == 1:
         shape["labels"] = 0  # only the blank
     case = random_joint_case(np.random.default_rng(seed), **shape, dtype=dtype, bias=bias)
-    options = {"activation": activation}
+    options = {"activation": activation, "dropout": dropout, "seed": seed}
     expected = reference.joint_rnnt_loss_and_grad(*case, **options, reduction="none")
     with threadpool_limits(threads):
         budget = least_budget(joint_rnnt_log_probs, *case, **options) + spare_bytes

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
+from cupy_rnnt import reference, tdt
 from cupy_rnnt.engine.plan import Tiles
 from cupy_rnnt.ops import numpy as cpu
 
@@ -64,6 +65,21 @@ every_shape = pytest.mark.parametrize("shape", SHAPES)
 def shape_for(device, name):
     """Small, where the device may be an emulated one."""
     return (SHAPES if device.name == "numpy" else SMALL_SHAPES)[name]
+
+
+def test_durations_beyond_the_frames_take_no_memory():
+    """The lattice looks back as far as an arc of some path leads, and not to a million frames."""
+    case = random_joint_case(np.random.default_rng(0), *SHAPES["one long sample"])
+    case = case._replace(targets=case.targets % 60, blank=-1)  # tokens, of which there are 67
+    frames = int(case.logit_lengths.max())
+    budgets = [
+        least_budget(joint_rnnt_loss_and_grad, *case, transducer=tdt((0, 1, long)))
+        for long in (frames, frames + 1, 10**6)
+    ]
+    assert budgets[2] == budgets[1] < budgets[0]
+    options = {"max_workspace_bytes": budgets[2], "transducer": tdt((0, 1, 10**6))}
+    expected = reference.joint_rnnt_loss(*case, transducer=options["transducer"])
+    np.testing.assert_allclose(joint_rnnt_loss(*case, **options), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -84,7 +84,8 @@ def buffers(arrays, writeable=False):
 
 
 def call(one, weights=None):
-    (result, given), gradients = buffers([one.result, weights], True), buffers(one.gradients, True)
+    result = () if one.result is None else buffers([one.result], True)
+    (given,), gradients = buffers([weights]), buffers(one.gradients, True)
     one.loss(CONTEXT, (result, gradients), buffers(one.inputs), buffers(one.integers), given)
 
 

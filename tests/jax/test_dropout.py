@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+import cupy_rnnt
+
 from ..tolerances import assert_costs_close, assert_gradients_close
-from .cases import assert_equal_bits, gradient, jax, jnp, made, reference_of
+from .cases import adapter, assert_equal_bits, gradient, jax, jnp, made, reference_of
 
 OPTIONS = {"dropout": 0.3, "reduction": "sum"}
 
@@ -43,6 +47,25 @@ def test_a_seed_may_be_an_array(reduction, caplog):
         expected = gradient(lambda *x, fixed=fixed: batch.loss(*x, **fixed).sum(), batch.inputs)
         assert_equal_bits([value, *found], [wanted, *expected])
     assert step._cache_size() == 1
+
+
+def test_scores_take_a_seed_that_is_an_array():
+    batch = made("joint")
+    lattice = *batch.integers, batch.case.blank
+
+    @jax.jit
+    def total(seed, *inputs):
+        return adapter.joint_rnnt_log_probs(*inputs, *lattice, dropout=0.3, seed=seed).sum()
+
+    for seed in 5, 6:
+        options = {"dropout": 0.3, "seed": seed}
+        scores = cupy_rnnt.joint_rnnt_log_probs(*batch.case, **options)
+        wanted = cupy_rnnt.joint_rnnt_log_probs_grad(
+            *batch.case, grad=np.ones_like(scores), **options
+        )
+        value = total(jnp.uint32(seed), *batch.inputs)
+        np.testing.assert_allclose(value, scores.sum(), rtol=1e-5)
+        assert_equal_bits(gradient(partial(total, jnp.uint32(seed)), batch.inputs), wanted)
 
 
 @pytest.mark.parametrize("mapped_seed", [False, True])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
-from cupy_rnnt.checks import Tokens
+from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.topology import LABEL
 
 from ..device_calls import examples, operations, to_device, to_host

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+import cupy_rnnt
 from cupy_rnnt.options import DEFAULTS
 
 from ..tolerances import assert_gradient_close
@@ -229,6 +230,21 @@ def test_there_is_no_function_transformation(kind):
         torch.func.grad(lambda x: loss_of(kind)(x, *batch.leaves[1:], *batch.rest))(
             batch.leaves[0].detach()
         )
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("name", ["rnnt_alignment", "joint_rnnt_posteriors", "rnnt_loss"])
+def test_functions_of_no_adapter_are_called_outside(name, fullgraph):
+    batch = made("joint" if "joint" in name else "logits")
+    tensors = [leaf.detach() for leaf in batch.leaves]
+
+    def function(*tensors):
+        return getattr(cupy_rnnt, name)(*(2 * x for x in tensors), *batch.rest)
+
+    compiled = torch.compile(function, fullgraph=fullgraph, backend="eager")
+    words = "torch.compile traces it: call this function outside of the compiled one"
+    with pytest.raises(Exception, match=words):
+        compiled(*tensors)
 
 
 def test_seeds_of_dropout_differ_from_call_to_call():

@@ -51,7 +51,7 @@ def test_results_are_those_of_numpy(dtype, bias):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_derivatives_are_those_of_finite_differences(options):
     options = {name: value for name, value in options.items() if name != "delay_penalty"}
-    options["activation"] = "silu"
+    options |= {"activation": "silu", "dropout": 0.3, "seed": 5}
     batch = made("joint", size=2, frames=4, labels=2, vocabulary=8, hidden=3)
     *lattice, _ = batch.rest
     lattice[0].zero_()  # no blank and no duration, whatever the transducer

@@ -46,6 +46,8 @@ class Columns(NamedTuple):
                 count[score.kind] = max(count[score.kind], score.number + 1)
         tokens = list(range(width))[: width - count["duration"]]
         blanks = [tokens[blank] - i for i in range(count["blank"])]
+        if transducer.blank_columns is not None:
+            blanks[1:] = [tokens[column] for column in transducer.blank_columns]
         return Columns(
             {
                 "blank": blanks,
@@ -218,7 +220,10 @@ def transducers(draw, normalising=False) -> Transducer:
             others = (head.charges or ()) if head.zero else ()
             charges = dict.fromkeys((*head.kinds, *others))
             chosen[g] = head._replace(charges=tuple(charges))
-    return Transducer(topology, tuple(chosen), sigma)
+    columns = draw(st.none() | st.permutations([0, 1, -1, -2]))
+    if columns is not None:
+        columns = columns[: Transducer(topology, tuple(chosen)).blanks - 1]
+    return Transducer(topology, tuple(chosen), sigma, columns)
 
 
 def width_of(transducer: Transducer, labels: int) -> int:
@@ -228,9 +233,12 @@ def width_of(transducer: Transducer, labels: int) -> int:
 
 
 def blanks_of(transducer: Transducer, labels: int) -> list[int]:
-    """Where the blank may be in it: the others are in front of it."""
+    """Where the blank may be in it: the others are in front of it, or where they are said to be."""
     blanks = len(Columns.in_a_row(transducer, 99, -1).of["blank"])
-    return [*range(max(blanks - 1, 0), labels + blanks)]
+    if transducer.blank_columns is None:
+        return [*range(max(blanks - 1, 0), labels + blanks)]
+    tokens = range(labels + blanks)
+    return sorted({*tokens} - {tokens[column] for column in transducer.blank_columns})
 
 
 def random_sample(

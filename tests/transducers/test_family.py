@@ -10,7 +10,8 @@ from cupy_rnnt import multi_blank, tdt
 from cupy_rnnt.topology import BLANK, LABEL, Arc, Score
 from cupy_rnnt.transducer import NAMED, SOFTMAX, Head, Transducer
 
-from ..device_calls import joint_rnnt_loss_and_grad, rnnt_loss_and_grad
+from ..device_calls import joint_rnnt_loss_and_grad, rnnt_loss_and_grad, rnnt_posteriors
+from ..engine.selection.cases import selecting
 from ..reference.cases import EXACT
 from .cases import (
     EMIT,
@@ -156,6 +157,59 @@ def test_blanks_and_labels_are_tokens():
         loss_of(7, PLAIN, blank=1)
 
 
+def test_columns_of_big_blanks():
+    """Two frames, no label: a blank twice, or the big blank of two frames; and what is refused."""
+    logits = np.log([[[[0.1, 0.2, 0.3, 0.4]]]]).repeat(2, axis=1)
+
+    def cost(columns, blank, labels=()):
+        transducer, sample = multi_blank((2, 3), 0.0, columns), ([[*labels]], [2], [len(labels)])
+        padded = logits.repeat(1 + len(labels), axis=2)
+        return cupy_rnnt.rnnt_loss(
+            padded, *sample, blank, fused_log_softmax=False, transducer=transducer
+        )
+
+    np.testing.assert_allclose(cost((3, 0), 1), -np.log(0.2**2 + 0.4), **EXACT)
+    np.testing.assert_allclose(cost(np.array([0, -1]), -2), -np.log(0.3**2 + 0.1), **EXACT)
+    assert multi_blank((2, 3), 0.0, (0, -1)) == multi_blank((2, 3), blank_columns=[0, -1])
+    for columns, words in [
+        ((3, 4), r"blank_columns\[1\] is 4, but it must be between -4 and 3"),
+        ((-5, 0), r"blank_columns\[0\] is -5, but it must be between -4 and 3"),
+        ((0, -3), r"blank_columns\[1\] is -3, which is that of the blank"),
+        ((3, -1), r"blank_columns\[1\] is -1, which is that of blank_columns\[0\]"),
+        ((3,), r"blank_columns is \(3,\), but 2 are needed: one for each blank but the first"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            cost(columns, 1)
+    with pytest.raises(ValueError, match=r"targets\[0, 0\] is 3, which is a further blank"):
+        cost((0, 3), 1, [3])
+    with pytest.raises(TypeError, match=r"blank_columns\[1\] is 1.0, but an integer is needed"):
+        cost((0, 1.0), 1)
+    with pytest.raises(TypeError, match="blank_columns is 3, but a list of integers is needed"):
+        cost(3, 1)
+
+
+@pytest.mark.parametrize("front", ["logits", "joint"])
+def test_big_blanks_in_any_columns(device, front):
+    """Of a batch, by the list of all paths; selected by bounds as well."""
+    transducer, extents = multi_blank((2, 3), 0.05, (0, -2)), [(5, 2), (4, 1)]
+    options = {"reduction": "none", "transducer": transducer}
+    if front == "joint":
+        joint = Joint(transducer, extents, 1)
+        expected, grads = joint.expected()
+        with selecting():
+            costs, found = joint_rnnt_loss_and_grad(*joint.arguments, **options)
+    else:
+        rng = np.random.default_rng(1)
+        samples = [random_sample(rng, transducer, *extent, blank=2) for extent in extents]
+        arguments = batch_of(samples)
+        expected, parts = zip(*map(enumerated, samples), strict=True)
+        grads = [padded_grads(samples, parts, arguments[0])]
+        costs, *found = rnnt_loss_and_grad(*arguments, **options)
+    np.testing.assert_allclose(costs, expected, **EXACT)
+    for one, other in zip(found, grads, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
+
+
 def test_rows_without_room_for_the_durations():
     """1024 labels, the blank and five durations are 1030 logits, not 1025."""
     row = r"a row has 1025 logits, which are 1020 tokens \+ 5 durations, but at least 1025 \+ 5 are"
@@ -226,11 +280,14 @@ def test_samples_that_no_path_fits(device, name, zero_infinity, front):
 
 
 def test_a_duration_longer_than_any_sample(device):
-    """Its arcs are on no path, and its column counts all the same."""
+    """Its arcs are on no path and take no memory, and its column counts all the same."""
     rng = np.random.default_rng(0)
-    long = random_sample(rng, tdt((0, 1, 40)), 5, 2, blank=2)
+    long = random_sample(rng, tdt((0, 1, 10**9)), 5, 2, blank=2)
     expected, grad = enumerated(long)
     arguments = batch_of([long])
-    cost, found = rnnt_loss_and_grad(*arguments, transducer=long.transducer)
+    options = {"transducer": long.transducer}
+    cost, found = rnnt_loss_and_grad(*arguments, **options)
+    assert not rnnt_posteriors(*arguments, **options)[..., -1].any()
+    assert rnnt_loss_and_grad(*arguments, transducer=tdt((9, 10, 10**9)))[0] == np.inf
     np.testing.assert_allclose(cost, expected, **EXACT)
     np.testing.assert_allclose(found[0, :5], grad, rtol=1e-11, atol=1e-12)

@@ -92,6 +92,15 @@ def test_no_path_has_more_or_fewer_arcs_than_said(topology, T, U):
     assert all(fewest <= length <= most for length in lengths)
 
 
+@many
+@given(topologies(), st.integers(1, 4), st.integers(0, 2))
+def test_paths_within_so_many_frames_are_the_same(topology, T, U):
+    within = topology.within(T)
+    assert list(every_path(within, T, U)) == list(every_path(topology, T, U))
+    assert within.scores == topology.scores
+    assert within.reach <= max(topology.reach, 2 * T + 1)
+
+
 @pytest.mark.parametrize("name", ["regular", "modified", "constrained", "hat"])
 def test_bounds_of_the_number_of_arcs_are_met(name):
     topology = TRANSDUCERS[name].topology

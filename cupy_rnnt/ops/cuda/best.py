@@ -33,6 +33,11 @@ class BestLattice(BoundedLattice):
         self._flags.fill(_IN_LOG)
         self._labels = int(positions.max()) - 1
 
+    def leave_out(self, first: HostArray, stop: HostArray) -> None:
+        super().leave_out(first, stop)
+        for scores in self._words:  # in which the kernel wrote 0, as in words
+            scores[self._left_out] = -np.inf
+
     def certify(self) -> BestPaths:  # type: ignore[override]
         self._sweep(_INSIDE, _BETA)
         self.solve()

@@ -199,7 +199,12 @@ class Lattice:
         count, heads = len(packed), len(self._lse)
         lse = cupy().empty((heads, count))
         occupancies = cupy().empty((len(self._words), count), dtype)
-        _POSTERIORS[self._topology.cpp, dtype](
+        topology = self._topology
+        read = {score for arc in topology.arcs for score in topology.read_by(arc)}
+        written = 1 + max(map(topology.scores.index, read))
+        if written < len(occupancies):  # see `Topology.within`
+            occupancies[written:].fill(0)
+        _POSTERIORS[topology.cpp, dtype](
             count,
             *(count, packed, self._first, self._samples, self._table, self._flags),
             *(self._words, self._cells, self._sums[_ALPHA], self._sums[_BETA], self._costs),

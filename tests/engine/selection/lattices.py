@@ -12,8 +12,8 @@ import numpy as np
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
-from cupy_rnnt.checks import Tokens
 from cupy_rnnt.ops.lattices import BoundedLattice
+from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.topology import LABEL, Topology
 from cupy_rnnt.transducer import Transducer
 

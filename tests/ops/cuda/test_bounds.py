@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cupy_rnnt.batch import Batch
-from cupy_rnnt.checks import Tokens
 from cupy_rnnt.engine.tangents import Tangents
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
@@ -31,6 +30,7 @@ from cupy_rnnt.ops.types import (
     compute_dtype,
 )
 from cupy_rnnt.reference.dropout import dropout_factors
+from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Row
 
 from ...helpers import random_joint_case

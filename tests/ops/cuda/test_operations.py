@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from cupy_rnnt.batch import Batch, Coordinates
-from cupy_rnnt.checks import Tokens
 from cupy_rnnt.engine.plan import Tiles
 from cupy_rnnt.ops import cuda, is_on_cuda, on_host, operations_for
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.types import compute_dtype
+from cupy_rnnt.tokens import Tokens
 
 from ...tolerances import DTYPES
 
