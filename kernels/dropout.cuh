@@ -27,8 +27,8 @@ struct Dropout {
         return c;
     }
 
-    // Sets the values of those of units j to j + N - 1 of a cell to 0 that are dropped. 32 bits of
-    // coordinates count, and take fewer registers.
+    // Multiplies the values of those of units j to j + N - 1 of a cell by 0 that are dropped: a NaN
+    // stays one. 32 bits of coordinates count, and take fewer registers.
     template <typename C, int N>
     __device__ void drop(Pack<C, N>& values, unsigned j, unsigned position, unsigned frame,
                          unsigned sample) const {
@@ -39,7 +39,7 @@ struct Dropout {
             if (k == 0 || unit == 0) four = numbers((j + k) / 4, position, frame, sample);
             const unsigned number = unit < 2 ? (unit ? four.y : four.x)
                                              : (unit == 2 ? four.z : four.w);
-            if (number < threshold) values[k] = 0;
+            if (number < threshold) values[k] *= C(0);
         }
     }
 

@@ -204,6 +204,14 @@ fastemit_lambda, zero_infinity, tolerance, max_workspace_bytes
     return (loss, operators.info(*facts)) if return_info else loss
 
 
+class _Options(Keywords, total=False):
+    return_info: bool
+
+
+class _JointOptions(JointKeywords, total=False):
+    return_info: bool
+
+
 class _Loss(torch.nn.Module):
     """A loss with its options fixed."""
 
@@ -235,7 +243,7 @@ class RNNTLoss(_Loss):
         clamp: float = -1.0,
         reduction: str = "mean",
         fused_log_softmax: bool = True,
-        **options: Any,
+        **options: Unpack[_Options],
     ) -> None:
         super().__init__(
             rnnt_loss,
@@ -291,7 +299,7 @@ class JointRNNTLoss(_Loss):
         reduction: str = "mean",
         *,
         output: torch.nn.Linear | None = None,
-        **options: Any,
+        **options: Unpack[_JointOptions],
     ) -> None:
         super().__init__(joint_rnnt_loss, blank=blank, clamp=clamp, reduction=reduction, **options)
         self.output = output

@@ -1,15 +1,19 @@
 """Numbers that are not finite, in the inputs of the engine and in its costs."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 from cupy_rnnt import reference
 from cupy_rnnt.options import REDUCTIONS
+from cupy_rnnt.reference.dropout import dropout_factors
 
 from ..device_calls import joint_rnnt_loss_and_grad, rnnt_loss_and_grad
 from ..helpers import divisor, random_joint_case, random_logits_case
 from ..tolerances import assert_costs_close, assert_gradient_close, assert_gradients_close
 from ..transducers.cases import HAT
+from .selection.cases import selecting
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,21 @@ def test_joint_sample_that_is_not_finite_touches_no_other(device):
     costs, gradients = joint_rnnt_loss_and_grad(encoder_out, *case[1:], reduction="none")
     np.testing.assert_array_equal(np.isnan(costs), [False, True, False, False])
     assert_gradients_close(gradients, expected, np.float64, case.length)
+
+
+def test_a_nan_that_dropout_drops(device):
+    """A dropped value is multiplied by 0, and NaN stays NaN."""
+    case = random_joint_case(np.random.default_rng(1), 2, 2, 1, hidden=64)
+    dropped = np.flatnonzero(dropout_factors(0.5, 3, 0, 0, 1, 64)[0] == 0)
+    for selects in selecting(), nullcontext():
+        encoder_out = case.encoder_out.copy()
+        encoder_out[0, 0, dropped[0]] = np.nan
+        with selects:
+            costs, gradients = joint_rnnt_loss_and_grad(
+                encoder_out, *case[1:], dropout=0.5, seed=3, reduction="none"
+            )
+        np.testing.assert_array_equal(np.isnan(costs), [True, False])
+        assert not any(np.isnan(gradient).any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("zero_infinity", [False, True])
