@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..types import HostArray, PathMass
-from .lattice import Lattice, Sweeps
+from .lattice import Lattice
+from .sweeps import Sweeps
 
 _BLOCK = 2**15  # entries of some diagonals
 

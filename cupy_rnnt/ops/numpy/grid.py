@@ -80,6 +80,11 @@ class Grid:
         of_rows = memory[..., self._spare : self._spare + rows * self.width]
         return memory, of_rows.reshape(*extents, rows, self.width)
 
+    def block(self, memory: HostArray, place: int, extents: tuple[int, int]) -> HostArray:
+        """So many rows and columns of flat memory, from a place on, as a view."""
+        count, n = extents
+        return memory[place : place + count * self.width].reshape(count, self.width)[:, :n]
+
     def places(self, sample: HostArray, frame: HostArray, position: HostArray) -> HostArray:
         """The places of cells in a flat array; `sample` counts within the grid."""
         places: HostArray = self.first[sample] + self.offset(frame, position)

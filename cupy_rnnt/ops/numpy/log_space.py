@@ -7,6 +7,7 @@ import numpy as np
 from ..types import HostArray
 
 _VECTOR_LOGADDEXP = 300  # from this length on, NumPy's vector exp and log1p beat its logaddexp
+_NOTHING = np.array(-800.0)  # its exponential is 0; a Python float costs 0.15 us more in each call
 
 
 def logsumexp(terms: list[HostArray], out: HostArray, work: HostArray) -> None:
@@ -47,7 +48,7 @@ def logaddexp(a: HostArray, b: HostArray, out: HostArray, work: HostArray) -> No
     np.maximum(a, b, out=out)
     np.minimum(a, b, out=work)
     work -= out
-    np.fmax(work, -800.0, out=work)  # also turns the NaN of -inf - -inf into "nothing to add"
+    np.fmax(work, _NOTHING, out=work)  # also turns the NaN of -inf - -inf into "nothing to add"
     np.exp(work, out=work)
     np.log1p(work, out=work)
     out += work
