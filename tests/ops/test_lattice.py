@@ -1,11 +1,15 @@
 """Lattices against the textbook's loops."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from cupy_rnnt import reference
 from cupy_rnnt.batch import Batch, Coordinates
+from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.topology import LABEL
 
@@ -162,3 +166,34 @@ def test_what_is_not_kept_holds_less_than_asked_for(device, name, least):
         assert ((mass + reading)[~of_sample] < least * (1 + 1e-9)).all()
         enough = least * (0.5 if aside else 1.0) * (1 - 1e-9)
         assert (np.maximum(mass, reading)[of_sample] >= enough).all()
+
+
+def test_tiles_of_two_threads_keep_what_they_write(monkeypatch):
+    """Two threads write the first tiles of a lattice at the same time: the log-sum-exps of both are
+    there. Each allocated an array of its own once, and that of one thread was lost."""
+    frames, positions = 6, 4
+    lattice = cpu.exact_lattice(
+        PLAIN, np.array([frames]), np.array([positions]), True, 0.0, np.dtype(np.float64)
+    )
+    lengths = np.array([frames]), np.array([positions - 1])
+    batch = Batch(np.ones((1, 3), int), *lengths, (1, frames, positions), 0, Tokens(2))
+    packed, empty = np.arange(batch.cell_count), np.empty
+
+    def slowly(*arguments, **options):
+        time.sleep(0.05)
+        return empty(*arguments, **options)
+
+    def write(half):
+        cells = Coordinates(batch, cpu).of(half)
+        lattice.write(cells, half[None] + 1.0, np.full((2, len(half)), -1.0))
+
+    threads = [threading.Thread(target=write, args=(half,)) for half in np.split(packed, 2)]
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "empty", slowly)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lattice.solve()
+    lse, _ = lattice.posteriors(packed, 1.0, np.dtype(np.float64), 0.0)
+    np.testing.assert_array_equal(lse, packed[None] + 1.0)

@@ -7,6 +7,7 @@ Samples with more labels than frames lie the other way round in memory, in a gri
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from ...topology import Topology
 from ...transducer import Transducer
 from ..types import Cells, HostArray
 from .sweeps import KEEP_CHUNK, NO_CELLS, ROWS, Sweeps
+
+_ALLOCATING = Lock()  # tiles are written by several threads
 
 
 def lattice_nbytes(
@@ -77,8 +80,9 @@ class Lattice:
             yield self._sides[side[0]], slice(None)
 
     def write(self, cells: Cells, lse: HostArray, scores: HostArray) -> None:
-        if self._lse is None:
-            self._lse = np.empty((len(lse), int(self._cells.sum())))
+        with _ALLOCATING:
+            if self._lse is None:
+                self._lse = np.empty((len(lse), int(self._cells.sum())))
         self._lse[:, cells.packed - self._first_cell] = lse
         sample = cells.sample - self._start
         for sweeps, part in self._split(sample):
