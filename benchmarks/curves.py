@@ -3,7 +3,7 @@
     python benchmarks/curves.py --data sounds
 
 The first steps of the speech example (``examples/train_speech.py`` says how to get its recordings)
-with the settings of its ``--quick`` and no dropout, from the same parameters, on the same batches.
+with a small model, short prompts and no dropout, from the same parameters, on the same batches.
 What float32 noise explains is measured too: how far eager PyTorch is from itself in float64, and
 from itself with the samples of each batch in other orders, which reorders sums.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,8 +29,19 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(common.HERE.parent / "examples"))
 import train_speech
 import train_speech_jax
-from train_speech import Batch, Prompt, Settings
+from speech_data import DEFAULT_DATA, Batch, Prompt, load_prompts, training_batches
+from train_speech import Settings
 
+SETTINGS = Settings(
+    train_prompts=200,
+    test_prompts=16,
+    max_seconds=2.0,
+    epochs=12,
+    gru=64,
+    layers=1,
+    joint=64,
+    dropout=0.0,
+)
 STEPS, QUICK_STEPS = 50, 8
 ORDERS, QUICK_ORDERS = 20, 2
 SHAPES = 256  # no fewer than there are: each compiles the convolutions anew
@@ -52,7 +63,7 @@ Curve = list[float]
 
 def first_batches(settings: Settings, train: list[Prompt], count: int) -> list[Batch]:
     rng = np.random.default_rng(settings.seed)
-    epochs = (train_speech.training_batches(train, settings.batch, rng) for _ in iter(int, 1))
+    epochs = (training_batches(train, settings.batch, rng) for _ in iter(int, 1))
     return list(islice((batch for epoch in epochs for batch in epoch), count))
 
 
@@ -151,21 +162,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few steps: does the script run?")
     options = parser.parse_args()
     common.use_threads(1)
-    settings = replace(train_speech.QUICK, dropout=0.0)
-    folders = (options.data,) if options.data else train_speech.DEFAULT_DATA
-    train, _ = train_speech.load_prompts(folders, settings)
-    batches = first_batches(settings, train, QUICK_STEPS if options.quick else STEPS)
+    folders = (options.data,) if options.data else DEFAULT_DATA
+    train, _ = load_prompts(folders, SETTINGS)
+    batches = first_batches(SETTINGS, train, QUICK_STEPS if options.quick else STEPS)
 
     rng = np.random.default_rng(0)
     noise = [
-        pytorch(settings, train, [reordered(batch, rng) for batch in batches])
+        pytorch(SETTINGS, train, [reordered(batch, rng) for batch in batches])
         for _ in range(QUICK_ORDERS if options.quick else ORDERS)
     ]
-    costs = curves(settings, train, batches)
-    exact = in_float64(settings, train, batches)
+    costs = curves(SETTINGS, train, batches)
+    exact = in_float64(SETTINGS, train, batches)
     bound = 2 * max(difference(costs[EAGER], exact))
     content = {
-        "settings": asdict(settings),
+        "settings": asdict(SETTINGS),
         "compiled": COMPILED,
         "costs": costs,
         "float64": exact,

@@ -53,7 +53,7 @@ def rnnt_alignment(
     transducer : str or Transducer
     delay_penalty : float
     max_workspace_bytes : int, optional
-    progress : callable, optional
+    progress : callable or bool, optional
     return_info : bool
 
     Returns
@@ -130,7 +130,7 @@ def joint_rnnt_alignment(
     transducer : str or Transducer
     delay_penalty : float
     max_workspace_bytes : int, optional
-    progress : callable, optional
+    progress : callable or bool, optional
     return_info : bool
     activation : {"tanh", "relu", "leaky_relu", "sigmoid", "gelu", "silu", "softsign", "identity"}
 

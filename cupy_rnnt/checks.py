@@ -303,7 +303,7 @@ def writeable(name: str, value: ArrayLike, array: DeviceArray) -> None:
 
 def callback(name: str, value: Any) -> Any:
     if not callable(value):
-        raise TypeError(f"{name} is {value!r}, but a callable or None is needed")
+        raise TypeError(f"{name} is {value!r}, but a callable, True or None is needed")
     return value
 
 

@@ -154,8 +154,9 @@ def joint_rnnt_loss(
     max_workspace_bytes : int, optional
         Bytes that may be allocated beyond arguments and results, 256 MiB by default, and 1 GiB on a
         GPU. What a BLAS library holds for its own use is not counted.
-    progress : callable, optional
-        Called now and then from the calling thread as ``progress(cells_done, cells)``.
+    progress : callable or bool, optional
+        Called now and then from the calling thread as ``progress(cells_done, cells)``. True draws
+        a bar, for which tqdm must be installed.
     return_info : bool
         Whether to return an :class:`Info` as well.
 

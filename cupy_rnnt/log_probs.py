@@ -10,7 +10,8 @@ from .engine.scores import Scores
 from .joint import JointCall, checked
 from .ops import operations_for
 from .ops.types import ArrayLike, Shape, compute_dtype
-from .options import Progress, ScoreKeywords, spells_out
+from .options import ScoreKeywords, spells_out
+from .progress import Progress
 from .results import JointGradients
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Keywords(ScoreKeywords, total=False):
     """What the functions of this module take by keyword."""
 
-    progress: Progress | None
+    progress: Progress | bool | None
 
 
 def _shape_of(call: JointCall) -> Shape:

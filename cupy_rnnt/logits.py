@@ -149,8 +149,9 @@ def rnnt_loss(
     max_workspace_bytes : int, optional
         Bytes that may be allocated beyond arguments and results, 256 MiB by default, and 1 GiB on a
         GPU.
-    progress : callable, optional
-        Called now and then from the calling thread as ``progress(cells_done, cells)``.
+    progress : callable or bool, optional
+        Called now and then from the calling thread as ``progress(cells_done, cells)``. True draws
+        a bar, for which tqdm must be installed.
     return_info : bool
         Whether to return an :class:`Info` as well.
 
@@ -172,7 +173,7 @@ def rnnt_loss(
         If a dtype is not supported, or an array cannot be passed on by DLPack.
     ImportError
         If an array of another library is on a GPU and CuPy is not installed, or is of bfloat16 and
-        ml_dtypes is not.
+        ml_dtypes is not, or `progress` is True and tqdm is not.
 
     Warns
     -----

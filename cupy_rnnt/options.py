@@ -17,10 +17,10 @@ import numpy as np
 
 from . import checks
 from .ops.numpy.activations import ACTIVATIONS
+from .progress import Progress, progress_of
 from .tokens import Tokens
 from .transducer import NAMED, Transducer, transducer_of
 
-Progress = Callable[[int, int], object]
 REDUCTIONS = "none", "mean", "mean_volume", "sum"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -48,7 +48,7 @@ class ReadingKeywords(TypedDict, total=False):
     transducer: str | Transducer
     delay_penalty: float
     max_workspace_bytes: int | None
-    progress: Progress | None
+    progress: Progress | bool | None
     return_info: bool
 
 
@@ -91,7 +91,7 @@ class JointReadingKeywords(ReadingKeywords, total=False):
 class ReportingKeywords(Keywords, total=False):
     """What a loss takes by keyword if it can call back to Python and return an :class:`Info`."""
 
-    progress: Progress | None
+    progress: Progress | bool | None
     return_info: bool
 
 
@@ -119,7 +119,7 @@ class Options:
     zero_infinity: bool = field(default=False, metadata=_check(checks.boolean))
     tolerance: float = field(default=_ABSENT, metadata=_check(checks.number, low=0.0, below=1.0))
     max_workspace_bytes: int | None = field(default=None, metadata=_check(checks.integer))
-    progress: Progress | None = field(default=None, metadata=_check(checks.callback))
+    progress: Progress | None = field(default=None, metadata=_check(progress_of))
     return_info: bool = field(default=False, metadata=_check(checks.boolean))
 
     @staticmethod

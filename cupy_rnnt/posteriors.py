@@ -60,7 +60,7 @@ def rnnt_posteriors(
         cell.
     max_workspace_bytes : int, optional
         Results are not counted, and no memory that grows with V is needed.
-    progress : callable, optional
+    progress : callable or bool, optional
     return_info : bool
 
     Returns
@@ -150,7 +150,7 @@ def joint_rnnt_posteriors(
         Share of the posterior of each sample that may be left out, as of the gradient in
         :func:`joint_rnnt_loss_and_grad`.
     max_workspace_bytes : int, optional
-    progress : callable, optional
+    progress : callable or bool, optional
     return_info : bool
     activation : {"tanh", "relu", "leaky_relu", "sigmoid", "gelu", "silu", "softsign", "identity"}
 

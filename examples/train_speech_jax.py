@@ -21,19 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from speech_data import BLANK, DEFAULT_DATA, Batch, Prompt, load_prompts, training_batches
 from tqdm import tqdm
-from train_speech import (
-    BLANK,
-    DEFAULT_DATA,
-    QUICK,
-    Batch,
-    Prompt,
-    Settings,
-    Transducer,
-    evaluate,
-    load_prompts,
-    training_batches,
-)
+from train_speech import QUICK, Settings, Transducer, evaluate
 
 from cupy_rnnt.jax import joint_rnnt_loss
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_speech import ALPHABET, DEFAULT_DATA, MELS, Batch, Settings, load_prompts
+from speech_data import ALPHABET, DEFAULT_DATA, MELS, Batch, DataSettings, load_prompts
 from transformers import ParakeetForTDT, ParakeetTDTConfig
 
 from cupy_rnnt.integrations.transformers import patch
 
 BLANK = len(ALPHABET)  # behind the characters, of which the first is padding
-SETTINGS = Settings(train_prompts=96, test_prompts=8, max_seconds=2.5, speeds=(1.0,))
+SETTINGS = DataSettings(train_prompts=96, test_prompts=8, max_seconds=2.5, speeds=(1.0,))
 BATCH, LEARNING_RATE = 16, 2e-3
 
 
@@ -69,7 +69,7 @@ def main() -> list[float]:
         costs = []
         for chosen in np.array_split(order, -(-len(order) // BATCH)):
             prompts = [train[i] for i in chosen]
-            batch = Batch.of([p.features[1.0] for p in prompts], [p.text for p in prompts])
+            batch = Batch.of([p.recorded for p in prompts], [p.text for p in prompts])
             loss = model(**arguments(batch)).loss
             optimizer.zero_grad()
             loss.backward()

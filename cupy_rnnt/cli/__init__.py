@@ -23,7 +23,8 @@ from ..engine.plan import make_plan
 from ..ops import Operations, cuda
 from ..ops import numpy as cpu
 from ..ops.types import FLOATING_DTYPES, ArrayLike
-from ..options import Progress, default_tolerance
+from ..options import default_tolerance
+from ..progress import Progress
 from ..results import Info, JointGradients
 from . import machine
 from .terminal import (

@@ -6,11 +6,11 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from typing import NoReturn
 
-from ..options import Progress
+from ..progress import Bar, Progress
 
 
 @contextmanager
@@ -24,15 +24,8 @@ def progress() -> Iterator[Progress | None]:
         finally:
             write(f"\r{'':45}\r")
     else:
-        from tqdm import tqdm
-
-        with tqdm(unit=" cells", unit_scale=True, leave=False) as bar:
-
-            def update(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            yield update
+        with closing(Bar()) as bar:
+            yield bar
 
 
 def write(text: str) -> None:

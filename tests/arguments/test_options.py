@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -183,6 +184,23 @@ def test_cost_weights_of_any_real_type(function):
 @pytest.mark.parametrize("value", [3, "print", [print]], ids=repr)
 def test_progress_is_callable(function, value):
     refused(function, TypeError, f"progress is {value!r}", "callable", progress=value)
+
+
+@every_function
+def test_progress_draws_a_bar_and_erases_it(function, capsys):
+    wanted = function(**arguments(function))
+    assert_same_bits(function(**arguments(function, progress=True)), wanted)
+    err = capsys.readouterr().err
+    assert "cells" in err
+    assert err.endswith("\r")
+    function(**arguments(function, progress=False))
+    assert capsys.readouterr().err == ""
+
+
+@every_function
+def test_progress_names_what_its_bar_needs(function, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    refused(function, ImportError, "progress=True needs tqdm", "pip install tqdm", progress=True)
 
 
 def test_only_writeable_arrays_are_overwritten():
