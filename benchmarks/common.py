@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from importlib import metadata
@@ -89,12 +89,28 @@ def wait() -> None:
         array_library().cuda.Device().synchronize()
 
 
-def arguments(description: str, repeats: int = 5) -> argparse.Namespace:
-    """The options that all benchmarks share; complains of variables that would tune the BLAS."""
+def arguments(
+    description: str,
+    repeats: int = 5,
+    threads: Sequence[int] = (1, 2),
+    redraws: bool = False,
+    **more: str,
+) -> argparse.Namespace:
+    """The options that all benchmarks share; complains of variables that would tune the BLAS.
+
+    Those that `redraws` can make their pictures and tables again; see :func:`measured`. `more` are
+    texts of further options.
+    """
     parser = argparse.ArgumentParser(description=description)
+    for name, text in more.items():
+        parser.add_argument(f"--{name}", help=text)
+    if redraws:
+        text = "pictures and tables of the JSON file that is there: measure nothing"
+        parser.add_argument("--redraw", action="store_true", help=text)
     parser.add_argument("--quick", action="store_true", help="small sizes: does the script run?")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one")
-    parser.add_argument("--threads", type=int, nargs="+", help="of the CPU: 1 and 2")
+    text = f"of the CPU: {' and '.join(map(str, threads))}"
+    parser.add_argument("--threads", type=int, nargs="+", help=text)
     parser.add_argument("--repeats", type=int, default=repeats)
     for variable in TUNING_VARIABLES:
         if variable in os.environ:
@@ -103,7 +119,7 @@ def arguments(description: str, repeats: int = 5) -> argparse.Namespace:
     options.device = options.device or ("cuda" if has_gpu() else "cpu")
     if options.device == "cuda" and not has_gpu():
         parser.error("CuPy finds no GPU")
-    options.threads = options.threads or ([1, 2] if options.device == "cpu" else [1])
+    options.threads = options.threads or ([*threads] if options.device == "cpu" else [1])
     use_device(options.device)
     return options
 
@@ -222,7 +238,7 @@ def three_gemms(cells: int, hidden: int, vocabulary: int) -> Callable[[], None]:
     return run
 
 
-def _resident(key: str) -> int:
+def resident_bytes(key: str = "VmRSS") -> int:
     """`VmRSS` or `VmHWM` (its peak) of this process in bytes, as Linux counts them."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
@@ -242,9 +258,9 @@ def peak_resident(function: Callable[[], Any]) -> tuple[int, Any]:
         result = function()
         return pool.total_bytes() - before, result
     Path("/proc/self/clear_refs").write_text("5")
-    start = _resident("VmRSS")
+    start = resident_bytes()
     result = function()
-    return _resident("VmHWM") - start, result
+    return resident_bytes("VmHWM") - start, result
 
 
 def peak_traced(function: Callable[[], Any]) -> int:
@@ -269,11 +285,16 @@ def result_bytes(result: Any) -> int:
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Print a simple table of reStructuredText."""
+    print(f"\n{in_rst(header, rows)}\n")
+
+
+def in_rst(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A simple table of reStructuredText."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rule = "  ".join("=" * width for width in widths)
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    print("\n".join(["", rule, lines[0], rule, *lines[1:], rule, ""]))
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
 def on_paper(measured: float, operations: Iterable[costs.Operation]) -> dict[str, Any]:
@@ -306,10 +327,48 @@ def save(
 
     Several charts have a name each.
     """
+    save_rows(name, options, rows)
+    for file, figure in (chart if isinstance(chart, dict) else {name: chart}).items():
+        save_chart(file, options, figure)
+
+
+def save_chart(name: str, options: argparse.Namespace, chart: Figure) -> None:
+    chart.savefig(result_path(f"{name}.png", options), dpi=150)
+
+
+def result_path(file: str, options: argparse.Namespace) -> Path:
+    """``results/NAME.EXT`` of this run, for ``NAME.EXT``; the folder is there."""
     results = HERE / "results"
     results.mkdir(exist_ok=True)
+    path = results / file
     suffix = "_cuda" * (device == "cuda") + "_quick" * options.quick
+    return path.with_stem(path.stem + suffix)
+
+
+def save_rows(name: str, options: argparse.Namespace, rows: Any) -> None:
     content = {"machine": machine(), "options": vars(options), "rows": rows}
-    (results / f"{name}{suffix}.json").write_text(json.dumps(content, indent=1) + "\n")
-    for file, figure in (chart if isinstance(chart, dict) else {name: chart}).items():
-        figure.savefig(results / f"{file}{suffix}.png", dpi=150)
+    text = json.dumps(content, indent=1) + "\n"
+    result_path(f"{name}.json", options).write_text(text)
+
+
+def measured(
+    name: str, options: argparse.Namespace, measure: Callable[[], Iterable[Any]]
+) -> list[Any]:
+    """Rows of `measure`, written to ``results/NAME.json`` as they come; with ``--redraw`` those of
+    that file."""
+    if options.redraw:
+        return list(json.loads(result_path(f"{name}.json", options).read_text())["rows"])
+    rows = []
+    for row in measure():
+        rows.append(row)
+        save_rows(name, options, rows)
+    return rows
+
+
+def publish(
+    name: str, options: argparse.Namespace, header: Iterable[str], rows: Iterable[Iterable[object]]
+) -> None:
+    """Print a table, and write it to ``results/NAME.rst``, which the documentation includes."""
+    text = in_rst(header, rows)
+    print(f"\n{text}\n")
+    result_path(f"{name}.rst", options).write_text(text + "\n")

@@ -84,8 +84,19 @@ def cut(joint: Joint) -> Joint:
     return joint.first(size)
 
 
-def peer(workload: str, threads: int, repeats: int, flush: bool) -> Row:
+def autograd(joint: Joint) -> None:
+    """Loss and all gradients by PyTorch."""
     import peers
+    import torch
+
+    *arrays, blank = joint
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    for parameter in tensors[:4]:
+        parameter.requires_grad_()
+    peers.loss_of_joint(*tensors, blank=blank).backward()
+
+
+def peer(workload: str, threads: int, repeats: int, flush: bool) -> Row:
     import torch
 
     torch.set_flush_denormal(flush)
@@ -93,19 +104,12 @@ def peer(workload: str, threads: int, repeats: int, flush: bool) -> Row:
     whole = build(workload)
     joint = cut(whole)
 
-    def step(joint: Joint) -> None:
-        *arrays, blank = joint
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        for parameter in tensors[:4]:
-            parameter.requires_grad_()
-        peers.loss_of_joint(*tensors, blank=blank).backward()
-
-    step(fresh([60], [9], 50, 40))
-    resident, _ = common.peak_resident(partial(step, joint))
+    autograd(fresh([60], [9], 50, 40))
+    resident, _ = common.peak_resident(partial(autograd, joint))
     vocabulary, hidden = joint.weight.shape
     cases = {
         "floor": common.three_gemms(joint.cells, hidden, vocabulary),
-        "gradients": partial(step, joint),
+        "gradients": partial(autograd, joint),
     }
     samples = common.interleaved(cases, repeats)
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import costs
 import numpy as np
@@ -67,20 +67,32 @@ def fresh(logit_lengths, target_lengths, vocabulary: int, hidden: int, seed: int
     )
 
 
+def _utterance(stored: Any, names: str | tuple[str, ...]) -> tuple[np.ndarray, ...]:
+    """Encoder and predictor outputs and labels of an utterance, or of several, end to end.
+
+    Where an utterance meets the next one, the predictor starts anew.
+    """
+    names = (names,) if isinstance(names, str) else names
+    predictor = [stored[f"pred{i}"] for i in names]
+    return (
+        np.concatenate([stored[f"enc{i}"] for i in names]),
+        np.concatenate([*(rows[:-1] for rows in predictor[:-1]), predictor[-1]]),
+        np.concatenate([stored[f"y{i}"] for i in names]),
+    )
+
+
 def speech(
     dump: str,
-    utterances: Sequence[str],
+    utterances: Sequence[str | tuple[str, ...]],
     vocabulary: int | None = None,
     hidden: int | None = None,
     seed: int = 0,
 ) -> Joint:
     """Utterances, by name, of ``benchmarks/data/speech_DUMP.npz``; padded to no more than the joint
-    has if no sizes are given."""
+    has if no sizes are given. A tuple of names is the utterances end to end."""
     rng = np.random.default_rng(seed)
     with np.load(DATA / f"speech_{dump}.npz") as stored:
-        encoder = [stored[f"enc{i}"] for i in utterances]
-        predictor = [stored[f"pred{i}"] for i in utterances]
-        labels = [stored[f"y{i}"] for i in utterances]
+        encoder, predictor, labels = zip(*(_utterance(stored, i) for i in utterances), strict=True)
         real_weight, real_bias = stored["W"], stored["b"]
     real_vocabulary, real_hidden = real_weight.shape
     vocabulary, hidden = vocabulary or real_vocabulary, hidden or real_hidden
@@ -90,7 +102,7 @@ def speech(
     bias = np.full(vocabulary, -6.0, np.float32)
     bias[:real_vocabulary] = real_bias
 
-    def padded(rows: list[np.ndarray]) -> np.ndarray:
+    def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
         out = np.zeros((len(rows), max(map(len, rows)), hidden), np.float32)
         for i, row in enumerate(rows):
             out[i, : len(row), :real_hidden] = row
