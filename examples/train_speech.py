@@ -6,7 +6,7 @@ Debian packages them; they are (c) Allison Smith and Digium, licensed CC-BY-SA 3
 
     apt-get install asterisk-core-sounds-en-wav asterisk-core-sounds-en
     python examples/train_speech.py                 # about a quarter of an hour on two cores
-    python examples/train_speech.py --quick         # a minute; words that it was trained on
+    python examples/train_speech.py --quick --threads 1      # a minute; words that it has heard
     python examples/train_speech.py --transducer tdt                                   # or hat
 
 Where the packages cannot be installed, or dpkg is set up to leave /usr/share/doc out (as in most
