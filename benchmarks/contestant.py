@@ -90,11 +90,12 @@ def _cupy_rnnt(leaves: Any, lattice: Any, case: Case, dropout: float, **options:
 
 def _autograd(leaves: Any, lattice: Any, case: Case, dropout: float) -> Any:
     import peers
+    import tdt_peer
 
     logits = _logits(leaves, case, dropout)
     if case.transducer == "regular":
         return peers.loss_of_logits(logits, *lattice, BLANK)
-    return peers.tdt_loss_of_logits(logits, *lattice, BLANK, range(DURATIONS))
+    return tdt_peer.loss_of_logits(logits, *lattice, BLANK, range(DURATIONS))
 
 
 def _torchaudio(leaves: Any, lattice: Any, case: Case, dropout: float) -> Any:

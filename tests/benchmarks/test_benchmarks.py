@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cupy_rnnt.reference
-
 from .. import devices
 from ..ops.cuda.kernel_resources import ROOT
 from ..tolerances import unit_roundoff
@@ -166,16 +164,3 @@ def test_figures_on_a_gpu(script):
     assert found.computed.shape == (6, 4)
     assert found.computed.all()
     np.testing.assert_allclose(found.blank_occupancy.sum(axis=1), 1, rtol=1e-5)  # of each frame
-
-
-@pytest.mark.parametrize("durations", [(0, 1, 2), (1, 3)])
-def test_plain_tdt_is_the_textbook(script, durations):
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(3, 7, 4, 6 + len(durations)))
-    batch = rng.integers(0, 5, (3, 3)), np.array([7, 5, 6]), np.array([3, 1, 0])
-    tensors = map(torch.from_numpy, (logits, *batch))
-    options = {"blank": 5, "durations": durations}
-    loss = script("peers").tdt_loss_of_logits(*tensors, **options)
-    textbook = cupy_rnnt.reference.rnnt_loss(logits, *batch, transducer=cupy_rnnt.tdt(durations))
-    assert loss.item() == pytest.approx(float(textbook), rel=1e3 * unit_roundoff(np.float64))
