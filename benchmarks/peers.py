@@ -7,7 +7,7 @@ import torch
 IMPOSSIBLE = -1e30  # a log-probability of 0 whose gradient is 0, where that of -inf is NaN
 
 
-def _skewed(values: torch.Tensor) -> torch.Tensor:
+def skewed(values: torch.Tensor) -> torch.Tensor:
     """(B, T, S) values by anti-diagonals, (B, T + S - 1, S): entry [d, u] is that of (d - u, u)."""
     _, frames, columns = values.shape
     u = torch.arange(columns, device=values.device)
@@ -25,8 +25,8 @@ def costs_of_transitions(
     """Cost of each sample from (B, T, S) log-probabilities of both transitions; the forward
     recursion takes an anti-diagonal of the whole batch at a time."""
     size, _, columns = by_blank.shape
-    blank_diagonals = _skewed(by_blank).unbind(dim=1)
-    label_diagonals = _skewed(by_label).unbind(dim=1)
+    blank_diagonals = skewed(by_blank).unbind(dim=1)
+    label_diagonals = skewed(by_label).unbind(dim=1)
     alpha = by_blank.new_full((size, columns), IMPOSSIBLE)
     alpha[:, 0] = 0.0
     alphas = [alpha]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cupy_rnnt
+
 from .. import devices
 from ..ops.cuda.kernel_resources import ROOT
 from ..tolerances import unit_roundoff
@@ -164,3 +166,58 @@ def test_figures_on_a_gpu(script):
     assert found.computed.shape == (6, 4)
     assert found.computed.all()
     np.testing.assert_allclose(found.blank_occupancy.sum(axis=1), 1, rtol=1e-5)  # of each frame
+
+
+def test_members_have_posteriors_of_the_plain_loss(script, monkeypatch):
+    family, fresh = script("family"), script("workloads").fresh
+    joint = fresh([9, 7], [3, 2], 2, 16)  # of a single label: the log-odds of the blank are linear
+    monkeypatch.setitem(family.SCALES, "trained", (0.0, -60.0))  # as good as no further columns
+    members = family.members(joint, "trained")
+    for name in "hat", "multi_blank":
+        costs = [
+            cupy_rnnt.joint_rnnt_loss(*members[each].joint, **members[each].options)
+            for each in (family.PLAIN, name)
+        ]
+        assert costs[1] == pytest.approx(costs[0], rel=1e-5), name
+
+
+def test_tdt_of_pytorch_is_the_textbook(script):
+    torch, peer = pytest.importorskip("torch"), script("tdt_peer")
+    rng, durations = np.random.default_rng(0), (0, 1, 2, 4)
+    logits = rng.standard_normal((3, 9, 5, 7 + len(durations)))
+    lattice = rng.integers(1, 7, (3, 4)), np.array([9, 7, 3]), np.array([4, 2, 0])
+    leaf = torch.from_numpy(logits).requires_grad_()
+    loss = peer.loss_of_logits(leaf, *map(torch.from_numpy, lattice), 0, durations)
+    loss.backward()
+    options = {"blank": 0, "transducer": cupy_rnnt.tdt(durations)}
+    cost, grad = cupy_rnnt.reference.rnnt_loss_and_grad(logits, *lattice, **options)
+    assert loss.item() == pytest.approx(cost, rel=1e-12)
+    np.testing.assert_allclose(leaf.grad, grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_family_on_a_gpu(script, run_on_gpu):
+    family, fresh = script("family"), script("workloads").fresh
+
+    def members(joint: Any, stage: str) -> dict[str, Any]:
+        tdt = {"transducer": cupy_rnnt.tdt(family.DURATIONS)}
+        return {
+            family.PLAIN: family.Member(joint, {}),
+            "tdt": family.Member(family.of_tdt(joint, stage), tdt),
+        }
+
+    sizes = {"QUICK": {"a fresh": lambda: fresh([4], [2], 9, 8)}, "DRAWN": ("tdt",)}
+    rows, _ = run_on_gpu("family", members=members, **sizes)
+    plain, tdt = rows
+    assert plain["time"] == plain["products_per_plain"] == plain["workspace_per_plain"] == 1
+    assert tdt["time"] > 0
+    assert tdt["workspace_per_plain"] > 1  # it has more scores
+
+
+@pytest.mark.slow
+def test_tdt_on_a_gpu(script, run_on_gpu):
+    shape = script("computed").Shape("tiny", 2, 6, 4, 9)
+    rows, _ = run_on_gpu("tdt", QUICK=[shape], HIDDEN=12)
+    assert [row["front"] for row in rows] == ["logits", "joint"]
+    assert all("PyTorch" not in row["medians"] for row in rows)
+    assert rows[1]["on_paper"]["host"] > 0
