@@ -92,7 +92,7 @@ def wrong(logits: Any, tensor: torch.Tensor, array: jax.Array) -> None:
     cupy_rnnt.rnnt_loss(logits, [[1]], [2])  # type: ignore[call-arg]
     cupy_rnnt.joint_rnnt_loss(*joint, seed=0.5)  # type: ignore[arg-type]
     cupy_rnnt.joint_rnnt_loss(*joint, band=3)  # type: ignore[arg-type]
-    cupy_rnnt.joint_rnnt_loss(*joint, progress=True)  # type: ignore[arg-type]
+    cupy_rnnt.joint_rnnt_loss(*joint, progress=3)  # type: ignore[arg-type]
     cupy_rnnt.joint_rnnt_loss(*joint, transducer=3)  # type: ignore[arg-type]
     cupy_rnnt.joint_rnnt_loss(*joint, overwrite_logits=True)  # type: ignore[call-arg]
     cupy_rnnt.torch.rnnt_loss([[1.0]], tensor, tensor, tensor)  # type: ignore[arg-type]
