@@ -153,7 +153,8 @@ def draw(rows: list[Row]) -> Figure:
         ):
             values = [row[key] / unit for row in group]
             bars = axes.bar(labels, values, color=[colours[label] for label in labels])
-            axes.bar_label(bars, [f"{value:.3g}" for value in values], fontsize=7)
+            words = [f"{value:.0f}" if value >= 100 else f"{value:.2g}" for value in values]
+            axes.bar_label(bars, words, fontsize=7)
             axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
             axes.margins(y=0.12)
         panels[0, column].set_xticks([])
@@ -163,13 +164,31 @@ def draw(rows: list[Row]) -> Figure:
     return chart
 
 
+def message(rows: list[Row]) -> str:
+    """How many times as much time and memory the best of the others takes, at least."""
+    measured = [row for row in rows if "fault" not in row]
+    least: list[float] = []
+    for key in "seconds", "peak_bytes":
+        ratios = [
+            row[key] / own[key]
+            for own in measured
+            if own["contestant"] == OURS
+            for row in measured
+            if row["contestant"] != OURS and row["workload"] == own["workload"]
+        ]
+        least.append(min(ratios, default=1.0))
+    return "All others take {:.1f} times the time and {:.1f} times the memory, or more".format(
+        *least
+    )
+
+
 def main() -> None:
     others = "interpreter of the contestants that this one does not have"
     options = common.arguments(__doc__, repeats=1, threads=[1], redraws=True, python=others)
     rows = common.measured("contestants", options, partial(measurements, options))
     report(rows, options)
     chart = draw(rows)
-    chart.suptitle("The whole lattice in a fraction of memory and time")
+    chart.suptitle(message(rows))
     common.save_chart("contestants", options, chart)
 
 
