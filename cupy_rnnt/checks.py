@@ -202,12 +202,21 @@ def _integers_of(value: Any, index: tuple[int, ...] = ()) -> Iterator[tuple[tupl
             yield from _integers_of(entry, (*index, i))
 
 
+TOO_LONG = {  # the likely cause of a length that is too large
+    "logit_lengths": ": count the frames that the encoder returns",
+    "target_lengths": ": count the labels, without a start symbol",
+}
+
+
 def lengths(name: str, array: HostArray, low: int, high: int) -> HostArray:
     """Lengths within ``[low, high]``, as int64."""
     wrong = (array < low) | (array > high)
     if wrong.any():
         b = int(np.argmax(wrong))
-        raise ValueError(f"{name}[{b}] is {array[b]}, but it must be between {low} and {high}")
+        raise ValueError(
+            f"{name}[{b}] is {array[b]}, but it must be between {low} and {high}"
+            + (TOO_LONG.get(name, "") if array[b] > high else "")
+        )
     return array.astype(np.int64)
 
 

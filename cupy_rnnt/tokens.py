@@ -66,9 +66,10 @@ class Tokens(NamedTuple):
         if outside.any():
             b, u = np.unravel_index(np.argmax(outside), targets.shape)
             label = int(targets[b, u])
+            padding = f": if it is padding, target_lengths[{b}] must not count it"
             raise ValueError(
                 f"targets[{b}, {u}] is {label}, but the vocabulary has {self.vocabulary} entries"
-                + self._lacking(label + 1)
+                + (padding if label < 0 else self._lacking(label + 1))
             )
         blanks = self.transducer.columns_of_blanks(self.vocabulary, blank)
         is_blank = valid & np.isin(targets, blanks)
