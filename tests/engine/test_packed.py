@@ -16,7 +16,7 @@ from ..device_calls import (
 )
 from ..helpers import least_budget, random_logits_case
 from ..tolerances import DTYPES
-from ..transducers.cases import TRANSDUCERS, batch_of, random_sample, transducers
+from ..transducers.cases import TRANSDUCERS, batch_of, blanks_of, random_sample, transducers
 from .test_workspace import left_to_the_collector, peak_beyond_results
 
 
@@ -97,7 +97,8 @@ def test_any_transducer(device, transducer, extents, seed):
 
 def check_transducer(transducer, extents, seed):
     rng = np.random.default_rng(seed)
-    samples = [random_sample(rng, transducer, t, u, blank=-1) for t, u in extents]
+    blank = blanks_of(transducer, 3)[-1]
+    samples = [random_sample(rng, transducer, t, u, blank=blank) for t, u in extents]
     logits, targets, *lengths, blank = batch_of(samples)
     options = {"transducer": transducer, "reduction": "none"}
     loss, grad = rnnt_loss_and_grad(logits, targets, *lengths, blank, **options)
