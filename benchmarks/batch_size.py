@@ -17,6 +17,7 @@ from typing import Any
 import common
 import joint as joint_benchmark
 import numpy as np
+import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from workloads import Joint, fresh, speech
@@ -31,7 +32,7 @@ SIZES = {
     "PyTorch, batched": [1, 4, 8, 16, 32],  # 0.35 GB each
 }
 QUICK = {name: [1, 2] for name in SIZES}
-COLOURS = dict(zip(SIZES, ("#0072b2", "#56b4e9", "#d55e00"), strict=True))
+COLOURS = dict(zip(SIZES, (style.BLUE, style.SKY, style.VERMILION), strict=True))
 MARKERS = dict(zip(SIZES, "os^", strict=True))
 
 Row = dict[str, Any]
@@ -102,14 +103,14 @@ def panel(axes: Axes, rows: list[Row], key: str, unit: float) -> None:
     most = max(row["batch"] for row in rows)
     for name, group in by_contestant(rows).items():
         sizes = np.array([row["batch"] for row in group])
-        style = {"color": COLOURS[name], "linewidth": 2}
+        look = {"color": COLOURS[name], "linewidth": 2}
         values = np.array([row[key] for row in group]) / unit
-        axes.plot(sizes, values, MARKERS[name] + "-", label=name, **style)
+        axes.plot(sizes, values, MARKERS[name] + "-", label=name, **look)
         if sizes[-1] < most:
             beyond = np.array([sizes[-1], most])
             label = "the same, extrapolated"
             axes.plot(
-                beyond, np.polyval(line(group, key), beyond) / unit, "--", label=label, **style
+                beyond, np.polyval(line(group, key), beyond) / unit, "--", label=label, **look
             )
     axes.set_xlabel("utterances in the batch")
     axes.set_xlim(0, 1.02 * most)
@@ -145,9 +146,7 @@ def measurements(options: Any) -> Iterator[Row]:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, threads=[1], redraws=True)
-    options.device = "cpu"
-    common.use_device("cpu")
+    options = common.arguments(__doc__, threads=[1], redraws=True, cpu_only=True)
     rows = common.measured("batch_size", options, partial(measurements, options))
     report(rows, options)
     common.save_chart("batch_size", options, draw(rows))

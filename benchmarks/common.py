@@ -94,6 +94,7 @@ def arguments(
     repeats: int = 5,
     threads: Sequence[int] = (1, 2),
     redraws: bool = False,
+    cpu_only: bool = False,
     **more: str,
 ) -> argparse.Namespace:
     """The options that all benchmarks share; complains of variables that would tune the BLAS.
@@ -116,6 +117,8 @@ def arguments(
         if variable in os.environ:
             print(f"note: {variable} is set; unset it for results worth keeping", file=sys.stderr)
     options = parser.parse_args()
+    if cpu_only:
+        options.device = "cpu"
     options.device = options.device or ("cuda" if has_gpu() else "cpu")
     if options.device == "cuda" and not has_gpu():
         parser.error("CuPy finds no GPU")

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import common
 import numpy as np
+import style
 from contestant import CONTESTANTS, DURATIONS, INPUTS, LATTICE, TRUTH
 from matplotlib.figure import Figure
 from workloads import Joint, fresh, speech
@@ -77,7 +78,8 @@ QUICK = {
     "flash/quick": Workload(partial(padded, 2, 12, 5, 40, 32)),
     "parakeet/quick": Workload(partial(padded, 2, 12, 5, 40 + DURATIONS, 32), **TDT),
 }
-COLOURS = "#0072b2", "#d55e00", "0.6", "#009e73", "#e69f00", "#cc79a7"  # as many are drawn
+COLOURS = (style.BLUE, style.VERMILION, style.GREY, style.GREEN, style.ORANGE, style.PINK)
+"""As many are drawn."""
 
 Row = dict[str, Any]
 
@@ -188,7 +190,7 @@ def main() -> None:
     rows = common.measured("contestants", options, partial(measurements, options))
     report(rows, options)
     chart = draw(rows)
-    chart.suptitle(message(rows))
+    style.message(chart, message(rows))
     common.save_chart("contestants", options, chart)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import common
 import numpy as np
+import style
 from matplotlib.figure import Figure
 from workloads import WORKLOADS, Joint, fresh, speech
 
@@ -189,7 +190,7 @@ def draw(rows: list[Row], threads: list[int], workloads: list[str]) -> Figure:
     chart.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     times = [row["time"] for row in shown]
     span = f"{min(times):.2f} to {max(times):.2f}"
-    chart.suptitle(f"Members of the family take {span} times as long as the plain loss")
+    style.message(chart, f"Members of the family take {span} times as long as the plain loss")
     return chart
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import common
 import numpy as np
+import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from workloads import Joint, fresh, speech
@@ -123,13 +124,13 @@ def draw(rows: list[Row]) -> Figure:
     for column, (name, of_inputs) in enumerate(groups.items()):
         for axes, (key, label) in zip(panels[:, column], QUANTITIES.items(), strict=True):
             unit = common.MIB if key == "traced_bytes" else 1
-            for (inputs, group), style in zip(
-                of_inputs.items(), (("#56b4e9", "s-"), ("#0072b2", "o-")), strict=True
+            for (inputs, group), (colour, marker) in zip(
+                of_inputs.items(), ((style.SKY, "s-"), (style.BLUE, "o-")), strict=True
             ):
                 values = [row[key] / unit for row in group]
                 power = f"{inputs}: {name}$^{{{exponent(group, key):.2f}}}$"
                 sizes = [row["value"] for row in group]
-                axes.loglog(sizes, values, style[1], color=style[0], label=power)
+                axes.loglog(sizes, values, marker, color=colour, label=power)
             axes.set_xlabel(
                 f"{name}; " + ", ".join(f"{n} = {v}" for n, v in BASE.items() if n != name),
                 fontsize=7,
@@ -144,7 +145,7 @@ def draw(rows: list[Row]) -> Figure:
         panels[1, column].axhline(budget, color="black", linestyle="--", linewidth=1)
     panels[1, 0].set_ylim(0, 1.1 * budget)
     panels[1, 0].text(1, budget, "workspace allowed", va="bottom", fontsize=8)
-    chart.suptitle("Time grows with the cells that matter, memory stops at what you allow")
+    style.message(chart, "Time grows with the cells that matter, memory stops at what you allow")
     return chart
 
 
@@ -158,9 +159,7 @@ def measurements(options: Any) -> Iterator[Row]:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, repeats=3, threads=[1], redraws=True)
-    options.device = "cpu"
-    common.use_device("cpu")
+    options = common.arguments(__doc__, repeats=3, threads=[1], redraws=True, cpu_only=True)
     rows = common.measured("growth", options, partial(measurements, options))
     report(rows, options)
     common.save_chart("growth", options, draw(rows))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import common
 import numpy as np
+import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from workloads import Joint, fresh, speech
@@ -31,7 +32,12 @@ SAMPLED_EVERY = 1.0  # second
 WRONG = 1e-3  # relative error of the gradients of a sample that are not those of the sample alone
 ORDERS = [*permutations("0123", 3), "long0"]  # prompts end to end: 40 to 44 s each
 DTYPES = "float32", "bfloat16"
-COLOURS = {"process": "0.75", "inputs": "#56b4e9", "gradients": "#0072b2", "workspace": "#e69f00"}
+COLOURS = {
+    "process": style.GREY,
+    "inputs": style.SKY,
+    "gradients": style.BLUE,
+    "workspace": style.ORANGE,
+}
 
 
 class Case(NamedTuple):
@@ -306,7 +312,7 @@ def draw_plans(axes: Axes, planned: list[Row]) -> None:
     ours = [row["inputs"] + row["gradients"] + row["workspace"] for row in rows]
     series = {
         "cupy_rnnt, planned in full": (ours, COLOURS["gradients"]),
-        "the logits alone": ([row["logits"] for row in rows], "#d55e00"),
+        "the logits alone": ([row["logits"] for row in rows], style.VERMILION),
     }
     for i, (name, (values, colour)) in enumerate(series.items()):
         drawn = axes.bar(places + 0.4 * i - 0.2, values, 0.4, label=name, color=colour)
@@ -326,9 +332,7 @@ def measurements(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, threads=[2], redraws=True)
-    options.device = "cpu"
-    common.use_device("cpu")
+    options = common.arguments(__doc__, threads=[2], redraws=True, cpu_only=True)
     *rows, last = common.measured("headline", options, partial(measurements, options))
     planned = last["plans"]
     report(rows, planned, options)

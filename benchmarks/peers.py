@@ -39,6 +39,12 @@ def costs_of_transitions(
     return -(final + by_blank[sample, last, target_lengths])
 
 
+def of_labels(by_token: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The (B, T, S) log-probabilities of the next labels, of the (B, T, S, V) of all tokens."""
+    labels = torch.nn.functional.pad(targets, (0, 1))[:, None, :, None]
+    return by_token.gather(3, labels.expand(-1, by_token.shape[1], -1, -1)).squeeze(3)
+
+
 def loss_of_logits(
     logits: torch.Tensor,
     targets: torch.Tensor,
@@ -48,10 +54,8 @@ def loss_of_logits(
 ) -> torch.Tensor:
     """Mean cost."""
     log_probs = torch.log_softmax(logits, dim=-1)
-    labels = torch.nn.functional.pad(targets, (0, 1))[:, None, :, None]
-    by_label = log_probs.gather(3, labels.expand(-1, logits.shape[1], -1, -1)).squeeze(3)
-    lengths = logit_lengths, target_lengths
-    return costs_of_transitions(log_probs[..., blank], by_label, *lengths).mean()
+    transitions = log_probs[..., blank], of_labels(log_probs, targets)
+    return costs_of_transitions(*transitions, logit_lengths, target_lengths).mean()
 
 
 def loss_of_joint(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Of Okabe and Ito's palette, which people with any colour vision tell apart. Their lightness
 # differs as well, so that they survive printing in grey.
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#E69F00", "#000000", "#BBBBBB"
+SKY, VERMILION, GREEN, PINK = "#56B4E9", "#D55E00", "#009E73", "#CC79A7"
 SERIES = BLUE, ORANGE, BLACK, GREY
 """In this order: ours first."""
 MARKERS = "osDv"

@@ -18,6 +18,7 @@ import costs
 import family
 import modelled
 import numpy as np
+import style
 from computed import HIDDEN, Shape, Step
 from family import DURATIONS
 from matplotlib.figure import Figure
@@ -196,7 +197,7 @@ def draw(rows: list[Row], threads: list[int], shapes: list[Shape]) -> Figure:
         axes.set_title(f"{shape.title}, {common.in_words(count)}", fontsize=9)
         axes.set_ylabel(quantity)
     chart.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    chart.suptitle(message(rows))
+    style.message(chart, message(rows))
     return chart
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from peers import IMPOSSIBLE, skewed
+from peers import IMPOSSIBLE, of_labels, skewed
 from torch.nn.functional import linear, log_softmax, pad, relu
 
 
@@ -57,8 +57,7 @@ def loss_of_logits(
     count = len(durations)
     tokens = log_softmax(logits[..., :-count], dim=-1)
     of_durations = log_softmax(logits[..., -count:], dim=-1).unbind(dim=-1)
-    labels = pad(targets, (0, 1))[:, None, :, None].expand(-1, logits.shape[1], -1, -1)
-    label, on_blank = tokens.gather(3, labels).squeeze(3), tokens[..., blank]
+    label, on_blank = of_labels(tokens, targets), tokens[..., blank]
     waiting = [on_blank + x for d, x in zip(durations, of_durations, strict=True) if d > 0]
     emitting = [label + x for x in of_durations]
     return costs_of_arcs(waiting, emitting, durations, logit_lengths, target_lengths).mean()

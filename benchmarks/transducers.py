@@ -22,6 +22,7 @@ from typing import Any
 
 import common
 import numpy as np
+import style
 import torch
 from matplotlib.figure import Figure
 from workloads import DATA, speech
@@ -96,7 +97,7 @@ def runs_of(folders: list[Path], data: tuple[Path, ...]) -> dict[str, Any]:
 def chart(runs: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(12, 4), layout="constrained")
     errors = ", ".join(f"{name} {run['history'][-1]['cer']:.2f}" for name, run in runs.items())
-    figure.suptitle(f"Members of the family train alike: character error rates {errors}")
+    style.message(figure, f"Members of the family train alike: character error rates {errors}")
     cost, cer, cells = figure.subplots(1, 3)
     for i, (name, run) in enumerate(runs.items()):
         line, hatch = STYLES[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from . import checks
 
@@ -20,7 +20,8 @@ class Bar:
             raise ImportError(
                 "progress=True needs tqdm, which draws the bar: pip install tqdm"
             ) from error
-        self._new, self._bar = tqdm, cast(Any, None)
+        self._new = tqdm
+        self._bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:  # not before the arguments of the call are known to be right

@@ -13,7 +13,7 @@ from cupy_rnnt.options import Options
 
 from ..helpers import random_logits_case
 from .cases import WEIGHTS, adapter, assert_equal_bits, jax, jnp
-from .test_cuda import assert_on_stream, call, emulator  # noqa: F401
+from .test_cuda import assert_on_stream, call
 
 SCALES = {"lm_scale": 0.25, "am_scale": 0.15}
 
@@ -87,7 +87,7 @@ def test_what_is_refused():
         adapter.additive_rnnt_loss(am, lm, *batch, lm_scale="1")
 
 
-def test_on_cuda(emulator):  # noqa: F811
+def test_on_cuda(emulator):
     """On the stream of the computation, with stand-ins for its buffers."""
     inputs, (*integers, blank), _ = made(2)
     options = Options.checked(np.dtype(np.float32), blank=blank)

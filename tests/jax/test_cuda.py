@@ -14,9 +14,9 @@ from cupy_rnnt.results import JointGradients
 from ..helpers import random_joint_case, random_logits_case
 from ..tolerances import assert_costs_close, assert_gradient_close, assert_gradients_close
 from .cases import callbacks, every_kind, jax, numpy_of
+from .conftest import DEVICE
 
 STREAM = 0x1234
-DEVICE = 1
 CONTEXT = SimpleNamespace(stream=STREAM)
 OF_CLASSES = "__firstlineno__", "__static_attributes__"  # of those written in Python 3.13
 
@@ -46,15 +46,6 @@ def test_stand_ins_promise_no_more_than_jax():
     assert own - {"_array", *OF_CLASSES} <= set(dir(Real))
     assert set(vars(CONTEXT)) <= set(dir(ExecutionContext))
     assert jax.devices()[0].platform != "cpu" or callbacks._CPU == 1
-
-
-@pytest.fixture
-def emulator(gpu):
-    if gpu.name == "cuda":
-        pytest.skip("stand-ins are for the emulated device")
-    with gpu.xp.cuda.Device(DEVICE):
-        gpu.xp.kernels.launches.clear()
-        yield gpu.xp
 
 
 def made(xp, kind, dtype=np.float32, reduction="mean", gradient=True, mapped=(), **options):

@@ -16,7 +16,7 @@ from ..tolerances import assert_costs_close, assert_gradient_close, assert_gradi
 from ..transducers.cases import OPTIONS
 from .cases import adapter, assert_equal_bits, callbacks, every_dtype, gradient, jax, jnp, wide
 from .cases import made as made_loss
-from .test_cuda import assert_on_stream, call, emulator  # noqa: F401
+from .test_cuda import assert_on_stream, call
 from .test_cuda import made as made_on_cuda
 
 pytestmark = pytest.mark.usefixtures("jax_on_cpu")
@@ -159,7 +159,7 @@ def test_bad_input():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_on_cuda(emulator, dtype):  # noqa: F811
+def test_on_cuda(emulator, dtype):
     """On the stream of the computation, with stand-ins for its buffers."""
     given = made_on_cuda(emulator, "joint", dtype, gradient=False)
     given.loss = callbacks.JointScores(Options.checked(np.dtype(dtype), blank=given.case.blank))

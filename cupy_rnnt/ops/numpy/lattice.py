@@ -17,8 +17,6 @@ from ...transducer import Transducer
 from ..types import Cells, HostArray
 from .sweeps import KEEP_CHUNK, NO_CELLS, ROWS, Sweeps
 
-_ALLOCATING = Lock()  # tiles are written by several threads
-
 
 def lattice_nbytes(
     topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
@@ -51,6 +49,7 @@ class Lattice:
         self._cells = frames * positions
         self._first = np.cumsum(self._cells) - self._cells
         self._lse: HostArray | None = None
+        self._allocating = Lock()  # tiles are written by several threads
         self._positions = positions
         flipped = positions > frames
         self._side = flipped.astype(np.intp)
@@ -80,7 +79,7 @@ class Lattice:
             yield self._sides[side[0]], slice(None)
 
     def write(self, cells: Cells, lse: HostArray, scores: HostArray) -> None:
-        with _ALLOCATING:
+        with self._allocating:
             if self._lse is None:
                 self._lse = np.empty((len(lse), int(self._cells.sum())))
         self._lse[:, cells.packed - self._first_cell] = lse
