@@ -135,7 +135,7 @@ class Parts(NamedTuple):
 
 # ``python -m tests.ops.cuda.operation_counts`` prints what the emulated device counts. A test holds
 # that no call asks for more, and that the waits are these.
-OPERATIONS = Parts(9, 35, 8, 21, 2, 6, 8)
+OPERATIONS = Parts(15, 30, 9, 21, 3, 3, 6)
 """Launches of any kind, fills, copies and products."""
 WAITS = Parts(1, 3, 2, 1, 0, 0, 0)
 """Of the host for the device."""
@@ -197,19 +197,19 @@ def _moved_row(n: float, e: int, c: int) -> Work:
 
 def _row_scores(n: float, e: int, c: int) -> Work:
     """A warp reads four words of the table of the row, each a sector; one thread all that the
-    scores take."""
+    scores take, and three words of the table of the batch."""
     warps = 8 if n >= 2048 else 1
-    of_table = SECTOR * (4 * warps + 13)
-    return Work(n * e + 32, cached=n * c + of_table, float32=15 * n, special=1.5 * n, float64=33)
+    of_tables = SECTOR * (4 * warps + 16)
+    return Work(n * e + 32, cached=n * c + of_tables, float32=15 * n, special=1.5 * n, float64=33)
 
 
 def _logits_grad(n: float, e: int, c: int) -> Work:
     """A warp has some columns of 32 rows, their bias and their sums. It reads words and occupancies
-    of the rows, and the table of the row."""
-    warps, of_row = n / (128 if c == 4 else 32), 32 + 2 * c
+    of the rows, their labels and two words of the table of the batch, and the table of the row."""
+    warps, of_row = n / (128 if c == 4 else 32), 24 + 2 * c
     return Work(
         n * (e + c) + n * c / 16 + of_row,
-        cached=n * c / 32 + of_row * (warps - 1) + 14 * warps,
+        cached=n * c / 32 + of_row * (warps - 1) + (8 + 2 + 14) * warps,
         float32=18.5 * n,
         special=n,
         float64=warps,
@@ -218,13 +218,18 @@ def _logits_grad(n: float, e: int, c: int) -> Work:
 
 KERNELS = {
     # The table of the batch is read in sectors that a warp shares.
-    "coordinates": Kernel("cell of a pass", "", lambda n, e, c: Work(41, cached=12)),
+    "coordinates": Kernel(
+        "cell of a pass over given logits", "", lambda n, e, c: Work(41, cached=12)
+    ),
     # Bisection reads a number for each bit of their count.
     "places": Kernel("cell of pass 2 whose logits are stored", "", lambda n, e, c: Work(16)),
+    # A warp reads an index and two words of the table of the batch, each a sector.
     "hidden": Kernel(
         "cell of a pass",
         "H",
-        lambda n, e, c: Work(n * c + 24, cached=2 * n * e, float32=14 * n, special=2 * n),
+        lambda n, e, c: Work(
+            n * c + 8, cached=2 * n * e + 3 * SECTOR - 8, float32=14 * n, special=2 * n
+        ),
     ),
     "row_scores": Kernel("cell of pass 1", "V", _row_scores),
     "logits_grad": Kernel(
@@ -313,9 +318,9 @@ KERNELS = {
     "count_marks": Kernel("cell", "", lambda n, e, c: Work(1)),
     "write_indices": Kernel("cell that is marked", "", lambda n, e, c: Work(9)),
     "lattice_write": Kernel(
-        "cell of pass 1",
+        "cell of pass 1 over given logits",
         "",
-        lambda n, e, c: Work(72, cached=16, spread=2 * (SECTOR - 8), float32=4, float64=52),
+        lambda n, e, c: Work(56, cached=18, spread=2 * (SECTOR - 8), float32=4, float64=52),
     ),
     # A sweep in one way, over words that the threads of a warp read side by side.
     "best_sweep": Kernel("cell and way", "", lambda n, e, c: Work(24, cached=17, float64=9)),
@@ -424,7 +429,10 @@ class Engine:
         self.operations.append(Operation("sweeps", "write_indices", rest))
 
     def first_pass(self, computed: float) -> None:
-        self.launch("pass 1", computed, "coordinates", "hidden", "row_scores", "lattice_write")
+        self.launch("pass 1", computed, "hidden", "row_scores")
+        # Scores and marks go to a lattice: one thread writes those of a cell.
+        stored = Work(1, cached=SECTOR, spread=2 * (SECTOR - 8) + SECTOR - 1, float64=52)
+        self.operations.append(Operation("pass 1", "row_scores", stored.times(computed)))
         self.products("pass 1", computed, "logits")
 
     def lattice(self, computed: float, kept: float) -> None:
@@ -442,7 +450,7 @@ class Engine:
         v, h = self._widths["V"], self._widths["H"]
         frames, positions = self._batch.frames, self._batch.prefixes
         targets = frames + positions
-        self.launch("pass 2", kept, "lattice_posteriors", "coordinates", "hidden", "logits_grad")
+        self.launch("pass 2", kept, "lattice_posteriors", "hidden", "logits_grad")
         self.launch("pass 2", kept, "input_grads")
         rows = max(sizes.tile_elements // v, sizes.full_rows)
         sums = bias_rows(min(rows, sizes.most_rows, self._batch.cells))

@@ -123,13 +123,13 @@ class Batch:
         return counts
 
 
-class Coordinates:
-    """Computes the coordinates of cells on a device."""
+class CellsOf:
+    """Makes lists of cells of a batch on a device."""
 
     def __init__(self, batch: Batch, ops: Operations) -> None:
-        self._ops = ops
+        self._locate = ops.coordinates
         self._table = ops.batch_table(batch.offsets, batch.positions, batch.labels)
 
-    def of(self, packed: DeviceArray) -> Cells:
-        """The coordinates of cells, from their packed indices (n,)."""
-        return self._ops.coordinates(self._table, packed)
+    def __call__(self, packed: DeviceArray) -> Cells:
+        """Cells, from their packed indices (n,)."""
+        return Cells(packed, self._table, self._locate)

@@ -217,7 +217,7 @@ def _posteriors(
         kept = KeptCells()
         result = scan(source, batch, options, kept)
         concatenate = source.ops.xp.concatenate
-        cells = source.coordinates.of(concatenate([part.packed for part in kept.parts]))
+        cells = source.cells_of(concatenate([part.packed for part in kept.parts]))
         rows = concatenate([part.occupancies.T for part in kept.parts])
         arrays = cells.sample, cells.frame, cells.position, rows
         posteriors = KeptPosteriors(*(exported(array, like) for array in arrays))

@@ -4,10 +4,11 @@
 // rounded, and the rounding error. Tensor cores multiply both by weights of type T, with the
 // accuracy of a float h.
 //
-// Grid: `warps` warps a cell. Moves 8 H + 24 bytes a cell for half types, 12 H + 24 for float.
+// Grid: `warps` warps a cell. Moves 8 H + 8 bytes a cell for half types, 12 H + 8 for float.
 
 #include "activations.cuh"
 #include "common.cuh"
+#include "coordinates.cuh"
 #include "dropout.cuh"
 
 template <typename T> constexpr bool kSplit = sizeof(T) == 2;
@@ -38,20 +39,22 @@ template <typename T, typename Activation>
 __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 3 : 4)
 hidden(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
        const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
-       const int64* __restrict__ samples, const int64* __restrict__ frames,
-       const int64* __restrict__ positions, int64 cells, int64 width, int64 warps,
-       int64 threshold, int64 seed, double scale, T* __restrict__ out) {
+       const int64* __restrict__ packed, const int64* table, int64 samples, int64 longest,
+       int64 cells, int64 width, int64 warps, int64 threshold, int64 seed, double scale,
+       T* __restrict__ out) {
     constexpr int N = kPack<Compute<T>>;
     const Dropout dropout{static_cast<unsigned>(threshold), seed, scale};
+    const BatchTable batch{table, samples, longest};
     for (int64 item = first_item(32); item < cells * warps; item += item_stride(32)) {
         Share share(item, warps);
-        int64 i = share.row, sample = samples[i];
-        HiddenRow<T, Activation> row = {encoder + sample * e0 + frames[i] * e1,
-                                        predictor + sample * p0 + positions[i] * p1, e2, p2,
+        const int64 i = share.row;
+        const Coordinates at = batch.of(packed[i]);
+        HiddenRow<T, Activation> row = {encoder + at.sample * e0 + at.frame * e1,
+                                        predictor + at.sample * p0 + at.position * p1, e2, p2,
                                         out, nullptr, dropout,
-                                        static_cast<unsigned>(positions[i]),
-                                        static_cast<unsigned>(frames[i]),
-                                        static_cast<unsigned>(sample)};
+                                        static_cast<unsigned>(at.position),
+                                        static_cast<unsigned>(at.frame),
+                                        static_cast<unsigned>(at.sample)};
         row.out += i * width * (kSplit<T> ? 2 : 1);
         if (kSplit<T>) row.rest = row.out + width;
         bool dense = e2 == 1 && p2 == 1;

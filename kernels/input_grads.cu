@@ -1,6 +1,6 @@
 // Gradients of hidden vectors, (n, H), back through the activation and the sum that they are made
-// of: added up over the cells of each frame, and over those of each position. The cells of a tile
-// are in packed order, so that the rows of a frame follow each other, and those of a position are
+// of: added up over the cells of each frame, and over those of each position. The cells of a list
+// are in packed order, so that the cells of a frame follow each other, and those of a position are
 // found in each frame by bisection. A sum has a fixed order: that of frames and positions.
 
 #include "activations.cuh"
@@ -12,18 +12,18 @@
 // in the group, its first frame there, its first cell, and how many frames and positions it has.
 struct Entry { int64 first, frame, cell, frames, positions; };
 
-// Where the rows of each frame begin in a tile, and behind the last frame how many rows there are.
+// Where the cells of each frame begin in a list, and behind the last frame how many cells there are.
 //
 // Grid: a thread a frame. Moves 8 bytes a frame and what bisection reads.
 __global__ void __launch_bounds__(256, 4)
-frame_starts(int64 frames, const int64* __restrict__ packed, int64 rows, const Entry* entries,
+frame_starts(int64 frames, const int64* __restrict__ packed, int64 count, const Entry* entries,
              int64 samples, int64* __restrict__ starts) {
     for (int64 f = first_item(1); f <= frames; f += item_stride(1)) {
-        starts[f] = rows;
+        starts[f] = count;
         if (f == frames) continue;
         const Entry& entry = entry_of(f, entries, samples);
         const int64 cell = entry.cell + (f - entry.first) * entry.positions;
-        starts[f] = lower_bound(packed, 0, rows, cell);
+        starts[f] = lower_bound(packed, 0, count, cell);
     }
 }
 
@@ -54,6 +54,7 @@ template <typename T, typename Activation, int N> struct Back {
     }
 };
 
+// The tile has `rows` cells of the list, from number `first` on, whose gradients are in `d_hidden`.
 // Entries are those of frames, then those of positions; `start` is the first sample's number in the
 // batch, in which the strides e and p are counted, in elements. Where N is more than 1, all rows are
 // aligned to packs of N, and the last strides are 1.
@@ -64,29 +65,33 @@ template <typename T, typename Activation, int N>
 __global__ void __launch_bounds__(256, 2)
 input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encoder, int64 e0,
             int64 e1, int64 e2, const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
-            const int64* __restrict__ packed, const int64* __restrict__ starts,
-            const Entry* entries, int64 samples, int64 start, int64 frames, int64 positions,
-            int64 width, int64 strips, int64 threshold, int64 seed, double scale,
+            const int64* __restrict__ packed, int64 first, int64 rows,
+            const int64* __restrict__ starts, const Entry* entries, int64 samples, int64 start,
+            int64 frames, int64 positions, int64 width, int64 strips, int64 threshold, int64 seed, double scale,
             Compute<T>* of_frames, Compute<T>* of_positions) {
-    __shared__ int64 row_of_frame[256];
+    __shared__ int64 cell_of_frame[256];  // its number in the list, or -1
     const Dropout dropout{static_cast<unsigned>(threshold), seed, scale};
     const int thread = threadIdx.x;
-    for (int64 i = first_item(256); i < (frames + positions) * strips; i += item_stride(256)) {
-        const int64 target = i / strips, j = (i % strips * 256 + thread) * N;
-        Back<T, Activation, N> back = {d_hidden, width, j, j < width, dropout, 0, {}};
+    const auto begin_of = [&](int64 frame) { return max(starts[frame], first); };
+    const auto end_of = [&](int64 frame) { return min(starts[frame + 1], first + rows); };
+    for (int64 item = first_item(256); item < (frames + positions) * strips;
+         item += item_stride(256)) {
+        const int64 target = item / strips, j = (item % strips * 256 + thread) * N;
+        Back<T, Activation, N> back = {d_hidden - first * width, width, j, j < width,
+                                       dropout, 0, {}};
         if (target < frames) {
-            const int64 begin = starts[target], end = starts[target + 1];
-            if (begin == end) continue;
+            const int64 begin = begin_of(target), end = end_of(target);
+            if (begin >= end) continue;
             const Entry& entry = entry_of(target, entries, samples);
             const int64 frame = target - entry.first, sample = start + (&entry - entries);
             const int64 cell = entry.cell + frame * entry.positions;
             back.sample = sample;
             const auto of_frame = back.at(encoder + sample * e0 + frame * e1, e2);
-            const T* const rows = predictor + sample * p0;
+            const T* const others = predictor + sample * p0;
 #pragma unroll 1
-            for (int64 r = begin; r < end; ++r) {
-                const int64 position = packed[r] - cell;
-                back.add(r, of_frame, back.at(rows + position * p1, p2), position, frame);
+            for (int64 i = begin; i < end; ++i) {
+                const int64 position = packed[i] - cell;
+                back.add(i, of_frame, back.at(others + position * p1, p2), position, frame);
             }
             back.finish(of_frames + target * width);
             continue;
@@ -96,26 +101,26 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
         const int64 position = behind - entry.first, sample = start + (&entry - entries) - samples;
         back.sample = sample;
         const auto of_position = back.at(predictor + sample * p0 + position * p1, p2);
-        const T* const rows = encoder + sample * e0;
+        const T* const others = encoder + sample * e0;
         bool empty = true;
 #pragma unroll 1
-        for (int64 first = 0; first < entry.frames; first += 256) {
+        for (int64 chunk = 0; chunk < entry.frames; chunk += 256) {
             __syncthreads();  // the frames before have been read
-            const int64 frame = first + thread;
-            row_of_frame[thread] = -1;
+            const int64 frame = chunk + thread;
+            cell_of_frame[thread] = -1;
             if (frame < entry.frames) {
-                const int64* const range = starts + entry.frame + frame;
+                const int64 end = end_of(entry.frame + frame);
                 const int64 cell = entry.cell + frame * entry.positions + position;
-                const int64 row = lower_bound(packed, range[0], range[1], cell);
-                if (row < range[1] && packed[row] == cell) row_of_frame[thread] = row;
+                const int64 i = lower_bound(packed, begin_of(entry.frame + frame), end, cell);
+                if (i < end && packed[i] == cell) cell_of_frame[thread] = i;
             }
             __syncthreads();
 #pragma unroll 1
-            for (int k = 0; k < 256 && first + k < entry.frames; ++k) {
-                const int64 row = row_of_frame[k];
-                if (row < 0) continue;
-                const int64 from = first + k;
-                back.add(row, of_position, back.at(rows + from * e1, e2), position, from);
+            for (int k = 0; k < 256 && chunk + k < entry.frames; ++k) {
+                const int64 i = cell_of_frame[k];
+                if (i < 0) continue;
+                const int64 from = chunk + k;
+                back.add(i, of_position, back.at(others + from * e1, e2), position, from);
                 empty = false;
             }
         }

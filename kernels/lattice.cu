@@ -4,40 +4,25 @@
 
 #include "lattice.cuh"
 
-// Stores log-sum-exps (G, n) of cells, in packed order, and their scores (K, n), as words, or as they
-// are if `factors` is below 0. A NaN or +inf poisons the sample, and counts as -inf; where there is
-// no label to emit, its score is not read. The delay penalty is added to scores of labels. `sample`
-// counts from `start` on.
+// Stores log-sum-exps (G, n) of cells, by their packed indices, which count from `first` on, and
+// their scores (K, n).
 //
-// Grid: a thread a cell. Moves 32 + 8 (G + K) bytes a cell in, and 8 (G + K) out, K of which lie
+// Grid: a thread a cell. Moves 8 + 8 (G + K) bytes a cell in, and 8 (G + K) out, K of which lie
 // apart.
 __global__ void __launch_bounds__(256, 4)
-lattice_write(int64 count, const Lattice* lattices, int64 start, const int64* sample,
-              const int64* frame, const int64* position, const double* lse, int heads,
-              const double* scores, int kinds, int label, int factors, double delay_penalty,
-              int64 cells, double* lses, double* words, bool* exact, int* flags) {
+lattice_write(int64 count, const Lattice* lattices, const int64* packed, int64 first, int64 samples,
+              const double* lse, int heads, const double* scores, int kinds, int label, int factors,
+              double delay_penalty, int64 cells, double* lses, double* words, bool* exact,
+              int* flags) {
+    const LatticeScores to{kinds, label, factors, delay_penalty, cells, words, exact, flags};
     for (int64 i = first_item(1); i < count; i += item_stride(1)) {
-        const int64 within = sample[i] - start;
-        const Lattice lattice = lattices[within];
-        const int64 place = lattice.place_of(frame[i], position[i]);
-        const bool has_label = position[i] + 1 < lattice.positions;
-        const int64 packed = lattice.first + frame[i] * lattice.positions + position[i];
-        for (int g = 0; g < heads; ++g) lses[g * cells + packed] = lse[g * count + i];
-        bool good = true;
-        for (int k = 0; k < kinds; ++k)
-            if (k != label || has_label) good = good && scores[k * count + i] < infinity();
-        if (!good) atomicOr(flags + within, kPoisoned);
-        const double delay = lattice.delay(delay_penalty, frame[i]);
-        const double most = lattice.largest_log(factors);
-        for (int k = 0; k < kinds; ++k) {
-            const bool absent = !good || (k == label && !has_label);
-            double score = absent ? -infinity() : scores[k * count + i];
-            if (k == label) score = __dadd_rn(score, delay);  // not fused: NumPy has the same sum
-            if (score > -infinity() && (fabs(score) > most || fabs(delay) > most))
-                atomicOr(flags + within, kBeyondWide);
-            words[k * cells + place] = factors < 0 ? score : word_of(score);
-        }
-        if (exact) exact[place] = true;
+        const int64 cell = packed[i] - first;
+        const Lattice& entry = entry_of(cell, lattices, samples);
+        const Lattice lattice = entry;
+        for (int g = 0; g < heads; ++g) lses[g * cells + cell] = lse[g * count + i];
+        const int64 within = cell - lattice.first;
+        to.write(&entry - lattices, lattice, within / lattice.positions, within % lattice.positions,
+                 [&](int k) { return scores[k * count + i]; });
     }
 }
 

@@ -78,6 +78,41 @@ __device__ inline bool in_log(const Lattice& lattice, int flags) {
     return flags & kBeyondWide || lattice.apart >= 0;
 }
 
+// Where the K scores of cells are stored: as words, or as they are if `factors` is below 0. A NaN or
+// +inf poisons the sample, and counts as -inf; where there is no label to emit, its score is not
+// read. The delay penalty is added to scores of labels.
+struct LatticeScores {
+    int kinds, label, factors;
+    double delay_penalty;
+    int64 cells;
+    double* words;
+    bool* exact;
+    int* flags;
+
+    // Stores the scores of a cell, score_of(k). `number` is that of the sample in the group.
+    template <typename ScoreOf>
+    __device__ void write(int64 number, const Lattice& lattice, int frame, int position,
+                          ScoreOf score_of) const {
+        const int64 place = lattice.place_of(frame, position);
+        const bool has_label = position + 1 < lattice.positions;
+        bool good = true;
+        for (int k = 0; k < kinds; ++k)
+            if (k != label || has_label) good = good && score_of(k) < infinity();
+        if (!good) atomicOr(flags + number, kPoisoned);
+        const double delay = lattice.delay(delay_penalty, frame);
+        const double most = lattice.largest_log(factors);
+        for (int k = 0; k < kinds; ++k) {
+            const bool absent = !good || (k == label && !has_label);
+            double score = absent ? -infinity() : score_of(k);
+            if (k == label) score = __dadd_rn(score, delay);  // not fused: NumPy has the same sum
+            if (score > -infinity() && (fabs(score) > most || fabs(delay) > most))
+                atomicOr(flags + number, kBeyondWide);
+            words[k * cells + place] = factors < 0 ? score : word_of(score);
+        }
+        if (exact) exact[place] = true;
+    }
+};
+
 // The words of K scores, (K, cells).
 struct Words {
     const double* words;

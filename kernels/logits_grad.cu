@@ -6,6 +6,7 @@
 // adds them up. Moves V (sizeof(C) + sizeof(T)) + 32 + sizeof(C) K bytes a row, those of the logits
 // only where columns are under a head, and, with sums, V sizeof(C) / 16.
 
+#include "coordinates.cuh"
 #include "row.cuh"
 
 // What columns under one head need of a row.
@@ -39,11 +40,10 @@ template <typename C> struct GradRows {
     int64 lse_stride;
     const C* occupancies;
     int64 stride;
-    const int64 *labels, *samples;
     const double* weights;
 
-    __device__ GradRow<C> prepared(const RowTable& table, int g, int64 i) const {
-        GradRow<C> row = {0, 0, 0, C(weights[samples[i]]), labels[i], numbers ? numbers[i] : i};
+    __device__ GradRow<C> prepared(const RowTable& table, int g, int64 i, Coordinates at) const {
+        GradRow<C> row = {0, 0, 0, C(weights[at.sample]), at.label, numbers ? numbers[i] : i};
         for (int k = 0; k < table.scores; ++k) {
             const C occupancy = occupancies[k * stride + i];
             if (g >= 0 && table.charged(k, g)) row.factor += occupancy;
@@ -109,12 +109,13 @@ __global__ void __launch_bounds__(256, 4)
 logits_grad(const C* logits, const int64* __restrict__ numbers, const C* __restrict__ bias,
             const int64* words, int heads, int scores, int ranges, const double* __restrict__ lse,
             int64 lse_stride, double least, const C* __restrict__ occupancies, int64 stride,
-            const int64* __restrict__ labels, double bound, const int64* __restrict__ samples,
-            const double* __restrict__ weights, int64 rows, int64 width, C* __restrict__ sums,
-            T* out) {
+            double bound, const int64* __restrict__ packed, const int64* of_batch, int64 samples,
+            int64 longest, const double* __restrict__ weights, int64 rows, int64 width,
+            C* __restrict__ sums, T* out) {
     __shared__ PreparedRows<C> of_warps[8];
     const RowTable table{words, heads, scores, ranges};
-    const GradRows<C> source{numbers, lse, lse_stride, occupancies, stride, labels, samples, weights};
+    const BatchTable batch{of_batch, samples, longest};
+    const GradRows<C> source{numbers, lse, lse_stride, occupancies, stride, weights};
     const int lane = threadIdx.x % 32;
     PreparedRows<C>& prepared = of_warps[threadIdx.x / 32];
     const int64 strips = (width + 32 * N - 1) / (32 * N), chunks = (rows + 31) / 32;
@@ -124,6 +125,8 @@ logits_grad(const C* logits, const int64* __restrict__ numbers, const C* __restr
         const int count = rows - first < 32 ? rows - first : 32;
         GradColumns<C, N> columns = {j};
         if (bias && j < width) columns.bias = load<N>(bias + j);
+        Coordinates cell = {};
+        if (lane < count) cell = batch.of(packed[first + lane]);
         unsigned long long at = 0;  // the scores whose columns the lane has, a bit each
         for (int k = 0; k < scores; ++k)
             if (static_cast<unsigned long long>(table.column(k, -1) - j) < N) at |= 1ull << k;
@@ -134,7 +137,7 @@ logits_grad(const C* logits, const int64* __restrict__ numbers, const C* __restr
             columns.to = stop > j ? min(stop - j, int64(N)) : 0;
             __syncwarp();  // the rows of the range before have been read
             if (lane < count)
-                prepared.set(lane, source.prepared(table, table.head(r), first + lane));
+                prepared.set(lane, source.prepared(table, table.head(r), first + lane, cell));
             __syncwarp();
             if (columns.from >= columns.to) continue;
             Pack<C, N> next = columns.read(logits, width, prepared.get(0));

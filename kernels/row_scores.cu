@@ -5,6 +5,8 @@
 // Grid: a warp or a block a row. Moves V sizeof(T) + 8 (1 + G + K) bytes a row; the bias stays in the
 // cache.
 
+#include "coordinates.cuh"
+#include "lattice.cuh"
 #include "row.cuh"
 
 // exp(top) * sum. The top is finite from the start, which keeps rows of -inf free of NaN; +inf and
@@ -47,15 +49,33 @@ template <typename T> struct LogitRow {
     }
 };
 
+// Log-sum-exps of rows go to `lse`, (G, `stride`), and scores to `results`, (K, `stride`). If these
+// are null, both go to lattices, of samples from number `start` on: log-sum-exps by packed indices,
+// counted from the first cell of the lattices on, and scores as in lattice.cuh.
 template <typename T, int THREADS>
 __global__ void __launch_bounds__(256, 3)
 row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
-           int heads, int scores, int ranges, const int64* __restrict__ labels, int64 rows,
-           int64 width, double* lse, double* __restrict__ results) {
+           int heads, int scores, int ranges, const int64* __restrict__ packed,
+           const int64* of_batch, int64 samples, int64 longest, int64 rows, int64 width,
+           double* lse, int64 stride, double* results, const Lattice* lattices, int64 start,
+           int label, int factors, double delay_penalty, double* of_lattices, bool* exact,
+           int* flags) {
     constexpr int N = kPack<T>;
     const RowTable table{words, heads, scores, ranges};
+    const BatchTable batch{of_batch, samples, longest};
+    const LatticeScores to{scores, label, factors, delay_penalty, stride, of_lattices, exact, flags};
     const int thread = threadIdx.x % THREADS;
     for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
+        Coordinates at = {};
+        Lattice lattice = {};
+        double* sums = lse + i;
+        if (thread == 0) {
+            at = batch.of(packed[i]);
+            if (!results) {
+                lattice = lattices[at.sample - start];
+                sums = lse + lattice.first + at.frame * lattice.positions + at.position;
+            }
+        }
         int r = 0;
         for (int g = 0; g < table.heads; ++g) {
             Exponentials<Compute<T>> part = {ComputeOf<T>::lowest, 0};
@@ -70,17 +90,19 @@ row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, co
             }
             const auto whole = total<THREADS>(part);
             if (thread == 0)
-                lse[g * rows + i] = log(static_cast<double>(whole.sum)) + whole.top;
+                sums[g * stride] = log(static_cast<double>(whole.sum)) + whole.top;
         }
-        if (thread == 0) {
-            for (int k = 0; k < table.scores; ++k) {
-                const int64 column = table.column(k, labels[i]);
-                const LogitRow<T> row = {logits + i * width, bias, 0, {}};
-                double score = row.template at<1>(column)[0];
-                for (int g = 0; g < table.heads; ++g)
-                    if (table.charged(k, g)) score -= lse[g * rows + i];
-                results[k * rows + i] = score - table.shift(k);
-            }
-        }
+        if (thread) continue;
+        const auto score_of = [&](int k) {
+            const LogitRow<T> row = {logits + i * width, bias, 0, {}};
+            double score = row.template at<1>(table.column(k, at.label))[0];
+            for (int g = 0; g < table.heads; ++g)
+                if (table.charged(k, g)) score -= sums[g * stride];
+            return score - table.shift(k);
+        };
+        if (results)
+            for (int k = 0; k < table.scores; ++k) results[k * stride + i] = score_of(k);
+        else
+            to.write(at.sample - start, lattice, at.frame, at.position, score_of);
     }
 }

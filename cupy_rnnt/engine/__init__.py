@@ -154,7 +154,7 @@ class DenseOccupancies:
 
             def tile(worker: int, part: Tile) -> None:
                 rows = kept.part(slice(*part))
-                cells = source.coordinates.of(rows.packed)
+                cells = source.cells_of(rows.packed)
                 index = cells.sample, cells.frame, cells.position
                 ops.scatter(ops.xp.ascontiguousarray(rows.occupancies.T), index, self.dense)
 

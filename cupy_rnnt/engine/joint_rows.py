@@ -10,6 +10,7 @@ import numpy as np
 
 from ..batch import Batch
 from ..ops import operations_for
+from ..ops.lattices import Lattice
 from ..ops.types import (
     Cells,
     DeviceArray,
@@ -132,14 +133,24 @@ class JointRows:
     def scores(
         self, cells: Cells, scratch: JointScratch, stored: DeviceArray | None
     ) -> tuple[DeviceArray, DeviceArray]:
-        scratch = scratch.rows(len(cells.sample))
+        return self.ops.row_scores(self._logit_rows(cells, scratch, stored))
+
+    def write_scores(
+        self, lattice: Lattice, cells: Cells, scratch: JointScratch, stored: DeviceArray | None
+    ) -> None:
+        lattice.write_rows(self._logit_rows(cells, scratch, stored))
+
+    def _logit_rows(
+        self, cells: Cells, scratch: JointScratch, stored: DeviceArray | None
+    ) -> LogitRows:
+        scratch = scratch.rows(len(cells))
         logits = scratch.logits if stored is None else stored
         self.write_hidden(cells, scratch)
         self.write_logits(scratch.factors, logits)
-        return self.ops.row_scores(self.rows(logits, cells, scratch))
+        return self.rows(logits, cells, scratch)
 
     def rows(self, logits: DeviceArray, cells: Cells, scratch: JointScratch) -> LogitRows:
-        return LogitRows(logits, self.bias, self.device_row, cells.label, scratch.block)
+        return LogitRows(logits, self.bias, self.device_row, cells, scratch.block)
 
     def write_hidden(self, cells: Cells, scratch: JointScratch) -> None:
         self.ops.hidden(self.hidden_rows(cells, scratch))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..batch import Batch, Coordinates
+from ..batch import Batch, CellsOf
 from ..ops.types import DeviceArray, HostArray, JointInputs
 from ..options import Options
 from ..results import JointGradients
@@ -47,7 +47,7 @@ class JointSource(JointRows):
             elements >= _SURELY_GAINING_ELEMENTS and self.width >= _SURELY_GAINING_WIDTH
         )
         self.stored_row_bytes = self.width * self.dtype.itemsize if worth_storing else 0
-        self.coordinates = Coordinates(batch, self.ops)
+        self.cells_of = CellsOf(batch, self.ops)
         self._row_sums: DeviceArray = None
 
     def group_bytes(self, frames: int, positions: int, workers: int) -> int:

@@ -136,7 +136,7 @@ class _GroupSums:
         stored: tuple[DeviceArray, DeviceArray] | None,
         scratch: JointScratch,
     ) -> None:
-        scratch = scratch.rows(len(cells.sample))
+        scratch = scratch.rows(len(cells))
         self._sums.add(worker, cells, posteriors, stored, scratch)
         rows = self._sums.joint.hidden_rows(cells, scratch)
         sums = InputSums(self._d_encoder[worker], self._d_predictor[worker])

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..batch import Batch, Coordinates
+from ..batch import Batch, CellsOf
 from ..ops import operations_for
+from ..ops.lattices import Lattice
 from ..ops.types import Cells, DeviceArray, HostArray, LogitRows, RowPosteriors, compute_dtype
 from ..transducer import LABEL_COLUMN, Row
 from .exponents import WeightExponents
@@ -48,7 +49,7 @@ class LogitsSource:
         self.dtype: np.dtype = compute_dtype(logits.dtype)
         self.width: int = logits.shape[-1]
         self.grad = grad
-        self.coordinates = Coordinates(batch, self.ops)
+        self.cells_of = CellsOf(batch, self.ops)
         self.row, self.fused = row, bool(row.heads)
         self.device_row = self.ops.device_row(row)
         self._batch, self.logits, self._packed = batch, logits, logits.ndim == 2
@@ -113,9 +114,9 @@ class LogitsSource:
         if self._tiles is not None:
             ends = tuple(coordinate[[0, -1]] for coordinate in index)
             first, last = np.ravel_multi_index(ends, self.logits.shape[:-1])
-            if last - first == len(cells.sample) - 1:
+            if last - first == len(cells) - 1:
                 return self._tiles[first : last + 1]
-        tile = scratch.logits[: len(cells.sample)]
+        tile = scratch.logits[: len(cells)]
         self.ops.gather(self.logits, index, tile)
         return tile
 
@@ -123,12 +124,15 @@ class LogitsSource:
         self, cells: Cells, scratch: _LogitsScratch, stored: DeviceArray | None
     ) -> tuple[DeviceArray, DeviceArray]:
         tile = self._tile(cells, scratch)
-        results = self.ops.row_scores(
-            LogitRows(tile, None, self.device_row, cells.label, scratch.block)
-        )
+        results = self.ops.row_scores(LogitRows(tile, None, self.device_row, cells, scratch.block))
         flag, rows = scratch.unnormalised, self._unnormalised_rows(*results, cells.has_label)
         self.ops.xp.logical_or(flag, rows.any(), out=flag)
         return results
+
+    def write_scores(
+        self, lattice: Lattice, cells: Cells, scratch: _LogitsScratch, stored: DeviceArray | None
+    ) -> None:
+        lattice.write(cells, *self.scores(cells, scratch, stored))
 
     @contextmanager
     def sums(self, plan: Plan, weights: DeviceArray, largest: float) -> Iterator[LogitsSums]:
@@ -150,7 +154,7 @@ class LogitsSource:
         dropped[kept - cells.start] = False
         rest = ops.indices(dropped, len(cells) - len(kept))
         for start in range(0, len(rest), _CLEAR_ROWS):
-            place = self.coordinates.of(rest[start : start + _CLEAR_ROWS] + cells.start)
+            place = self.cells_of(rest[start : start + _CLEAR_ROWS] + cells.start)
             self.grad[self.index(place)] = 0
 
 
@@ -179,17 +183,17 @@ class LogitsSums:
         scratch: _LogitsScratch,
     ) -> None:
         """See :meth:`cupy_rnnt.engine.sources.GroupSums.add`."""
-        source, ops, count = self._source, self._source.ops, len(cells.sample)
+        source, ops, count = self._source, self._source.ops, len(cells)
         rows, indices = ops.block_rows(count, source.width), source.index(cells)
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            labels = cells.label[part]
+            of_part = cells.part(part)
             index = tuple(entries[part] for entries in indices)
-            tile = scratch.logits[: len(labels)]
+            tile = scratch.logits[: len(of_part)]
             if source.row.heads:
                 ops.gather(source.logits, index, tile)
-            of_tile = LogitRows(tile, None, source.device_row, labels, scratch.block)
+            of_tile = LogitRows(tile, None, source.device_row, of_part, scratch.block)
             ops.logits_grad(of_tile, posteriors.part(part))
             if self._exponents is not None:
-                self._exponents.put_back(tile, cells.sample[part])
+                self._exponents.put_back(tile, of_part.sample)
             ops.scatter(tile, index, source.grad)

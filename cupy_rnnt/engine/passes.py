@@ -172,12 +172,13 @@ class Passes(LatticeWork):
         stores logits and reports progress."""
         source = self.source
         stored = self._stored.begin(packed) if first else 0
+        cells = source.cells_of(packed)
 
         def tile(worker: int, part: Tile) -> None:
             start, stop = part
-            cells = source.coordinates.of(packed[start:stop])
             logits = self._stored.rows[start:stop] if stop <= stored else None
-            lattice.write(cells, *source.scores(cells, self.scratch[worker], logits))
+            of_tile = cells.part(slice(start, stop)), self.scratch[worker], logits
+            source.write_scores(lattice, *of_tile)
 
         def report(part: Tile) -> None:
             self._report(group, part[1] / len(packed), 0)
@@ -193,14 +194,19 @@ class Passes(LatticeWork):
         """Pass 2: add the gradient of the kept cells of a group."""
         source, clamp = self.source, self.options.clamp
         kept, rows, stored = self._stored.in_front(kept)
+        # Each of the lists is in packed order.
+        of_stored, of_rest = map(source.cells_of, (kept.packed[:stored], kept.packed[stored:]))
         with sums.of_group(group, kept.packed) as of_group:
 
             def tile(worker: int, part: Tile) -> None:
                 start, stop = part
-                of_tile = kept.part(slice(start, stop))
-                cells = source.coordinates.of(of_tile.packed)
-                posteriors = RowPosteriors(*of_tile[1:], cells.sample, sums.weights, clamp)
-                logits = (self._stored.rows, rows[start:stop]) if stop <= stored else None
+                of_tile = slice(start, stop)
+                of_rows = kept.lse[:, of_tile], kept.occupancies[:, of_tile]
+                posteriors = RowPosteriors(*of_rows, sums.weights, clamp)
+                if stop <= stored:
+                    cells, logits = of_stored.part(of_tile), (self._stored.rows, rows[of_tile])
+                else:
+                    cells, logits = of_rest.part(slice(start - stored, stop - stored)), None
                 of_group.add(worker, cells, posteriors, logits, self.scratch[worker])
 
             def report(part: Tile) -> None:

@@ -56,7 +56,7 @@ class Scores(Work):
         source, ops = self.source, self.source.ops
 
         def tile(worker: int, part: Tile) -> None:
-            cells = source.coordinates.of(ops.xp.arange(*part))
+            cells = source.cells_of(ops.xp.arange(*part))
             _, scores = source.scores(cells, self.scratch[worker], None)
             self._clear_absent_labels(scores, cells)
             rows = ops.xp.ascontiguousarray(scores.T, source.dtype)
@@ -88,14 +88,15 @@ class Scores(Work):
 
     def _add(self, of_group: GroupSums, listed: _Listed, weights: DeviceArray) -> None:
         source, clamp = self.source, self.options.clamp
+        of_list = source.cells_of(listed.packed)
 
         def tile(worker: int, part: Tile) -> None:
             of_tile, scratch = slice(*part), self.scratch[worker]
-            cells = source.coordinates.of(listed.packed[of_tile])
-            logits = scratch.logits[: len(cells.sample)]
+            cells = of_list.part(of_tile)
+            logits = scratch.logits[: len(cells)]
             lse, _ = source.scores(cells, scratch, logits)
             occupancies = listed.occupancies[:, of_tile]
-            posteriors = RowPosteriors(lse, occupancies, cells.sample, weights, clamp)
+            posteriors = RowPosteriors(lse, occupancies, weights, clamp)
             of_group.add(worker, cells, posteriors, (logits, None), scratch)
 
         self.run(tile, len(listed.packed), fixed=True)
@@ -135,7 +136,7 @@ class Scores(Work):
     def _gradient(self, grad: DeviceArray, packed: DeviceArray) -> DeviceArray:
         """The gradient of the scores of some cells, float64 (K, n)."""
         source, ops = self.source, self.source.ops
-        cells = source.coordinates.of(packed)
+        cells = source.cells_of(packed)
         rows = ops.empty((len(packed), grad.shape[-1]), source.dtype)
         ops.gather(grad, _index(cells), rows)
         values = rows.T.astype(np.float64, order="C")

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..batch import Coordinates
+from ..batch import CellsOf
+from ..ops.lattices import Lattice
 from ..ops.types import Cells, DeviceArray, HostArray, RowPosteriors
 from .plan import Group, Needs, Plan
 from .tangents import Tangents
@@ -58,7 +59,7 @@ class Sums(Protocol):
 class Source(Needs, Protocol):
     """Gives logits, tile by tile, and takes their gradient."""
 
-    coordinates: Coordinates
+    cells_of: CellsOf
     dtype: np.dtype
     """The compute dtype."""
     gains_surely: bool
@@ -74,6 +75,11 @@ class Source(Needs, Protocol):
 
         Unless `stored` (n, V) is None, the logits of the cells are written to it.
         """
+
+    def write_scores(
+        self, lattice: Lattice, cells: Cells, scratch: Any, stored: DeviceArray | None
+    ) -> None:
+        """Write what :meth:`scores` returns to a lattice."""
 
     def tangents(self, samples: HostArray) -> Tangents:
         """What bounds the scores of some samples. Called only if :attr:`selects` is true."""

@@ -22,7 +22,7 @@ from ..topology import Topology
 from ..transducer import Row
 from .lattices import BestLattice, BoundedLattice, Lattice, MakeLattice
 from .types import (
-    Cells,
+    Coordinates,
     DeviceArray,
     Forms,
     HiddenRows,
@@ -88,10 +88,10 @@ class Operations(Protocol):
         """``first`` plus the places where a mask is true, ascending, int64; `count` of them are."""
 
     def batch_table(self, offsets: HostArray, positions: HostArray, labels: HostArray) -> Any:
-        """What :meth:`coordinates` needs of a batch: packed indices (B + 1,) of each sample's first
+        """What operations on cells read of a batch: packed indices (B + 1,) of each sample's first
         cell, S of each sample (B,), and labels (B, any), all int64."""
 
-    def coordinates(self, table: Any, packed: DeviceArray) -> Cells:
+    def coordinates(self, table: Any, packed: DeviceArray) -> Coordinates:
         """Where cells are, given their packed indices."""
 
     def places(self, numbers: DeviceArray, values: DeviceArray) -> DeviceArray:

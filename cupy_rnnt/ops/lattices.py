@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from ..transducer import Transducer
-from .types import BestPaths, Cells, DeviceArray, HostArray, PathMass
+from .types import BestPaths, Cells, DeviceArray, HostArray, LogitRows, PathMass
 
 
 class Lattice(Protocol):
@@ -17,6 +17,10 @@ class Lattice(Protocol):
     def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
         """Store log-sum-exps (G, n) and scores (K, n) of cells. The score of a label gets the delay
         penalty added, and is not read in cells that no label leaves."""
+
+    def write_rows(self, rows: LogitRows) -> None:
+        """As :meth:`write`, with what :meth:`cupy_rnnt.ops.Operations.row_scores` gives of the
+        rows."""
 
     def leave_out(self, first: HostArray, stop: HostArray) -> None:
         """Leave out all cells but those at positions ``first[i, t]`` to ``stop[i, t] - 1`` of frame
@@ -84,6 +88,9 @@ class BestLattice(Protocol):
 
     def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
         """As :meth:`Lattice.write`; log-sum-exps are not used."""
+
+    def write_rows(self, rows: LogitRows) -> None:
+        """As :meth:`Lattice.write_rows`."""
 
     def bound(self, bounds: DeviceArray) -> None:
         """As :meth:`BoundedLattice.bound`."""

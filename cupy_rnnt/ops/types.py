@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,15 +37,82 @@ class JointInputs(NamedTuple):
     bias: DeviceArray | None  # (V,)
 
 
-class Cells(NamedTuple):
-    """Coordinates of cells of a batch, (n,) each."""
+class Coordinates(NamedTuple):
+    """Where cells of a batch are, (n,) each."""
 
     sample: DeviceArray
     frame: DeviceArray
     position: DeviceArray
     label: DeviceArray  # the next label to emit; 0 at the last position
     has_label: DeviceArray
-    packed: DeviceArray = None  # the indices in packed order
+
+
+class Cells:
+    """A list of cells of a batch, or a part of one.
+
+    Kernels find the coordinates of a cell themselves. Other operations read them here, where they
+    are computed when the first of them is read.
+
+    Parameters
+    ----------
+    packed : int64, shape (n,)
+        The indices of the cells in packed order.
+    table
+        The batch: the result of `batch_table`.
+    locate : callable
+        The operation `coordinates`.
+    whole : Cells, optional
+        The list that the cells are a part of; by default they are all of it.
+    start : int
+        Where the part begins in the list.
+    """
+
+    def __init__(
+        self,
+        packed: DeviceArray,
+        table: Any,
+        locate: Callable[[Any, DeviceArray], Coordinates],
+        whole: Cells | None = None,
+        start: int = 0,
+    ) -> None:
+        self.packed, self.table, self._locate = packed, table, locate
+        self.whole, self.start = whole or self, start
+        self.known: dict[str, Any] = {}
+        """What operations have found out about the list, by their names."""
+        self._coordinates: Coordinates | None = None
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def part(self, rows: slice) -> Cells:
+        """The cells at a slice, whose start is given."""
+        of_list = self.whole, self.start + rows.start
+        return Cells(self.packed[rows], self.table, self._locate, *of_list)
+
+    def _located(self) -> Coordinates:
+        if self._coordinates is None:
+            self._coordinates = self._locate(self.table, self.packed)
+        return self._coordinates
+
+    @property
+    def sample(self) -> DeviceArray:
+        return self._located().sample
+
+    @property
+    def frame(self) -> DeviceArray:
+        return self._located().frame
+
+    @property
+    def position(self) -> DeviceArray:
+        return self._located().position
+
+    @property
+    def label(self) -> DeviceArray:
+        return self._located().label
+
+    @property
+    def has_label(self) -> DeviceArray:
+        return self._located().has_label
 
 
 class LogitRows(NamedTuple):
@@ -53,7 +121,7 @@ class LogitRows(NamedTuple):
     logits: DeviceArray  # compute, (n, V)
     bias: DeviceArray | None  # compute, (V,)
     layout: Layout
-    labels: DeviceArray  # int64, (n,), the next labels; None if no score is computed
+    cells: Cells | None  # None if no score is computed
     scratch: DeviceArray  # compute, (`scratch_rows`, V): working memory
 
 
@@ -62,14 +130,13 @@ class RowPosteriors(NamedTuple):
 
     lse: DeviceArray  # float64, (G, n)
     occupancies: DeviceArray  # compute, (K, n)
-    samples: DeviceArray  # int64, (n,)
     weights: DeviceArray  # float64, (B,), factors of the rows of a sample, applied behind the clamp
     clamp: float  # bounds elements to [-clamp, clamp], if it is above 0
 
     def part(self, rows: slice) -> RowPosteriors:
         """The posteriors of a slice of the rows."""
-        lse, occupancies, samples, weights, clamp = self
-        return RowPosteriors(lse[:, rows], occupancies[:, rows], samples[rows], weights, clamp)
+        lse, occupancies, weights, clamp = self
+        return RowPosteriors(lse[:, rows], occupancies[:, rows], weights, clamp)
 
 
 class Dropout(NamedTuple):

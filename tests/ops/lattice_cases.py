@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cupy_rnnt.ops import cuda
+from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import best as cuda_best
 from cupy_rnnt.ops.cuda import lattice as cuda_lattice
 from cupy_rnnt.ops.numpy import best, bounded, lattice
-from cupy_rnnt.ops.types import Cells
+from cupy_rnnt.ops.types import Cells, Coordinates
 from cupy_rnnt.topology import LABEL
 from cupy_rnnt.transducer import NAMED, Transducer
 
@@ -28,7 +30,7 @@ class Case(NamedTuple):
     transducer: Transducer
     frames: np.ndarray
     columns: np.ndarray
-    cells: Cells
+    cells: Coordinates
     scores: np.ndarray
     bounds: np.ndarray
     """Of the scores, (K, cells) like these."""
@@ -91,9 +93,16 @@ class Side:
 
     def write(self, to: Any, some: Any) -> None:
         """Scores of some cells."""
-        cells = Cells(*(self.asarray(values[some]) for values in self.case.cells))
-        lse = self.asarray(self.case.cells.packed[None, some] / 8)
-        to.write(cells, lse, self.asarray(np.ascontiguousarray(self.case.scores[:, some])))
+        lse = self.asarray(np.arange(len(self.case.cells.sample))[None, some] / 8)
+        scores = self.asarray(np.ascontiguousarray(self.case.scores[:, some]))
+        to.write(self.cells(some), lse, scores)
+
+    def cells(self, some: Any = slice(None)) -> Cells:
+        ops, case = cpu if self.asarray is np.asarray else cuda, self.case
+        packed = np.arange(len(case.cells.sample))
+        of_samples = np.append(case.starts, len(packed)), case.columns
+        table = ops.batch_table(*of_samples, np.ones((len(case.columns), max(case.columns)), int))
+        return Cells(self.asarray(packed[some]), table, ops.coordinates)
 
     def costs(self, of: Any) -> np.ndarray:
         return self.asnumpy(of.solve())
@@ -140,8 +149,7 @@ def random_case(
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     frame, position = np.divmod(within, columns[sample])
     has_label = position < columns[sample] - 1
-    packed = np.arange(len(sample))
-    cells = Cells(sample, frame, position, np.ones_like(sample), has_label, packed)
+    cells = Coordinates(sample, frame, position, np.ones_like(sample), has_label)
     kinds = len(transducer.topology.scores)
     scores = np.log(rng.dirichlet([1] * (kinds + 1), counts.sum()).T[:kinds].copy())
     scores[rng.random(scores.shape) < holes] = -np.inf

@@ -98,13 +98,42 @@ def table_of(row: Row) -> tuple[Any, ...]:
         return gpu.asnumpy(words), *counts
 
 
-def gradient_inputs(on: Any, rng: Any, compute: np.dtype, row: Row) -> tuple[Any, Any]:
-    """Occupancies and labels; one label is in the column of the first score, without an
+def gradient_inputs(
+    on: Any, rng: Any, compute: np.dtype, row: Row, samples: np.ndarray
+) -> tuple[Any, Cells]:
+    """Occupancies and cells; one label is in the column of the first score, without an
     occupancy."""
     labels = rng.integers(0, row.width, ROWS)
     occupancies = rng.random((len(row.columns), ROWS))
     labels[3], occupancies[row.columns.index(LABEL_COLUMN), 3] = row.columns[0], 0
-    return on.array(occupancies, compute), on.array(labels)
+    return on.array(occupancies, compute), labelled(on, labels, samples)
+
+
+def cells_at(
+    on: Any, sample: np.ndarray, frame: np.ndarray, position: np.ndarray, lengths: tuple[int, ...]
+) -> Cells:
+    """Cells of a batch of equal samples: so many of them, T and S."""
+    size, frames, positions = lengths
+    table = on.ops.batch_table(
+        np.arange(size + 1) * frames * positions,
+        np.full(size, positions),
+        np.zeros((size, positions), np.int64),
+    )
+    packed = np.ravel_multi_index((sample, frame, position), lengths)
+    return Cells(on.array(packed), table, on.ops.coordinates)
+
+
+def labelled(on: Any, labels: np.ndarray, samples: np.ndarray | None = None) -> Cells:
+    """A cell for each label, of a batch whose samples have one frame and all of the labels."""
+    of_cells = np.zeros(len(labels), np.int64) if samples is None else samples
+    size, positions = int(of_cells.max(initial=0)) + 1, len(labels) + 1
+    table = on.ops.batch_table(
+        np.arange(size + 1) * positions,
+        np.full(size, positions),
+        np.tile(np.append(labels, 0), (size, 1)),
+    )
+    packed = of_cells * positions + np.arange(len(labels))
+    return Cells(on.array(packed), table, on.ops.coordinates)
 
 
 def gather(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
@@ -134,7 +163,8 @@ def hidden(
 ) -> list[Any]:
     encoder = on.array(rng.standard_normal((3, 5, width)), dtype)
     predictor = on.array(rng.standard_normal((3, 4, width)), dtype)
-    cells = Cells(*(on.array(rng.integers(0, most, ROWS)) for most in (3, 5, 4, 9, 2)))
+    index = (rng.integers(0, most, ROWS) for most in (3, 5, 4))
+    cells = cells_at(on, *index, (3, 5, 4))
     compute = compute_dtype(dtype)
     halves = 1 if on.ops is cpu or dtype == compute else 2
     out = on.empty((ROWS, halves * width), dtype if halves == 2 else compute)
@@ -151,7 +181,7 @@ def row_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     bias = on.array(rng.standard_normal(width), compute)
     scratch = on.empty((4, width), compute)
     for row in rows_of(width, rng):
-        rest = on.ops.device_row(row), on.array(rng.integers(0, width, ROWS)), scratch
+        rest = on.ops.device_row(row), labelled(on, rng.integers(0, width, ROWS)), scratch
         with np.errstate(divide="ignore"):  # of heads without a column
             for added in None, bias:
                 results.extend(on.ops.row_scores(LogitRows(logits, added, *rest)))
@@ -161,16 +191,16 @@ def row_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
 def picked_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     """Of log-probabilities, which no head is over."""
     log_probs = on.computed(rng.standard_normal((ROWS, width)), dtype)
-    labels, scratch = on.array(rng.integers(0, width, ROWS)), on.empty((4, width), np.float32)
+    cells, scratch = labelled(on, rng.integers(0, width, ROWS)), on.empty((4, width), np.float32)
     row = on.ops.device_row(REGULAR.row(width, width // 2, normalised=True))
-    return list(on.ops.row_scores(LogitRows(log_probs, None, row, labels, scratch)))
+    return list(on.ops.row_scores(LogitRows(log_probs, None, row, cells, scratch)))
 
 
 def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     values = (4 * rng.standard_normal((ROWS, width))).astype(dtype)
     bias, results = rng.standard_normal(width).astype(dtype), []
     weights, scratch = on.array(rng.standard_normal(3)), on.empty((4, width), dtype)
-    samples, order = on.array(rng.integers(0, 3, ROWS)), rng.permutation(2 * ROWS)[:ROWS]
+    samples, order = rng.integers(0, 3, ROWS), rng.permutation(2 * ROWS)[:ROWS]
     for row in rows_of(width, rng):
         exponentials = np.exp(values.astype(float) + bias.astype(float))
         under = [[v for bounds in head.ranges for v in range(*bounds)] for head in row.heads]
@@ -180,10 +210,10 @@ def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
         ]
         with np.errstate(divide="ignore"):
             lse = np.log(np.array(sums).reshape(-1, ROWS))
-        occupancies, labels = gradient_inputs(on, rng, dtype, row)
-        rest, of_rows = (on.ops.device_row(row), labels, scratch), (on.array(lse), occupancies)
+        occupancies, cells = gradient_inputs(on, rng, dtype, row, samples)
+        rest, of_rows = (on.ops.device_row(row), cells, scratch), (on.array(lse), occupancies)
         for clamp in -1.0, 0.1:
-            posteriors = RowPosteriors(*of_rows, samples, weights, clamp)
+            posteriors = RowPosteriors(*of_rows, weights, clamp)
             with_bias, without = on.array(values), on.array(values + bias)
             for logits, added in (with_bias, on.array(bias)), (without, None):
                 on.ops.logits_grad(LogitRows(logits, added, *rest), posteriors)
@@ -207,13 +237,13 @@ def bias_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
             on.empty((3, 1), compute),
         )
         for count in tiles:
-            rest = row, on.array(rng.integers(0, width, count)), on.empty((4, width), compute)
+            rest = row, labelled(on, rng.integers(0, width, count)), on.empty((4, width), compute)
             rows = LogitRows(on.array(np.zeros((count, width)), compute), None, *rest)
             d_logits = on.empty((count, width), on.ops.factor_dtype(dtype) or compute)
             posteriors = RowPosteriors(
                 on.array(np.full((1, count), np.log(width))),
                 on.array(rng.random((2, count)), compute),
-                *(on.array(np.zeros(count, np.int64)), on.array(np.ones(1)), -1.0),
+                *(on.array(np.ones(1)), -1.0),
             )
             on.ops.logits_grad(rows, posteriors, d_logits, on.array(np.arange(count)), sums)
             on.ops.add_output_grad(d_logits, on.array(np.ones((count, 1)), d_logits.dtype), sums)
@@ -254,13 +284,14 @@ def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     """The gradient under no head, which reads no logits."""
     compute, results = compute_dtype(dtype), []
     row = REGULAR.row(width, int(rng.integers(width)), normalised=True)
-    occupancies, labels = gradient_inputs(on, rng, compute, row)
-    rest = None, on.ops.device_row(row), labels, on.empty((4, width), compute)
+    samples = rng.integers(0, 3, ROWS)
+    occupancies, cells = gradient_inputs(on, rng, compute, row, samples)
+    rest = None, on.ops.device_row(row), cells, on.empty((4, width), compute)
     lse = on.array(np.empty((0, ROWS)))
-    samples, weights = on.array(rng.integers(0, 3, ROWS)), on.array([1.0, -2.0, 0.5])
+    weights = on.array([1.0, -2.0, 0.5])
     for clamp in -1.0, 0.3:
         grad = on.computed(np.full((ROWS, width), np.nan), dtype)
-        posteriors = RowPosteriors(lse, occupancies, samples, weights, clamp)
+        posteriors = RowPosteriors(lse, occupancies, weights, clamp)
         on.ops.logits_grad(LogitRows(grad, *rest), posteriors)
         results.append(grad)
     return results
@@ -351,20 +382,24 @@ def add_input_grad(
 ) -> list[Any]:
     case, compute = input_grad_of(dtype, width, rng), compute_dtype(dtype)
     inputs = JointInputs(on.array(case.encoder), on.array(case.predictor), None, None)
-    sample, frame, position = map(on.array, case.index)
-    cells = Cells(sample, frame, position, sample, sample, on.array(CELLS_BEFORE + KEPT))
+    sizes = FRAMES * POSITIONS
+    first = CELLS_BEFORE + sizes.cumsum() - sizes
+    # The first sample is not in the group.
+    of_batch = np.array([0, *first, CELLS_BEFORE + sizes.sum()]), np.array([3, *POSITIONS])
+    batch = on.ops.batch_table(*of_batch, np.zeros((4, 4), np.int64))
+    cells = Cells(on.array(CELLS_BEFORE + KEPT), batch, on.ops.coordinates)
     pre, out = case.pre(), np.empty_like(case.d_hidden)
     ACTIVATIONS[name].apply(pre, out)
     if dropout is not None:
         out *= factors_of(dropout, case.index, width)
-    sizes = FRAMES * POSITIONS
-    first = CELLS_BEFORE + sizes.cumsum() - sizes
     table = on.ops.group_table(1, first, FRAMES, POSITIONS)
     sums = InputSums(
         *(on.array(rng.standard_normal((n.sum(), width)), compute) for n in (FRAMES, POSITIONS))
     )
-    rows = HiddenRows(inputs, cells, name, on.array(pre), on.array(out), dropout)
-    on.ops.add_input_grad(on.array(case.d_hidden), rows, table, sums)
+    for tile in slice(0, 9), slice(9, len(KEPT)):
+        of_tile = on.array(pre[tile]), on.array(out[tile])
+        rows = HiddenRows(inputs, cells.part(tile), name, *of_tile, dropout)
+        on.ops.add_input_grad(on.array(case.d_hidden[tile]), rows, table, sums)
     return list(sums)
 
 
@@ -383,7 +418,8 @@ def slopes(on: Any, activation: str, pre: np.ndarray) -> Any:
     with np.errstate(all="ignore"):
         ACTIVATIONS[activation].apply(pre, value)
     inputs = JointInputs(on.array(pre[None, None]), on.array(none), None, None)
-    cells = Cells(*[on.array(np.zeros(1, np.int64))] * 6)
+    none_yet = np.zeros(1, np.int64)
+    cells = cells_at(on, none_yet, none_yet, none_yet, (1, 1, 1))
     rows = HiddenRows(inputs, cells, activation, on.array(pre[None]), on.array(value[None]))
     table = on.ops.group_table(0, np.zeros(1, np.int64), *[np.ones(1, np.int64)] * 2)
     sums = InputSums(*(on.array(np.zeros_like(none[0])) for _ in range(2)))

@@ -24,9 +24,8 @@ def test_every_cell_is_where_it_is(device, lengths):
     for chosen in np.arange(len(expected)), rng.permutation(len(expected))[:5], np.arange(0):
         cells = to_host(operations().coordinates(table, to_device(chosen)))
         wanted = np.array([expected[i] for i in chosen], np.int64).reshape(-1, 5).T
-        for name, actual, values in zip(cells._fields[:5], cells[:5], wanted, strict=True):
+        for name, actual, values in zip(cells._fields, cells, wanted, strict=True):
             assert actual.tolist() == values.tolist(), name
-        assert cells.packed.tolist() == chosen.tolist()
 
 
 def test_indices_beyond_32_bits(device):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from cupy_rnnt import reference
-from cupy_rnnt.batch import Batch, Coordinates
+from cupy_rnnt.batch import Batch, CellsOf
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.topology import LABEL
@@ -27,7 +27,7 @@ def solved(frames, positions, scores, gradient=True, transducer=PLAIN, delay_pen
     ops = operations()
     form = transducer, frames, positions, gradient, delay_penalty, np.dtype(np.float64)
     lattice = ops.exact_lattice(*form)
-    cells = Coordinates(batch, ops).of(to_device(np.arange(batch.cell_count)))
+    cells = CellsOf(batch, ops)(to_device(np.arange(batch.cell_count)))
     packed = np.concatenate([of_sample.reshape(len(of_sample), -1) for of_sample in scores], axis=1)
     lattice.write(cells, to_device(np.zeros((1, batch.cell_count))), to_device(packed))
     return to_host(lattice.solve()), lattice
@@ -184,7 +184,7 @@ def test_tiles_of_two_threads_keep_what_they_write(monkeypatch):
         return empty(*arguments, **options)
 
     def write(half):
-        cells = Coordinates(batch, cpu).of(half)
+        cells = CellsOf(batch, cpu)(half)
         lattice.write(cells, half[None] + 1.0, np.full((2, len(half)), -1.0))
 
     threads = [threading.Thread(target=write, args=(half,)) for half in np.split(packed, 2)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..types import Cells, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
+from ..types import Coordinates, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
 from .best import BestLattice
 from .bounds import upper_bounds
 from .indices import indices
@@ -157,16 +157,17 @@ _PLACES = Kernel("places", "coordinates.cu", variants=((),))
 def batch_table(
     offsets: HostArray, positions: HostArray, labels: HostArray
 ) -> tuple[DeviceArray, int, int]:
+    """A BatchTable of kernels/coordinates.cuh."""
     words = np.concatenate((offsets, positions, labels.reshape(-1)), dtype=np.int64)
     return cupy().asarray(words), *labels.shape
 
 
-def coordinates(table: tuple[DeviceArray, int, int], packed: DeviceArray) -> Cells:
+def coordinates(table: tuple[DeviceArray, int, int], packed: DeviceArray) -> Coordinates:
     count = len(packed)
     results, has_label = cupy().empty((4, count), np.int64), cupy().empty(count, np.bool_)
     _COORDINATES[()](count, count, packed, *table, results, has_label)
     sample, frame, position, label = results
-    return Cells(sample, frame, position, label, has_label, packed)
+    return Coordinates(sample, frame, position, label, has_label)
 
 
 def places(numbers: DeviceArray, values: DeviceArray) -> DeviceArray:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..numpy.activations import ACTIVATIONS
-from ..types import DeviceArray, Dropout, HiddenRows, HostArray, InputSums
+from ..types import Cells, DeviceArray, Dropout, HiddenRows, HostArray, InputSums
 from .launch import BLOCK, FLOATS, WARP, Kernel, cupy, element_strides
-from .rows import entries_of, shares_of
+from .rows import shares_of
 
 FUNCTORS = {name: name.title().replace("_", "") for name in ACTIVATIONS}
 """The types of kernels/activations.cuh, by the names of the activations."""
@@ -63,9 +63,8 @@ def hidden(rows: HiddenRows) -> None:
     """As the contract says, without `pre`."""
     (encoder, predictor, *_), cells, activation, pre, out, dropout = rows
     items, shares = shares_of(pre.shape)
-    indices = map(entries_of, (cells.sample, cells.frame, cells.position))
     arrays = encoder, *element_strides(encoder), predictor, *element_strides(predictor)
-    of_rows = *arrays, *indices, *shares, *(dropout or NO_DROPOUT), out
+    of_rows = *arrays, cells.packed, *cells.table, *shares, *(dropout or NO_DROPOUT), out
     _HIDDEN[encoder.dtype, FUNCTORS[activation]](items, *of_rows)
 
 
@@ -74,10 +73,8 @@ def add_input_grad(
 ) -> None:
     encoder, predictor, *_ = rows.inputs
     count, width = d_hidden.shape
-    frames, packed = table.frames, rows.cells.packed
-    starts = cupy().empty(frames + 1, np.int64)
-    of_frames = table.entries, table.samples
-    _FRAME_STARTS[()](frames + 1, frames, packed, count, *of_frames, starts)
+    cells = rows.cells
+    of_list = cells.whole.packed, cells.start, count, _frame_starts(cells.whole, table)
     pack = 16 // d_hidden.itemsize
     strides = *element_strides(encoder), *element_strides(predictor)
     places = *(strides[k] for k in (0, 1, 3, 4)), width
@@ -86,10 +83,20 @@ def add_input_grad(
         pack = 1
     strips = -(-width // (_INPUT_GRADS.block * pack))
     _INPUT_GRADS[encoder.dtype, FUNCTORS[rows.activation], pack](
-        (frames + table.positions) * strips,
-        *(d_hidden, encoder, *strides[:3], predictor, *strides[3:], packed, starts),
+        (table.frames + table.positions) * strips,
+        *(d_hidden, encoder, *strides[:3], predictor, *strides[3:], *of_list),
         *(*table, width, strips, *(rows.dropout or NO_DROPOUT), *sums),
     )
+
+
+def _frame_starts(cells: Cells, table: GroupTable) -> DeviceArray:
+    """Where the cells of each frame of a group begin in a list, int64 (frames + 1,)."""
+    starts = cells.known.get("frame_starts")
+    if starts is None:
+        starts = cells.known["frame_starts"] = cupy().empty(table.frames + 1, np.int64)
+        of_list = cells.packed, len(cells), table.entries, table.samples
+        _FRAME_STARTS[()](table.frames + 1, table.frames, *of_list, starts)
+    return starts
 
 
 def write_input_grads(

@@ -11,9 +11,10 @@ import numpy as np
 
 from ...topology import LABEL, Topology
 from ...transducer import NAMED, Transducer
-from ..types import Cells, DeviceArray, HostArray, PathMass
+from ..types import Cells, DeviceArray, HostArray, LogitRows, PathMass
 from .indices import indices
 from .launch import BLOCK, COMPUTE, MOST_SHARED_BYTES, Kernel, cupy, host
+from .rows import write_row_scores
 
 __all__ = ["BoundedLattice", "Lattice", "lattice_nbytes"]
 
@@ -149,13 +150,20 @@ class Lattice:
         self._costs: DeviceArray = None
 
     def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
+        self._begin_writing(len(lse))
+        count = len(cells)
+        inputs = cells.packed, self._first, self._samples, lse, np.int32(len(lse)), scores
+        outputs = self._cells, self._lse, self._words, self._exact, self._flags
+        _WRITE[()](count, count, self._table, *inputs, *self._kinds, *outputs)
+
+    def write_rows(self, rows: LogitRows) -> None:
+        self._begin_writing(rows.layout.heads)
+        to = self._table, self._start, *self._kinds[1:], self._words, self._exact, self._flags
+        write_row_scores(rows, self._lse, None, *to)
+
+    def _begin_writing(self, heads: int) -> None:
         if self._lse is None:
-            self._lse = cupy().empty((len(lse), self._cells))
-        count = len(cells.sample)
-        inputs = cells.sample, cells.frame, cells.position, lse, np.int32(len(lse)), scores
-        outputs = self._lse, self._words, self._exact, self._flags
-        sizes = count, count, self._table, self._start
-        _WRITE[()](*sizes, *inputs, *self._kinds, self._cells, *outputs)
+            self._lse = cupy().empty((heads, self._cells))
         self._costs = None
         self._sums.clear()
 

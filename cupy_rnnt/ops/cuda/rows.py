@@ -136,15 +136,27 @@ def _held(head: RowHead, columns: tuple[int, ...]) -> int:
     return sum(bit << k for k, bit in enumerate((*bits, head.labels, head.zero)))
 
 
+_NO_LATTICE = None, 0, np.int32(0), np.int32(0), 0.0, None, None, None
+
+
 def row_scores(rows: LogitRows) -> tuple[DeviceArray, DeviceArray]:
     """See the contract; logits may be of any type."""
-    logits, bias, layout, labels, _ = rows
-    count, width = logits.shape
+    count, layout = len(rows.logits), rows.layout
     lse = cupy().empty((layout.heads, count), np.float64)
     scores = cupy().empty((layout.scores, count), np.float64)
-    inputs = logits, bias, *layout.table, entries_of(labels), count, width
-    _row_scores(logits.dtype, width)(count, *inputs, lse, scores)
+    write_row_scores(rows, lse, scores, *_NO_LATTICE)
     return lse, scores
+
+
+def write_row_scores(
+    rows: LogitRows, lse: DeviceArray, scores: DeviceArray, *lattice: object
+) -> None:
+    """Write log-sum-exps and scores of rows to arrays, or to the arrays of a lattice."""
+    logits, bias, layout, cells, _ = rows
+    count, width = logits.shape
+    assert cells is not None
+    inputs = logits, bias, *layout.table, cells.packed, *cells.table, count, width
+    _row_scores(logits.dtype, width)(count, *inputs, lse, lse.shape[1], scores, *lattice)
 
 
 def logits_grad(
@@ -155,18 +167,19 @@ def logits_grad(
     sums: OutputSums | None = None,
 ) -> None:
     """See the contract; rows without heads may be of half types, too."""
-    logits, bias, layout, labels, _ = rows
-    lse, occupancies, samples, weights, clamp = posteriors
+    logits, bias, layout, cells, _ = rows
+    assert cells is not None
+    lse, occupancies, weights, clamp = posteriors
     out = logits if out is None else out
     of_bias = sums.bias if sums is not None and len(sums.bias) else None
-    dtype, count, width = compute_dtype(logits.dtype), len(labels), logits.shape[1]
+    dtype, count, width = compute_dtype(logits.dtype), len(cells), logits.shape[1]
     read = logits, out, *(array for array in (bias, of_bias) if array is not None)
     pack = 4 if dtype == np.float32 else 1
     if width % pack or any(a.data.ptr % (pack * a.itemsize) for a in read):
         pack = 1
     softmax = _by_column(lse, np.dtype(np.float64)), EXPONENT_FLOOR[dtype.name]
     bound = float(clamp) if clamp > 0 else math.inf
-    of_rows = *_by_column(occupancies, dtype), entries_of(labels), bound, entries_of(samples)
+    of_rows = *_by_column(occupancies, dtype), bound, cells.packed, *cells.table
     _LOGITS_GRAD[dtype, out.dtype, pack](
         -(-count // WARP) * -(-width // (WARP * pack)),
         *(logits, stored, bias, *layout.table, *softmax[0], softmax[1], *of_rows),

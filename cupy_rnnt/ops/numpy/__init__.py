@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ...transducer import Row
-from ..types import Cells, HostArray, OutputSums, Shape, Sizes
+from ..types import Coordinates, HostArray, OutputSums, Shape, Sizes
 from .best import BestLattice
 from .bounded import BoundedLattice
 from .bounds import upper_bounds
@@ -149,16 +149,14 @@ def batch_table(
     return offsets, positions, labels
 
 
-def coordinates(table: tuple[HostArray, HostArray, HostArray], packed: HostArray) -> Cells:
+def coordinates(table: tuple[HostArray, HostArray, HostArray], packed: HostArray) -> Coordinates:
     offsets, of_samples, labels = table
     sample = offsets.searchsorted(packed, side="right") - 1
     positions = of_samples[sample]
     within = packed - offsets[sample]
     frame = within // positions
     position = within - frame * positions
-    return Cells(
-        sample, frame, position, labels[sample, position], position < positions - 1, packed
-    )
+    return Coordinates(sample, frame, position, labels[sample, position], position < positions - 1)
 
 
 def places(numbers: HostArray, values: HostArray) -> HostArray:

@@ -14,7 +14,8 @@ import numpy as np
 
 from ...topology import Topology
 from ...transducer import Transducer
-from ..types import Cells, HostArray
+from ..types import Cells, HostArray, LogitRows
+from .rows import row_scores
 from .sweeps import KEEP_CHUNK, NO_CELLS, ROWS, Sweeps
 
 
@@ -87,6 +88,10 @@ class Lattice:
         for sweeps, part in self._split(sample):
             coordinates = cells.frame[part], cells.position[part], cells.has_label[part]
             sweeps.write(self._number[sample[part]], *coordinates, scores[:, part])
+
+    def write_rows(self, rows: LogitRows) -> None:
+        assert rows.cells is not None
+        self.write(rows.cells, *row_scores(rows))
 
     def leave_out(self, first: HostArray, stop: HostArray) -> None:
         for sweeps, samples in self._used():

@@ -23,7 +23,7 @@ def block_rows(rows: int, width: int) -> int:
 
 
 def row_scores(rows: LogitRows) -> tuple[HostArray, HostArray]:
-    logits, bias, row, labels, scratch = rows
+    logits, bias, row, cells, scratch = rows
     n, block = len(logits), len(scratch)
     sums = np.empty((len(row.heads), n), logits.dtype)
     ones = np.ones(row.width, logits.dtype)
@@ -47,7 +47,8 @@ def row_scores(rows: LogitRows) -> tuple[HostArray, HostArray]:
             if bias is not None:
                 work += bias
             of_head[part] = _log_sum_exp(work, head)
-    return lse, _scores(logits, bias, row, labels, lse)
+    assert cells is not None
+    return lse, _scores(logits, bias, row, cells.label, lse)
 
 
 def _sum_columns(values: HostArray, head: RowHead, ones: HostArray, out: HostArray) -> None:
@@ -103,11 +104,12 @@ def logits_grad(
     stored: HostArray | None = None,
     sums: OutputSums | None = None,
 ) -> None:
-    logits, bias, row, labels, scratch = rows
+    logits, bias, row, cells, scratch = rows
+    assert cells is not None
     if stored is not None:
         logits = np.take(logits, stored, axis=0, out=out, mode="clip")
-    lse, occupancies, samples, weights, clamp = posteriors
-    of_rows = weights[samples].astype(occupancies.dtype)
+    lse, occupancies, weights, clamp = posteriors
+    of_rows = weights[cells.sample].astype(occupancies.dtype)
     if clamp <= 0:  # gradients are linear in the occupancies
         occupancies = of_rows * occupancies
     block = len(scratch)
@@ -131,7 +133,7 @@ def logits_grad(
             x[:, first:stop] = 0
     for occupancy, column in zip(occupancies, row.columns, strict=True):
         if column == LABEL_COLUMN:
-            logits[np.arange(len(logits)), labels] -= occupancy
+            logits[np.arange(len(logits)), cells.label] -= occupancy
         else:
             logits[:, column] -= occupancy
     if clamp > 0:

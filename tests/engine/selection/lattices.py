@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cupy_rnnt import reference
-from cupy_rnnt.batch import Batch, Coordinates
+from cupy_rnnt.batch import Batch, CellsOf
 from cupy_rnnt.ops.lattices import BoundedLattice
 from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.topology import LABEL, Topology
@@ -97,7 +97,7 @@ def made(samples, gradient=True) -> BoundedLattice:
     inside = np.concatenate([sample.mask.ravel() for sample in samples])
     exact = np.concatenate([sample.exact.reshape(scores, -1) for sample in samples], axis=1)
     if inside.any():
-        cells = Coordinates(batch, ops).of(to_device(np.flatnonzero(inside)))
+        cells = CellsOf(batch, ops)(to_device(np.flatnonzero(inside)))
         lse = to_device(np.zeros((1, inside.sum())))
         lattice.write(cells, lse, to_device(np.ascontiguousarray(exact[:, inside])))
     return lattice

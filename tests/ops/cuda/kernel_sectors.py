@@ -110,16 +110,19 @@ def ones(gpu: Device, *shape: int, dtype: Any = np.float64) -> Any:
     return gpu.asarray(np.ones(shape), dtype)
 
 
-def labels(gpu: Device) -> Any:
-    return ones(gpu, ROWS, dtype=np.int64)
+def some_cells(gpu: Device, count: int = ROWS) -> Cells:
+    """Of one frame of one sample, each with the label of its own number."""
+    words = np.array([0]), np.array([count + 1]), np.arange(count + 1)[None]
+    table = cuda.batch_table(np.append(words[0], count + 1), *words[1:])
+    return Cells(gpu.asarray(np.arange(count)), table, cuda.coordinates)
 
 
 def hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    inputs = ones(gpu, 2, 5, width, dtype=dtype), ones(gpu, 2, 4, width, dtype=dtype)
     pre, halves = gpu.xp.empty((ROWS, width), compute_dtype(dtype)), 1 + (dtype.itemsize == 2)
     out = gpu.xp.empty((ROWS, halves * width), dtype)
-    cells = Cells(*[labels(gpu)] * 5)
-    cuda.hidden(HiddenRows(JointInputs(*inputs, None, None), cells, "tanh", pre, out))
+    inputs = ones(gpu, 1, 1, width, dtype=dtype), ones(gpu, 1, ROWS + 1, width, dtype=dtype)
+    rows = JointInputs(*inputs, None, None), some_cells(gpu), "tanh", pre, out
+    cuda.hidden(HiddenRows(*rows))
     return work("hidden", dtype, width)
 
 
@@ -131,7 +134,7 @@ def row_scores(gpu: Device, dtype: np.dtype, width: int) -> Work:
     """With a bias; logits of half types are given ones, and have none."""
     bias = ones(gpu, width, dtype=dtype) if dtype in COMPUTE else None
     logits = ones(gpu, ROWS, width, dtype=dtype)
-    cuda_rows.row_scores(LogitRows(logits, bias, plain_row(width), labels(gpu), None))
+    cuda_rows.row_scores(LogitRows(logits, bias, plain_row(width), some_cells(gpu), None))
     found = work("row_scores", dtype, width)
     return found if bias is not None else found + Work(cached=-width * ROWS * 4)
 
@@ -140,10 +143,9 @@ def logits_grad(gpu: Device, dtype: np.dtype, width: int) -> Work:
     compute, count = compute_dtype(dtype), 32
     logits, bias = ones(gpu, count, width, dtype=compute), ones(gpu, width, dtype=compute)
     sums = OutputSums(None, ones(gpu, 1, width, dtype=compute), None)
-    words = gpu.asarray(np.arange(count))
-    rows = LogitRows(logits, bias, plain_row(width), words, None)
-    out = gpu.xp.empty((count, width), dtype)
-    cuda_rows.logits_grad(rows, posteriors(gpu, count, 1, compute, 0.5), out, words, sums)
+    rows = LogitRows(logits, bias, plain_row(width), some_cells(gpu, count), None)
+    out, numbers = gpu.xp.empty((count, width), dtype), gpu.asarray(np.arange(count))
+    cuda_rows.logits_grad(rows, posteriors(gpu, count, 1, compute, 0.5), out, numbers, sums)
     return work("logits_grad", dtype, width, count)
 
 
@@ -151,15 +153,14 @@ def posteriors(
     gpu: Device, count: int, heads: int, compute: np.dtype, clamp: float
 ) -> RowPosteriors:
     lse, occupancies = ones(gpu, heads, count), ones(gpu, 2, count, dtype=compute)
-    samples = gpu.asarray(np.zeros(count, np.int64))
-    return RowPosteriors(lse, occupancies, samples, ones(gpu, 1), clamp)
+    return RowPosteriors(lse, occupancies, ones(gpu, 1), clamp)
 
 
 def gradient_under_no_head(gpu: Device, dtype: np.dtype, width: int) -> Work:
     """Which reads neither logits nor a bias."""
     compute, count = compute_dtype(dtype), 32
-    grad, words = gpu.xp.empty((count, width), dtype), gpu.asarray(np.arange(count))
-    rows = LogitRows(grad, None, plain_row(width, normalised=True), words, None)
+    grad, cells = gpu.xp.empty((count, width), dtype), some_cells(gpu, count)
+    rows = LogitRows(grad, None, plain_row(width, normalised=True), cells, None)
     cuda_rows.logits_grad(rows, posteriors(gpu, count, 0, compute, -1.0))
     nbytes, strips = width * compute.itemsize, width / (128 if compute.itemsize == 4 else 32)
     # The logits, the sums, the bias; numbers and log-sum-exps.
@@ -336,7 +337,7 @@ def of_lattices(gpu: Device) -> dict[str, Found]:
     side.costs(lattice)
     lattice.keep(np.zeros(1))
     # As of the reports that follow, so that the last launch of each kernel has all cells.
-    packed, dtype = gpu.asarray(case.cells.packed), np.dtype(np.float32)
+    packed, dtype = gpu.asarray(np.arange(cells)), np.dtype(np.float32)
     lattice.posteriors(packed, 1.0, dtype, 0.0)
     bounded = side.bounded()
     bounded.certify()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 
 import cupy_rnnt
@@ -78,6 +79,9 @@ CASES = (
 )
 
 
+DTYPES = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
+
+
 @contextmanager
 def _counting_parts(into: Counter) -> Iterator[None]:
     run, certify = Work.run, selection.Selected.certify
@@ -112,10 +116,12 @@ def _counting_parts(into: Counter) -> Iterator[None]:
         yield
 
 
-def count(case: Case) -> Counted:
-    """Of loss and gradients, on the emulated device that is in place of CuPy."""
+def count(case: Case, dtype: np.dtype) -> Counted:
+    """Of loss and gradients, on the emulated device that is in place of CuPy, of inputs of a
+    dtype."""
     lengths = np.full(case.size, 30), np.full(case.size, 9)
-    joint = to_device(trained(size=case.size, hidden=case.hidden, lengths=lengths))
+    joint = trained(size=case.size, hidden=case.hidden, lengths=lengths)
+    joint = to_device((*(array.astype(dtype) for array in joint[:4]), *joint[4:]))
     before, waits, parts = arrays.operations.copy(), arrays.waits, Counter()
     with mock.patch.object(cuda, "sizes", case.sizes(cuda.sizes)), _counting_parts(parts):
         *_, info = selected(
@@ -128,9 +134,15 @@ def count(case: Case) -> Counted:
 
 
 def main() -> None:
-    with devices.emulated() as gpu, running_on(gpu):
-        gpu.xp.kernels.options.races = False
-        found = [count(case) for case in CASES]
+    for dtype in DTYPES:
+        with devices.emulated() as gpu, running_on(gpu):
+            gpu.xp.kernels.options.races = False
+            found = [count(case, dtype) for case in CASES]
+        print(f"{dtype.name}:")
+        report(found)
+
+
+def report(found: list[Counted]) -> None:
     for case, (parts, operations, waits) in zip(CASES, found, strict=True):
         print(f"{case}\n  {parts}\n  {waits} waits, {operations.total()} operations: {operations}")
     table = np.array([each.parts for each in found])

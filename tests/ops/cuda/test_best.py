@@ -149,7 +149,7 @@ FAULTS = {
         "? N::one() : N::one();",
         "lattice.cuh",
     ),
-    "scores as words": ("factors < 0 ? score : word", "false ? score : word", "lattice.cu"),
+    "scores as words": ("factors < 0 ? score : word", "false ? score : word", "lattice.cuh"),
     "bounds as words": ("factors < 0 ? bound : word", "false ? bound : word", "lattice.cu"),
 }
 

@@ -20,8 +20,8 @@ VOCABULARY, HIDDEN = 512, 128
 FRAMES, POSITIONS = np.array([60, 40]), np.array([30, 40])
 # What small samples add to it: tables of samples, and rows and diagonals that end inside a sector.
 LEAST, MOST = 0.8, 1.02
-# A tile looks for all frames of its group, of which it may have few. A sweep reads the first cell
-# wherever there is none; chunks of masks, and samples, may have few entries.
+# Bisection takes more steps in longer lists. A sweep reads the first cell wherever there is none;
+# chunks of masks, and samples, may have few entries.
 LEAST_OF = {"frame_starts": 0.4, "lattice_sweep": 0.6, "slack": 0.6, "write_indices": 0.7}
 # Scores are not read of arcs that lead nowhere, or out of the cells that were computed; logits are
 # not read of rows without mass, which are kept if the tolerance is 0.

@@ -324,7 +324,7 @@ def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room, name)
     width = int((np.minimum(case.frames, case.columns) + 1).sum())
     diagonals = int((case.frames + case.columns).max()) - 1
     bounds, scores = side.asarray(case.bounds), side.asarray(case.scores)
-    cells = type(case.cells)(*map(side.asarray, case.cells))
+    cells = side.cells()
     lse = scores[:0]
     pool.free_all_blocks()
     before = pool.total_bytes()
@@ -378,9 +378,9 @@ def test_far_samples():
     keeps = poisoned(bool)
     # Scores are as far apart as there are cells to write: one at a time, the second is the label's.
     for scores, to, label in zip(case.scores, each, (-1, 0), strict=True):
-        cells = far(*case.cells[:3], scores, scores)
-        kinds = ONE, cells.pop(), ONE, np.int32(label), ONE, 0.0, FAR_CELLS
-        args = table, 0, *cells, *kinds, lses, to, None, flags
+        packed, values = far(FAR + np.arange(FAR_CELLS), scores)
+        kinds = ONE, values, ONE, np.int32(label), ONE, 0.0, FAR_CELLS
+        args = table, packed, 0, 1, values, *kinds, lses, to, None, flags
         run_far("lattice.cu", "lattice_write", block, end, *args)
     assert not flags.any()
     sums = beta, None, alpha, None, totals, costs, False
@@ -452,10 +452,10 @@ def test_far_cells_of_a_sample():
     assert first > 2**31
     scores = -np.random.default_rng(14).random((2, count))
     words = ptxemu.empty((2, count), np.float64)
-    index, flags = (np.zeros(count, int), frame, position), np.zeros(1, np.int32)
+    packed, flags = frame * columns + position, np.zeros(1, np.int32)
     no_heads = None, np.int32(0)
     places = count, None, shifted(words.reshape(-1), first), None, flags
-    args = table, 0, *index, *no_heads, scores, ALL, ONE, ONE, 0.0, *places
+    args = table, packed, 0, 1, *no_heads, scores, ALL, ONE, ONE, 0.0, *places
     run_far("lattice.cu", "lattice_write", 0, count, *args)
     np.testing.assert_allclose(np.log(words), scores, rtol=1e-13)
     assert not flags.any()

@@ -90,16 +90,16 @@ FAULTS = {
     "two that poison a sample": (
         *(
             "exact",
-            "lattice.cu",
-            "atomicOr(flags + within, kPoisoned)",
-            "flags[within] = kPoisoned",
+            "lattice.cuh",
+            "atomicOr(flags + number, kPoisoned)",
+            "flags[number] = kPoisoned",
         ),
         "race",
     ),
     "cells that are not marked as exact": (
         *(
             "bounded",
-            "lattice.cu",
+            "lattice.cuh",
             "word_of(score);\n        }\n        if (exact) exact[place] = true",
             "word_of(score);\n        }\n        if (exact) exact[-1] = true",
         ),

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import costs
 
-from .operation_counts import CASES, count
+from .operation_counts import CASES, DTYPES, count
 
 
 @pytest.fixture
@@ -17,10 +17,11 @@ def emulator(gpu, monkeypatch):
     return gpu.xp
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.slow
-def test_operations_of_calls(emulator):
+def test_operations_of_calls(emulator, dtype):
     """More calls than the formula has coefficients, which tell each of these from the others."""
-    found = [count(case) for case in CASES]
+    found = [count(case, dtype) for case in CASES]
     parts = np.array([each.parts for each in found])
     assert np.linalg.matrix_rank(parts) == len(costs.OPERATIONS) < len(CASES)
     assert [each.waits for each in found] == (parts @ costs.WAITS).tolist()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cupy_rnnt.batch import Batch, Coordinates
+from cupy_rnnt.batch import Batch, CellsOf
 from cupy_rnnt.engine.plan import Tiles
 from cupy_rnnt.ops import cuda, is_on_cuda, on_host, operations_for
 from cupy_rnnt.ops import numpy as cpu
-from cupy_rnnt.ops.types import compute_dtype
+from cupy_rnnt.ops.types import Coordinates, compute_dtype
 from cupy_rnnt.tokens import Tokens
 
 from ...tolerances import DTYPES
@@ -48,10 +48,11 @@ def test_coordinates(gpu):
     frames, labels = rng.integers(1, 9, 6), rng.integers(0, 6, 6)
     batch = Batch(rng.integers(1, 9, (6, 5)), frames, labels, (6, 9, 6), 0, Tokens(9))
     packed = np.arange(batch.cell_count)[::2]
-    expected = Coordinates(batch, cpu).of(packed)
-    found = Coordinates(batch, cuda).of(gpu.asarray(packed))
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(gpu.asnumpy(one), other)
+    expected = CellsOf(batch, cpu)(packed)
+    found = CellsOf(batch, cuda)(gpu.asarray(packed))
+    for name in Coordinates._fields:
+        actual, desired = (getattr(cells, name) for cells in (found, expected))
+        np.testing.assert_array_equal(gpu.asnumpy(actual), desired)
 
 
 def test_tiles_run_in_order():

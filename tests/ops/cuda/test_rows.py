@@ -35,8 +35,10 @@ from ..row_cases import (
     Host,
     add_input_grad,
     applied,
+    cells_at,
     hidden,
     input_grad_of,
+    labelled,
     reference_hidden,
     rows_of,
     slopes,
@@ -200,8 +202,8 @@ def test_inputs_may_have_strides(gpu, dtype):
     encoder, predictor = rng.standard_normal((3, 45, 5)), rng.standard_normal((2, 4, 45))
     encoder, predictor = encoder.astype(dtype), predictor.astype(dtype)
     index = [rng.integers(0, extent, 7) for extent in (2, 3, 4)]
-    sample, frame, position = map(on.array, index)
-    cells = Cells(sample, frame, position, sample, sample)
+    sample, frame, _ = map(on.array, index)
+    cells = cells_at(on, *index, (2, 3, 4))
     compute = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     pre, out = on.empty((7, 45), compute), on.empty((7, 45), compute)
     halves = on.empty((7, 90), dtype) if dtype.itemsize == 2 else out
@@ -241,10 +243,11 @@ def test_rows_of_logits_that_are_not_finite_or_large(gpu, dtype, width, biased):
     scratch, rounding = np.empty((4, width), compute), ROUNDINGS * unit_roundoff(compute)
     for row in rows_of(width, rng):
         biases = None if bias is None else on.array(bias)
-        rest = on.ops.device_row(row), on.array(labels), None
+        rest = on.ops.device_row(row), labelled(on, labels), None
         results = on.ops.row_scores(LogitRows(on.array(logits), biases, *rest))
         with np.errstate(all="ignore"):
-            rows = LogitRows(logits.astype(compute), bias, row, labels, scratch)
+            cells = labelled(Host(), labels)
+            rows = LogitRows(logits.astype(compute), bias, row, cells, scratch)
             expected = cpu.row_scores(rows)
         for lse, head in zip(expected[0], row.heads, strict=True):
             if not head.zero:  # NaN on the CPU; it makes the scores NaN on both
@@ -261,11 +264,12 @@ def test_small_softmax_values_are_flushed_and_nan_stays(gpu, dtype):
     logits[1, 4], logits[2, 5] = -np.inf, np.nan
     lse, ones = np.array([0.25, 0.0, -0.25]), np.ones(3, dtype)
     row, labels = REGULAR.row(width, 1), np.array([2, 3, 4])
-    given = lse[None], np.stack((ones, ones / 3)), np.arange(3), np.array([1.0, 2.0, -1.0])
+    given = lse[None], np.stack((ones, ones / 3)), np.array([1.0, 2.0, -1.0])
     expected, actual = logits.copy(), on.array(logits)
-    rows = LogitRows(expected, None, row, labels, np.empty((2, width), dtype))
+    cells, on_device = (labelled(side, labels, np.arange(3)) for side in (Host(), on))
+    rows = LogitRows(expected, None, row, cells, np.empty((2, width), dtype))
     cpu.logits_grad(rows, RowPosteriors(*given, 0.9))
-    rows = LogitRows(actual, None, on.ops.device_row(row), on.array(labels), None)
+    rows = LogitRows(actual, None, on.ops.device_row(row), on_device, None)
     on.ops.logits_grad(rows, RowPosteriors(*map(on.array, given), 0.9))
     assert_twins([actual], [expected], gpu, dtype)
     others = np.ones(logits.shape, bool)
@@ -282,12 +286,12 @@ def test_the_gradient_may_go_to_a_narrower_type(gpu, dtype, width):
     rng, on = np.random.default_rng(3), Device(gpu.xp, 1)
     dtype = next(each for each in ALL if each.name == dtype)
     logits = rng.standard_normal((5, width)).astype(np.float32)
-    given = np.zeros((1, 5)), np.ones((2, 5), np.float32), np.zeros(5, np.int64), np.ones(1)
+    given = np.zeros((1, 5)), np.ones((2, 5), np.float32), np.ones(1)
     posteriors = RowPosteriors(*map(on.array, given), -1.0)
-    row, labels = on.ops.device_row(REGULAR.row(width, 0)), on.array(rng.integers(0, width, 5))
+    row, cells = on.ops.device_row(REGULAR.row(width, 0)), labelled(on, rng.integers(0, width, 5))
     in_place, kept, narrow = on.array(logits), on.array(logits), on.empty(logits.shape, dtype)
-    on.ops.logits_grad(LogitRows(in_place, None, row, labels, None), posteriors)
-    on.ops.logits_grad(LogitRows(kept, None, row, labels, None), posteriors, narrow)
+    on.ops.logits_grad(LogitRows(in_place, None, row, cells, None), posteriors)
+    on.ops.logits_grad(LogitRows(kept, None, row, cells, None), posteriors, narrow)
     assert_twins([narrow, kept], [gpu.asnumpy(in_place), logits], gpu, dtype, exact=True)
 
 
@@ -314,7 +318,9 @@ def test_gradients_of_inputs_of_any_cells(gpu, data):
         np.add.at(total, (counts.cumsum() - counts)[sample] + row, d_hidden)
     shapes = (len(sizes), frames.max(), 3), (len(sizes), positions.max(), 3)
     inputs = JointInputs(*(on.array(np.zeros(shape, np.float32)) for shape in shapes), None, None)
-    cells = Cells(*map(on.array, (sample, frame, position, sample, sample, kept)))
+    most = np.zeros((len(sizes), positions.max()), np.int64)
+    batch = on.ops.batch_table(np.append(first, sizes.sum()), positions, most)
+    cells = Cells(on.array(kept), batch, on.ops.coordinates)
     rows = HiddenRows(inputs, cells, "identity", on.array(d_hidden), on.array(d_hidden))
     table = on.ops.group_table(0, first, frames, positions)
     on.ops.add_input_grad(on.array(d_hidden), rows, table, sums)
@@ -341,8 +347,8 @@ def test_there_may_be_no_rows(gpu, dtype):
     out = on.array(np.ones((1, 5)), dtype)
     on.ops.gather(on.array(np.ones((2, 5)), dtype), (nothing,), none)
     row, empty = on.ops.device_row(REGULAR.row(5, 0)), [on.empty((n, 0), dtype) for n in (1, 2)]
-    no_rows = LogitRows(none, None, row, nothing, None)
-    posteriors = RowPosteriors(*empty, nothing, on.array(np.ones(2)), -1.0)
+    no_rows = LogitRows(none, None, row, labelled(on, np.zeros(0, np.int64)), None)
+    posteriors = RowPosteriors(*empty, on.array(np.ones(2)), -1.0)
     on.ops.logits_grad(no_rows, posteriors, none, nothing, OutputSums(None, out, None))
     scores = on.ops.row_scores(no_rows)
     assert [each.shape for each in scores] == [(1, 0), (2, 0)]

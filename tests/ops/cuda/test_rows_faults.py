@@ -88,8 +88,8 @@ FAULTS = {
             "logits_grad",
             64,
             "logits_grad.cu",
-            "first + lane));\n            __syncwarp();",
-            "first + lane));",
+            "first + lane, cell));\n            __syncwarp();",
+            "first + lane, cell));",
         ),
         "race|uninitialised",
     ),
@@ -130,7 +130,7 @@ FAULTS = {
         "out-of-bounds",
     ),
     "rows of two frames": (
-        *("add_input_grad", 64, "input_grads.cu", "starts[target + 1]", "starts[target + 2]"),
+        *("add_input_grad", 64, "input_grads.cu", "starts[frame + 1]", "starts[frame + 2]"),
         "out-of-bounds|uninitialised",
     ),
     "a position taken for a frame": (
@@ -144,7 +144,7 @@ FAULTS = {
         "out-of-bounds",
     ),
     "a cell behind the last": (
-        *("add_input_grad", 64, "input_grads.cu", "row < range[1] && ", ""),
+        *("add_input_grad", 64, "input_grads.cu", "i < end && ", ""),
         "out-of-bounds",
     ),
 }

@@ -9,11 +9,13 @@ import pytest
 
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
+from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.cuda.inputs import NO_DROPOUT
 from cupy_rnnt.ops.types import LogitRows, RowPosteriors
 from cupy_rnnt.transducer import LABEL_COLUMN, Row, RowHead
 
 from ... import ptxemu
+from .. import row_cases
 from ..row_cases import OPERATIONS, Device, table_of
 from .kernel_resources import CUPY_OPTIONS
 from .test_rows import every_operation
@@ -59,23 +61,38 @@ ROWS, WARPS = 8, 1
 FAR_ROWS = FAR + ROWS, WIDTH, WARPS
 
 
+def of_batch(offsets, positions, labels):
+    """The arguments of a kernel for the table of a batch."""
+    words = np.concatenate((offsets, positions, np.ravel(labels)), dtype=np.int64)
+    return words, *np.shape(labels)
+
+
+def labelled(rows):
+    """Cells of one frame whose labels are their numbers: for NumPy, and the arguments of a kernel
+    for cells that are in far places of their list."""
+    cells = row_cases.labelled(row_cases.Host(), np.arange(rows))
+    return cells, (shifted(cells.packed, FAR), *of_batch(*cells.table))
+
+
 def test_far_cells_of_far_samples():
-    encoder, predictor = random(2, 3, WIDTH), random(2, 4, WIDTH)
+    """The first sample has all cells that are not here."""
+    encoder, predictor = random(3, WIDTH), random(4, WIDTH)
     out = ptxemu.empty((ROWS, WIDTH))
-    index = [np.arange(ROWS) % extent for extent in (2, 3, 4)]
-    sample = index[0] + FAR  # the strides of the samples are those of the small arrays
+    frame, position = (np.arange(ROWS) % extent for extent in (3, 4))
+    packed = FAR + 4 * frame + position
+    batch = of_batch([0, FAR, FAR + 12], [4, 4], np.zeros((2, 4), int))
     run_far(
         "hidden.cu",
         "hidden<float, Identity>",
         FAR // 8,
-        *(shifted(encoder, FAR), 3 * WIDTH, WIDTH, 1),
-        *(shifted(predictor, FAR), 4 * WIDTH, WIDTH, 1),
-        *(shifted(values, FAR) for values in (sample, *index[1:])),
+        *(shifted(encoder, FAR), FAR * WIDTH, WIDTH, 1),
+        *(shifted(predictor, FAR), FAR * WIDTH, WIDTH, 1),
+        *(shifted(packed, FAR), *batch),
         *FAR_ROWS,
         *NO_DROPOUT,
         shifted(out, FAR),
     )
-    expected = encoder[index[0], index[1]] + predictor[index[0], index[2]]
+    expected = encoder[frame] + predictor[position]
     np.testing.assert_array_equal(out, expected)
 
 
@@ -109,28 +126,28 @@ one_score = pytest.mark.parametrize(
 @pytest.mark.parametrize("threads", [32, 256])
 def test_far_rows_of_logits(threads, row):
     rows = 256 // threads
-    logits, chosen = random(rows, WIDTH), np.arange(rows)
+    logits, (cells, of_cells) = random(rows, WIDTH), labelled(rows)
     results = [ptxemu.empty(rows, np.float64) for _ in range(2)]
     run_far(
         "row_scores.cu",
         f"row_scores<float, {threads}>",
         FAR // rows,
-        *(shifted(logits, FAR), None, *table_of(row), shifted(chosen, FAR), FAR + rows, WIDTH),
-        *(shifted(values, FAR) for values in results),
+        *(shifted(logits, FAR), None, *table_of(row), *of_cells, FAR + rows, WIDTH),
+        *(shifted(results[0], FAR), FAR + rows, shifted(results[1], FAR), *cuda_rows._NO_LATTICE),
     )
-    expected = cpu.row_scores(LogitRows(logits, None, row, chosen, np.empty_like(logits)))
+    expected = cpu.row_scores(LogitRows(logits, None, row, cells, np.empty_like(logits)))
     np.testing.assert_allclose(results, np.concatenate(expected), rtol=1e-6)
 
 
 @one_score
 def test_far_rows_of_gradients(row):
-    logits, chosen, occupancy = random(ROWS, WIDTH), np.arange(ROWS), abs(random(ROWS))
-    rows = LogitRows(logits.copy(), None, row, chosen, np.empty_like(logits))
+    logits, occupancy, (cells, of_cells) = random(ROWS, WIDTH), abs(random(ROWS)), labelled(ROWS)
+    rows = LogitRows(logits.copy(), None, row, cells, np.empty_like(logits))
     lse, _ = cpu.row_scores(rows)
-    samples, weights, sums = np.zeros(ROWS, np.int64), np.ones(1), np.zeros((1, WIDTH), np.float32)
-    cpu.logits_grad(rows, RowPosteriors(lse, occupancy[None], samples, weights, -1.0))
-    far = [shifted(values, FAR) for values in (logits, lse[0], occupancy, chosen, samples)]
-    softmax = *table_of(row), far[1], FAR, -45.0, far[2], FAR, far[3], np.inf, far[4], weights
+    weights, sums = np.ones(1), np.zeros((1, WIDTH), np.float32)
+    cpu.logits_grad(rows, RowPosteriors(lse, occupancy[None], weights, -1.0))
+    far = [shifted(values, FAR) for values in (logits, lse[0], occupancy)]
+    softmax = *table_of(row), far[1], FAR, -45.0, far[2], FAR, np.inf, *of_cells, weights
     places = FAR + ROWS, WIDTH, shifted(sums, FAR // 32), far[0]
     strips = 2  # of a warp, which has 32 rows
     first = FAR // 32 * strips // 8
