@@ -141,7 +141,7 @@ def draw(rows: list[Row]) -> Figure:
             axes.set_yscale("log" if key == "seconds" else "linear")
             if column == 0:
                 axes.set_ylabel(label)
-        budget = cupy_rnnt.ops.numpy.sizes.workspace_bytes / common.MIB
+        budget = cupy_rnnt.ops.numpy.workspace_bytes() / common.MIB
         panels[1, column].axhline(budget, color="black", linestyle="--", linewidth=1)
     panels[1, 0].set_ylim(0, 1.1 * budget)
     panels[1, 0].text(1, budget, "workspace allowed", va="bottom", fontsize=8)

@@ -20,6 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 ITEMSIZES = {"float32": 4, "bfloat16": 2}  # of the inputs, by what products multiply
 ASKED = "memsets", "H2D", "D2H", "D2D", "GEMMs", "sorts", "CUB"
 DRIVER = 2e-6  # seconds that a real driver adds to an operation of the stand-in for one
+WORKSPACE = 2**30  # bytes: the least default
 STORING = 0.5  # of the workspace, at most: logits that pass 1 stores
 
 
@@ -53,7 +54,7 @@ def operations(
     computed: float,
     kept: float,
     products: str,
-    workspace: float = sizes.workspace_bytes,
+    workspace: float = WORKSPACE,
 ) -> list[Operation]:
     """Of the device, for numbers of cells that are computed and kept."""
     room = STORING * workspace / (4 * vocabulary)  # logits are float32

@@ -152,8 +152,9 @@ def joint_rnnt_loss(
         too large, and never too small. At least 0, which computes every cell, and below 1; the
         default is the unit round-off of the results, 2**-24 (2**-53 for float64).
     max_workspace_bytes : int, optional
-        Bytes that may be allocated beyond arguments and results, 256 MiB by default, and 1 GiB on a
-        GPU. What a BLAS library holds for its own use is not counted.
+        Bytes that may be allocated beyond arguments and results, by default 256 MiB, and on a GPU
+        a 32nd of its memory, at least 1 GiB. What a BLAS library holds for its own use is not
+        counted.
     progress : callable or bool, optional
         Called now and then from the calling thread as ``progress(cells_done, cells)``. True draws
         a bar, for which tqdm must be installed.

@@ -147,8 +147,8 @@ def rnnt_loss(
     tolerance : float, optional
         Of no effect without a gradient; see :func:`rnnt_loss_and_grad`.
     max_workspace_bytes : int, optional
-        Bytes that may be allocated beyond arguments and results, 256 MiB by default, and 1 GiB on a
-        GPU.
+        Bytes that may be allocated beyond arguments and results, by default 256 MiB, and on a GPU
+        a 32nd of its memory, at least 1 GiB.
     progress : callable or bool, optional
         Called now and then from the calling thread as ``progress(cells_done, cells)``. True draws
         a bar, for which tqdm must be installed.

@@ -193,7 +193,7 @@ def _print_memory(inputs: _Inputs, workspace: int, most: int | None, ops: Operat
     """The workspace, and the logits and gradient that batched computation needs instead."""
     size, frames, positions = *inputs.encoder_out.shape[:2], inputs.predictor_out.shape[1]
     logits = size * frames * positions * len(inputs.weight) * inputs.weight.itemsize
-    budget = ops.sizes.workspace_bytes if most is None else most
+    budget = ops.workspace_bytes() if most is None else most
     row("workspace", f"{nbytes(workspace)} planned, {nbytes(budget)} allowed")
     row("batched computation", f"{nbytes(logits)} of logits + {nbytes(logits)} of gradient")
     row("", f"= {nbytes(2 * logits)}, {digits(2 * logits / workspace)} times the workspace")

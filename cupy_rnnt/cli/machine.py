@@ -40,8 +40,7 @@ def print_report() -> None:
         row(library["user_api"], f"{name}, {count}")
     for name in _THREAD_VARIABLES:
         row(name, os.environ.get(name, "not set"))
-    budgets = (nbytes(ops.sizes.workspace_bytes) for ops in (cpu_operations, cuda))
-    row("max_workspace_bytes", "{} by default, {} on a GPU".format(*budgets))
+    row("max_workspace_bytes", f"{nbytes(cpu_operations.workspace_bytes())} by default on the CPU")
 
 
 def cpu() -> str:
@@ -96,6 +95,7 @@ def _print_gpu() -> None:
         "CuPy": lambda: library.__version__,
         "device": gpu,
         "memory": memory,
+        "workspace": lambda: f"{nbytes(cuda.workspace_bytes())} by default",
         "CUDA driver": driver,
         "CUDA runtime": lambda: launch.dotted(library.cuda.runtime.runtimeGetVersion()),
         "NVRTC": lambda: ".".join(map(str, library.cuda.nvrtc.getVersion())),

@@ -129,10 +129,10 @@ class _Extent(NamedTuple):
         return _Extent(max(self.diagonals, other.diagonals), *sums)
 
 
-def workspace_budget(options: Options, sizes: Sizes) -> int:
+def workspace_budget(options: Options, ops: Operations) -> int:
     """Bytes that a call may allocate beyond its arguments and results; 2**62 is no bound."""
     budget = options.max_workspace_bytes
-    return sizes.workspace_bytes if budget is None else min(budget, 2**62)
+    return ops.workspace_bytes() if budget is None else min(budget, 2**62)
 
 
 def make_plan(
@@ -165,7 +165,7 @@ def make_plan(
     ops, sizes = source.ops, source.ops.sizes
     transducer = options.transducer.within(int(batch.frames.max()))
     topology = transducer.topology
-    budget = workspace_budget(options, sizes)
+    budget = workspace_budget(options, ops)
     scores, heads = len(topology.scores), len(source.row.heads)
     # The log-sum-exps are held of all cells and again of the kept cells, whose occupancies are too.
     cell_bytes = sizes.list_bytes + 8 * (2 * heads + scores)
@@ -183,7 +183,7 @@ def make_plan(
         vectors = source.group_bytes(frames, positions, workers)
         if not lattices:
             return vectors
-        lattice = ops.lattice_nbytes(topology, diagonals, width, gradient, selecting)
+        lattice = ops.lattice_nbytes(topology, diagonals, width, cells, gradient, selecting)
         if selecting:  # the references are freed before the gradient is allocated
             lattice += (8 * scores + _MASKS_BYTES) * cells
             vectors = max(vectors, source.selection_bytes(frames, positions, samples, workers))

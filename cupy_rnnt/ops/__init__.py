@@ -132,10 +132,20 @@ class Operations(Protocol):
         """It takes no more memory than the lattice of the same kind, exact or bounded, with
         `gradient`, which does not matter here."""
 
+    def workspace_bytes(self) -> int:
+        """That a call may allocate beyond its arguments and results, by default."""
+
     def lattice_nbytes(
-        self, topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
+        self,
+        topology: Topology,
+        diagonals: int,
+        width: int,
+        cells: int,
+        gradient: bool,
+        bounded: bool,
     ) -> int:
-        """Bytes that a lattice of so many diagonals and columns takes while it is solved."""
+        """Bytes that a lattice takes while it is solved: of so many diagonals, and of samples of so
+        many columns and cells in all."""
 
     def factor_dtype(self, dtype: np.dtype) -> np.dtype | None:
         """For inputs of a dtype, the narrower dtype in which the device multiplies matrices faster,

@@ -76,13 +76,17 @@ class Cells:
         start: int = 0,
     ) -> None:
         self.packed, self.table, self._locate = packed, table, locate
-        self.whole, self.start = whole or self, start
+        self._whole, self.start = whole, start
         self.known: dict[str, Any] = {}
         """What operations have found out about the list, by their names."""
         self._coordinates: Coordinates | None = None
 
     def __len__(self) -> int:
         return len(self.packed)
+
+    @property
+    def whole(self) -> Cells:
+        return self if self._whole is None else self._whole
 
     def part(self, rows: slice) -> Cells:
         """The cells at a slice, whose start is given."""
@@ -274,8 +278,6 @@ class BestPaths(NamedTuple):
 class Sizes(NamedTuple):
     """The sizes of the work that a device is given at once."""
 
-    workspace_bytes: int
-    """That a call may allocate beyond its arguments and results, by default."""
     tile_elements: int
     """A tile has ``max(tile_elements // V, full_rows)`` rows, but `most_rows` at most."""
     full_rows: int

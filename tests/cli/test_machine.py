@@ -280,6 +280,7 @@ def test_info_of_a_gpu(gpu, run, monkeypatch):
     assert done.rows["device"].endswith(capability)
     total = terminal.nbytes(runtime.memGetInfo()[1])
     assert re.fullmatch(rf"{total}, [\d.]+ GiB free", done.rows["memory"])
+    assert done.rows["workspace"] == "1 GiB by default"  # a 32nd is less
     versions = {"driver": runtime.driverGetVersion(), "runtime": runtime.runtimeGetVersion()}
     for name, version in versions.items():
         major, minor = map(int, done.rows[f"CUDA {name}"].split("."))
@@ -298,7 +299,7 @@ def test_info_of_what_cannot_be_asked(xp, run, monkeypatch):
     without_nvrtc(monkeypatch, xp, None)
     monkeypatch.delattr(xp, "__version__")
     rows = run("info").rows
-    unknown = "CuPy", "device", "memory", "CUDA driver", "NVRTC"
+    unknown = "CuPy", "device", "memory", "workspace", "CUDA driver", "NVRTC"
     assert {rows[name] for name in unknown} == {"not found"}
     assert rows["CUDA runtime"] == "12.9"
 
@@ -323,7 +324,7 @@ def test_info_lists_versions_and_threads(run, monkeypatch):
     assert rows["no-such-package"] == "not installed"
     assert rows["OMP_NUM_THREADS"] == "7"
     assert rows["MKL_NUM_THREADS"] == "not set"
-    assert rows["max_workspace_bytes"] == "256 MiB by default, 1 GiB on a GPU"
+    assert rows["max_workspace_bytes"] == "256 MiB by default on the CPU"
     assert rows["workers of a call"].startswith("at most ")
     assert "cores" in rows["cpu"]
 

@@ -20,7 +20,7 @@ from .bounds import upper_bounds
 from .indices import indices
 from .inputs import add_input_grad, group_table, hidden, write_input_grads
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
-from .launch import Kernel, cupy, host
+from .launch import Kernel, cupy, device_bytes, host
 from .products import add_matmul, factor_dtype, matmul, product_bytes, splits
 from .references import (
     label_softmax,
@@ -86,6 +86,7 @@ __all__ = [
     "start_workers",
     "threads",
     "upper_bounds",
+    "workspace_bytes",
     "write_input_grads",
     "write_output_grads",
     "write_tangents",
@@ -96,9 +97,6 @@ __all__ = [
 # Tiles and groups take all of the budget: it takes many rows of a GEMM to fill a GPU, and many
 # samples, whose lattices are solved in parallel.
 sizes = Sizes(
-    # An 80th of an H100. Larger groups solve more lattices side by side: a batch of 64 samples with
-    # T = 1000, U = 200 is 4 groups, and 16 with 256 MiB.
-    workspace_bytes=2**30,
     # Logits of 128 MiB. A tile takes 14 operations in both passes, 0.3 ms of the host; an H100
     # needs about as long for its products with H = 640, of half types. No cache holds half of it.
     # With tiles of 24 MiB, which L2 would hold, 5 % of the cells of B = 64, T = 1000, U = 200 take
@@ -127,6 +125,20 @@ fuses = True
 exact_lattice = Lattice
 bounded_lattice = BoundedLattice
 best_lattice = BestLattice
+
+_SHARE = 32  # of a device's memory
+_LEAST_WORKSPACE = 2**30
+
+
+def workspace_bytes() -> int:
+    """A 32nd of the current device's memory, which does not depend on what is free, so that a call
+    is the same in every run.
+
+    Larger groups solve more lattices side by side, with fewer operations: a batch of 64 samples
+    with T = 1000, U = 200 is 4 groups with 1 GiB, and 1 group with the 2.5 GiB of 80.
+    """
+    return max(device_bytes() // _SHARE, _LEAST_WORKSPACE)
+
 
 xp: ModuleType  # CuPy, by __getattr__
 

@@ -25,6 +25,8 @@ _PARTS = 16  # of a sample, each of which a block adds up
 _PACKING = 2.0**-40  # relative error of a sum in memory
 TOPOLOGIES = (*dict.fromkeys((transducer.topology.cpp,) for transducer in NAMED.values()),)
 
+_ROUNDING_UP = 8 * 512  # bytes: CuPy's pool gives multiples of 512, to eight small arrays here
+
 # As in lattice.cuh.
 _SAMPLE = np.dtype([("first", "i8"), ("apart", "i8"), ("T", "i4"), ("S", "i4")])
 
@@ -63,13 +65,14 @@ def _room(topology: Topology) -> int:
 
 
 def lattice_nbytes(
-    topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
+    topology: Topology, diagonals: int, width: int, cells: int, gradient: bool, bounded: bool
 ) -> int:
     arrays = len(topology.scores) + (2 + gradient if bounded else 2 * gradient)
     widest = min(width, (diagonals + 1) // 2)  # of its samples
     spare = 3 * _spare_words(topology) if widest > min(_room(topology), _BLOCKS[-1]) else 0
     of_samples = 64 + 8 * (_PARTS if bounded else 0)  # which have two columns at least
-    return width * ((8 * arrays + 2 * bounded) * diagonals + of_samples // 2 + 8 * spare)
+    of_cells = (8 * arrays + 2 * bounded) * cells
+    return of_cells + width * (of_samples // 2 + 8 * spare) + _ROUNDING_UP
 
 
 def _spare_words(topology: Topology) -> int:

@@ -185,6 +185,17 @@ class Launch:
         function((kernel.grid(items),), (kernel.block,), arguments, shared_mem=shared_bytes)
 
 
+def device_bytes() -> int:
+    """Of the memory of the current device."""
+    library = cupy()
+    return _device_bytes(library, _device(library))
+
+
+@functools.cache
+def _device_bytes(library: ModuleType, device: int) -> int:
+    return int(library.cuda.runtime.getDeviceProperties(device)["totalGlobalMem"])
+
+
 def host(*arrays: DeviceArray) -> list[HostArray]:
     """Bring arrays to the host, which waits for their devices once."""
     copies = [array.get(blocking=False) for array in arrays]

@@ -72,6 +72,7 @@ __all__ = [
     "start_workers",
     "threads",
     "upper_bounds",
+    "workspace_bytes",
     "write_input_grads",
     "write_output_grads",
     "write_tangents",
@@ -88,7 +89,6 @@ bounded_lattice = BoundedLattice
 best_lattice = BestLattice
 
 sizes = Sizes(
-    workspace_bytes=2**28,
     # A tile of 4 MiB in float32, and at least 1024 rows: a GEMM of 512 is a twentieth slower.
     tile_elements=2**20,
     full_rows=1024,
@@ -111,6 +111,10 @@ sizes = Sizes(
     list_bytes=2 * 8 + 2 * 8 + 2 * 8,  # list; choosing kept cells; number and row of a kept cell
     cuts_groups=True,
 )
+
+
+def workspace_bytes() -> int:
+    return 2**28
 
 
 def device_of(array: HostArray) -> AbstractContextManager[None]:

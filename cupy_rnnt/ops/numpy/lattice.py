@@ -20,8 +20,9 @@ from .sweeps import KEEP_CHUNK, NO_CELLS, ROWS, Sweeps
 
 
 def lattice_nbytes(
-    topology: Topology, diagonals: int, width: int, gradient: bool, bounded: bool
+    topology: Topology, diagonals: int, width: int, cells: int, gradient: bool, bounded: bool
 ) -> int:
+    """A diagonal has a place for each column, whether or not there is a cell."""
     scores, arcs, reach = len(topology.scores), len(topology.arcs), topology.reach
     arrays = scores + 2 if gradient or bounded else scores
     masks = 2 * bounded

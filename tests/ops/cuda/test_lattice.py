@@ -336,7 +336,7 @@ def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room, name)
     if bounded:
         of.certify()
     of.solve()
-    sizes = transducer.topology, diagonals, width
+    sizes = transducer.topology, diagonals, width, len(case.cells.sample)
     announced = cuda_lattice.lattice_nbytes(*sizes, gradient, bounded)
     assert pool.total_bytes() - before <= announced
 

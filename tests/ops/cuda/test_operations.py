@@ -7,6 +7,7 @@ from cupy_rnnt.batch import Batch, CellsOf
 from cupy_rnnt.engine.plan import Tiles
 from cupy_rnnt.ops import cuda, is_on_cuda, on_host, operations_for
 from cupy_rnnt.ops import numpy as cpu
+from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.types import Coordinates, compute_dtype
 from cupy_rnnt.tokens import Tokens
 
@@ -53,6 +54,15 @@ def test_coordinates(gpu):
     for name in Coordinates._fields:
         actual, desired = (getattr(cells, name) for cells in (found, expected))
         np.testing.assert_array_equal(gpu.asnumpy(actual), desired)
+
+
+@pytest.mark.parametrize(("memory", "workspace"), [(24 << 30, 1 << 30), (80 << 30, 5 << 29)])
+def test_the_workspace_is_a_share_of_the_memory(gpu, monkeypatch, memory, workspace):
+    runtime = gpu.xp.cuda.runtime
+    monkeypatch.setattr(runtime, "getDeviceProperties", lambda _: {"totalGlobalMem": memory})
+    launch._device_bytes.cache_clear()
+    assert cuda.workspace_bytes() == workspace
+    launch._device_bytes.cache_clear()
 
 
 def test_tiles_run_in_order():
