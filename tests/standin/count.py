@@ -16,7 +16,7 @@ from typing import Any
 
 from tests import standin
 
-from .joint_call import ROOT, UTTERANCES, Call, prepare
+from .joint_call import ROOT, UTTERANCES, Call, copies_of_shares, prepare
 
 OPERATIONS = standin.NAMES[:8]
 SOURCES = "cupy_rnnt", "kernels", "benchmarks", "tests/ptxemu", "tests/standin"
@@ -27,8 +27,11 @@ def main() -> None:
     if options.record:
         record(call, options.record)
         return
-    copies = recording(call, options.reuse)
+    without_values = call.workload == "shares"
+    copies = [] if without_values else recording(call, options.reuse)
     standin.start()
+    if without_values:
+        copies = copies_of_shares(call)
     again = replaying(call, copies)
     result = {"call": call._asdict(), **count(again), **times(again, options.repeat)}
     for name, value in result.items():
@@ -43,7 +46,9 @@ def main() -> None:
 
 def arguments() -> tuple[Call, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.standin.count")
-    parser.add_argument("--workload", choices=[*UTTERANCES, "fresh"], help="joint that is computed")
+    parser.add_argument(
+        "--workload", choices=[*UTTERANCES, "fresh", "shares"], help="joint that is computed"
+    )
     for name in Call._fields[1:]:
         kind = type(Call._field_defaults[name])
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind)

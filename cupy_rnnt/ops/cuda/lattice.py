@@ -139,17 +139,17 @@ class Lattice:
         library = cupy()
         self._table = library.asarray(table.view("i8").reshape(-1, 3))
         self._words = library.empty((len(topology.scores), self._cells))
-        zeros = library.zeros(12 * self._samples + (self._cells if self._bounded else 0), np.uint8)
-        marks, flags = 8 * self._samples, 12 * self._samples
-        self._counts = zeros[:marks].view(np.int64)
+        marks, flags = 16 * self._samples, 20 * self._samples
+        zeros = library.zeros(flags + (self._cells if self._bounded else 0), np.uint8)
+        self._counts = [*zeros[:marks].view(np.int64).reshape(2, -1)]  # of marks: candidates, kept
         self._flags = zeros[marks:flags].view(np.int32)
         self._exact = zeros[flags:].view(np.bool_) if self._bounded else None
         self._left_out: DeviceArray = None
         self._lse: DeviceArray = None
         self._sums: dict[int, DeviceArray] = {}  # of paths, since the last score, by the way
-        # Their logarithms, by the way, and then shares of the paths that leave C.
-        self._results = library.empty((4 + _PARTS if self._bounded else 4) * self._samples)
-        self._totals = self._results[: 4 * self._samples].reshape(4, -1)
+        # Costs; logarithms of the sums, by the way; and shares of the paths that leave C.
+        self._results = library.empty((5 + _PARTS if self._bounded else 5, self._samples))
+        self._totals = self._results[1:5]
         self._costs: DeviceArray = None
 
     def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
@@ -195,10 +195,9 @@ class Lattice:
         self, alpha: int, beta: int, least: HostArray, *limits: DeviceArray
     ) -> tuple[DeviceArray, DeviceArray]:
         """Marks of the cells where two sums reach a limit, and their counts in each sample."""
-        library, counts = cupy(), self._counts
-        marks, self._counts = library.empty(self._cells, np.bool_), None
-        if counts is None:
-            counts = library.zeros(self._samples, np.int64)
+        library = cupy()
+        marks = library.empty(self._cells, np.bool_)
+        counts = self._counts.pop() if self._counts else library.zeros(self._samples, np.int64)
         sizes = self._cells, self._cells, self._samples, self._table, self._flags
         inputs = self._sums[alpha], self._sums[beta], library.asarray(least)
         _MARK[self._topology.cpp](*sizes, *inputs, *limits, marks, counts)
@@ -228,7 +227,7 @@ class Lattice:
         library, topology = cupy(), self._topology
         ways = tuple(way for way in ways if way != _BETA or self._gradient)
         if _ALPHA in ways:
-            self._costs = library.empty(self._samples)
+            self._costs = self._results[0]
         for way in ways:
             if self._gradient or self._bounded:
                 self._sums[way] = library.empty(self._cells, np.int64)
@@ -260,9 +259,9 @@ class BoundedLattice(Lattice):
         _LEAVING[self._topology.cpp](
             samples * _PARTS,
             *(samples, _PARTS, self._table, self._flags, self._exact, self._sums[_ALPHA]),
-            *(upper_beta, self._totals[_UPPER_BETA], self._results[4 * samples :]),
+            *(upper_beta, self._totals[_UPPER_BETA], self._results[5:]),
         )
-        inside, upper, *rest = host(self._results[2 * samples :])[0].reshape(-1, samples)
+        inside, upper, *rest = host(self._results[3:])[0]
         shares = np.concatenate(rest).reshape(samples, _PARTS)
         with np.errstate(all="ignore"):
             # A share that underflows is below the least double.
