@@ -101,7 +101,8 @@ def selecting(computed: float, kept: float, further: int) -> Callable[[Shape, st
         cells, v = shape.batch.cells, shape.vocabulary
         of = computed * cells, kept * cells
         operations = modelled.operations(shape.batch, v, HIDDEN, *of, products)
-        host = host_seconds(parts_of(*of, v, further), products)
+        lengths = shape.batch.frames, shape.batch.prefixes
+        host = host_seconds(parts_of(*of, v, further, *lengths), products)
         return Step(operations, host, own_sweeps(shape, name, further))
 
     return step
@@ -125,6 +126,8 @@ def fused(shape: Shape, name: str, products: str) -> Step:
     return Step(operations, OF_FUSED * EAGER, their_sweeps(shape, name))
 
 
+HOSTS = "few", "bfloat16", "float32", "untrained", "large"
+JOINTS = {"shares": "of 40 s, f = 0.05, k = 0.04"}
 AUTOGRAD = "batched autograd"
 SHARES = (0.67, 0.63, 1), (0.27, 0.25, 0), (0.12, 0.10, 0), (0.05, 0.04, 0)  # further rounds, too
 STAGED = "cupy_rnnt, f = 0.12, k = 0.10"
@@ -247,15 +250,19 @@ def of_sweeps() -> list[list[str]]:
 
 def of_host() -> list[list[str]]:
     """What the stand-in counts, and the formula beside it."""
-    header = ["joint", "inputs", "operations", "by the formula", "allocations", "waits"]
+    header = ["joint", "B", "inputs", "operations", "by the formula", "allocations", "waits"]
     rows = []
-    for name in (*ITEMSIZES, "untrained"):
+    for name in HOSTS:
         of = read(f"host_{name}")
         call, info = of["call"], of["info"]
         asked = sum(of[kind] for kind in ("own kernels", "CuPy kernels", *ASKED))
-        parts = parts_of(info["computed"], info["kept"], call["vocab"], info["rounds"] - 1)
-        counts = asked, parts.total(costs.OPERATIONS), of["allocations"], of["synchronisations"]
-        joint = call["workload"], call["dtype"]
+        lengths = (1, 1)
+        if call["workload"] == "shares":
+            lengths = call["batch"] * call["frames"], call["batch"] * (call["labels"] + 1)
+        of_cells = info["computed"], info["kept"], call["vocab"], info["rounds"] - 1
+        formula = parts_of(*of_cells, *lengths).total(costs.OPERATIONS)
+        counts = asked, formula, of["allocations"], of["synchronisations"]
+        joint = JOINTS.get(call["workload"], call["workload"]), str(call["batch"]), call["dtype"]
         rows.append([*joint, *map(str, counts), f"{of['host ms']['median']:.1f}"])
     return [[*header, "host (ms)"], *rows]
 

@@ -28,14 +28,30 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def parts_of(computed: float, kept: float, vocabulary: int, further: int = 0) -> Parts:
-    """Of a call that is one group, whose logits are stored as far as its first round goes. A round
-    begins a tile, and no tile of pass 2 has cells of both kinds."""
+def parts_of(
+    computed: float,
+    kept: float,
+    vocabulary: int,
+    further: int = 0,
+    frames: float = 1,
+    prefixes: float = 1,
+) -> Parts:
+    """Of a call that is one group, whose logits are stored as far as its first round goes, with
+    frames and prefixes of one tile each by default. A round begins a tile, and no tile of pass 2
+    has cells of both kinds."""
     rows = min(max(sizes.tile_elements // vocabulary, sizes.full_rows), sizes.most_rows)
+
+    def tiles(cells: float) -> int:
+        return math.ceil(cells / rows)
+
     incomplete = min(further, 1)
-    first, second = math.ceil(computed / rows) + further, math.ceil(kept / rows) + incomplete
-    rounds = {"further_rounds": further, "incomplete": incomplete}
-    return Parts(references=3, first=first, second=second, **rounds)
+    return Parts(
+        further_rounds=further,
+        incomplete=incomplete,
+        references=2 * tiles(frames) + tiles(prefixes),  # bounds have tiles of frames, too
+        first=tiles(computed) + further,
+        second=tiles(kept) + incomplete,
+    )
 
 
 def host_seconds(parts: Parts, products: str) -> float:

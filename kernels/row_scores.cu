@@ -51,31 +51,23 @@ template <typename T> struct LogitRow {
 
 // Log-sum-exps of rows go to `lse`, (G, `stride`), and scores to `results`, (K, `stride`). If these
 // are null, both go to lattices, of samples from number `start` on: log-sum-exps by packed indices,
-// counted from the first cell of the lattices on, and scores as in lattice.cuh.
+// which count from `first` on, and scores as in lattice.cuh. Where a cell is, only the last part of
+// the work asks; registers that held it during the sweep over a row would cost a quarter of the warps.
 template <typename T, int THREADS>
 __global__ void __launch_bounds__(256, 3)
 row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
            int heads, int scores, int ranges, const int64* __restrict__ packed,
            const int64* of_batch, int64 samples, int64 longest, int64 rows, int64 width,
-           double* lse, int64 stride, double* results, const Lattice* lattices, int64 start,
-           int label, int factors, double delay_penalty, double* of_lattices, bool* exact,
-           int* flags) {
+           double* lse, int64 stride, double* results, const Lattice* lattices, int64 first,
+           int64 start, int label, int factors, double delay_penalty, double* of_lattices,
+           bool* exact, int* flags) {
     constexpr int N = kPack<T>;
     const RowTable table{words, heads, scores, ranges};
     const BatchTable batch{of_batch, samples, longest};
     const LatticeScores to{scores, label, factors, delay_penalty, stride, of_lattices, exact, flags};
     const int thread = threadIdx.x % THREADS;
     for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
-        Coordinates at = {};
-        Lattice lattice = {};
-        double* sums = lse + i;
-        if (thread == 0) {
-            at = batch.of(packed[i]);
-            if (!results) {
-                lattice = lattices[at.sample - start];
-                sums = lse + lattice.first + at.frame * lattice.positions + at.position;
-            }
-        }
+        double* const sums = lse + (results ? i : packed[i] - first);
         int r = 0;
         for (int g = 0; g < table.heads; ++g) {
             Exponentials<Compute<T>> part = {ComputeOf<T>::lowest, 0};
@@ -93,6 +85,7 @@ row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, co
                 sums[g * stride] = log(static_cast<double>(whole.sum)) + whole.top;
         }
         if (thread) continue;
+        const Coordinates at = batch.of(packed[i]);
         const auto score_of = [&](int k) {
             const LogitRow<T> row = {logits + i * width, bias, 0, {}};
             double score = row.template at<1>(table.column(k, at.label))[0];
@@ -103,6 +96,6 @@ row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, co
         if (results)
             for (int k = 0; k < table.scores; ++k) results[k * stride + i] = score_of(k);
         else
-            to.write(at.sample - start, lattice, at.frame, at.position, score_of);
+            to.write(at.sample - start, lattices[at.sample - start], at.frame, at.position, score_of);
     }
 }

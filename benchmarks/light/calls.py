@@ -103,7 +103,8 @@ def _beside(
     frames, labels = (lengths.tolist() for lengths in (joint.logit_lengths, joint.target_lengths))
     batch = costs.Batch.of(frames, [count + 1 for count in labels])
     shape, of = joint.weight.shape, (info.computed, info.kept)
-    host = modelled.host_seconds(modelled.parts_of(*of, shape[0], info.rounds - 1), products)
+    parts = modelled.parts_of(*of, shape[0], info.rounds - 1, batch.frames, batch.prefixes)
+    host = modelled.host_seconds(parts, products)
     device = None
     if products in machine.products:
         operations = modelled.operations(batch, *shape, *of, products, workspace)

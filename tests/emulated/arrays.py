@@ -173,10 +173,17 @@ class ndarray:
     def fill(self, value: Any) -> None:
         self._set(..., asked("fills", value) if self.size else value)
 
-    def get(self, stream: Any = None, order: str = "C", out: None = None, blocking=True) -> Any:
+    def get(
+        self, stream: Any = None, order: str = "C", out: np.ndarray | None = None, blocking=True
+    ) -> Any:
         if blocking:
             wait()
-        return asked("copies", memory.checked(self.host).copy(order))
+        copy = asked("copies", memory.checked(self.host).copy(order))
+        if out is None:
+            return copy
+        assert (out.shape, out.dtype) == (copy.shape, copy.dtype)
+        out[...] = copy
+        return out
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         if not isinstance(arr, np.ndarray) or arr.shape != self.shape or arr.dtype != self.dtype:

@@ -24,6 +24,7 @@ __all__ = [
     "PythonFunctionAllocator",
     "Stream",
     "UnownedMemory",
+    "alloc_pinned_memory",
     "compiler",
     "cublas",
     "device",
@@ -35,6 +36,7 @@ __all__ = [
     "using_allocator",
 ]
 
+alloc_pinned_memory = bytearray
 _DEVICES = 2
 _MEMORY_BYTES = 16 << 30
 

@@ -161,7 +161,8 @@ class Lattice:
 
     def write_rows(self, rows: LogitRows) -> None:
         self._begin_writing(rows.layout.heads)
-        to = self._table, self._start, *self._kinds[1:], self._words, self._exact, self._flags
+        of_group = self._table, self._first, self._start, *self._kinds[1:]
+        to = *of_group, self._words, self._exact, self._flags
         write_row_scores(rows, self._lse, None, *to)
 
     def _begin_writing(self, heads: int) -> None:

@@ -63,6 +63,8 @@ MOST_BLOCKS = 2**16
 MOST_SHARED_BYTES = 48 * 2**10
 """Shared memory of a block without a request to the device for more."""
 
+_MOST_PINNED = 2**20  # bytes
+
 OPTIONS = ("-std=c++17",)
 ELEMENTS = {
     "float16": "__half",
@@ -198,11 +200,20 @@ def _device_bytes(library: ModuleType, device: int) -> int:
 
 def host(*arrays: DeviceArray) -> list[HostArray]:
     """Bring arrays to the host, which waits for their devices once."""
-    copies = [array.get(blocking=False) for array in arrays]
+    copies = [array.get(out=_memory_for(array), blocking=False) for array in arrays]
     for device in {array.device.id for array in arrays}:
         with cupy().cuda.Device(device):
             cupy().cuda.get_current_stream().synchronize()
     return copies
+
+
+def _memory_for(array: DeviceArray) -> HostArray | None:
+    """Pinned memory, as a copy to other memory is a wait of its own. CuPy keeps it for later, and
+    so has none for a large array."""
+    if array.nbytes > _MOST_PINNED:
+        return None
+    memory = cupy().cuda.alloc_pinned_memory(max(array.nbytes, 1))
+    return np.ndarray(array.shape, array.dtype, memory)
 
 
 def element_strides(array: DeviceArray) -> tuple[int, ...]:

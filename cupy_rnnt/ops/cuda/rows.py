@@ -136,7 +136,7 @@ def _held(head: RowHead, columns: tuple[int, ...]) -> int:
     return sum(bit << k for k, bit in enumerate((*bits, head.labels, head.zero)))
 
 
-_NO_LATTICE = None, 0, np.int32(0), np.int32(0), 0.0, None, None, None
+_NO_LATTICE = None, 0, 0, np.int32(0), np.int32(0), 0.0, None, None, None
 
 
 def row_scores(rows: LogitRows) -> tuple[DeviceArray, DeviceArray]:
