@@ -179,7 +179,7 @@ class Computed:
         self._cells: list[np.ndarray] = []
 
     def add(self, cells) -> None:
-        self._cells.append(np.stack(to_host(cells[:3])))
+        self._cells.append(np.stack(to_host((cells.sample, cells.frame, cells.position))))
 
     def masks(self, case: JointCase) -> list[np.ndarray]:
         """Of each sample, (T, S); no cell may have been computed twice."""
@@ -193,13 +193,13 @@ class Computed:
 @contextmanager
 def computed_cells() -> Iterator[Computed]:
     """Watch pass 1 over a joint."""
-    computed, original = Computed(), JointSource.scores
+    computed, original = Computed(), JointSource.write_scores
 
-    def scores(self, cells, scratch, stored):
+    def write_scores(self, lattice, cells, *rest):
         computed.add(cells)
-        return original(self, cells, scratch, stored)
+        original(self, lattice, cells, *rest)
 
-    with mock.patch.object(JointSource, "scores", scores):
+    with mock.patch.object(JointSource, "write_scores", write_scores):
         yield computed
 
 
