@@ -93,8 +93,10 @@ class JointRows:
             self.bias = self.ops.xp.ascontiguousarray(bias, self.dtype)
 
     def scratch(self, rows: int) -> JointScratch:
-        ops = self.ops
-        return self._made(rows, lambda shape, dtype: ops.empty(shape, dtype) if shape[0] else None)
+        shapes: list[tuple[Shape, np.dtype]] = []
+        self._made(rows, lambda shape, dtype: shapes.append((shape, dtype)) if shape[0] else None)
+        arrays = iter(self.ops.empties(*shapes))
+        return self._made(rows, lambda shape, _: next(arrays) if shape[0] else None)
 
     def _made(self, rows: int, make: Callable[[Shape, np.dtype], Any]) -> JointScratch:
         """The buffers of a tile, each made from its shape and dtype."""

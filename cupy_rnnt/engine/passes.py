@@ -39,9 +39,10 @@ class Solved:
     rounds: int
 
     def kept(self) -> Kept:
-        """The cells whose occupancy is at least ``(tolerance - certificate) * share * A / (T S)``.
+        """The cells that matter to the gradient. Those left out of a frame hold together less than
+        ``(tolerance - certificate) * share * A / T``.
 
-        A path has at least A arcs, so A / (T S) is at most the mean occupancy of a cell. All cells
+        A path has at least A arcs, so A / T is at most the mean occupancy of a frame. All cells
         left out hold together at most the share ``tolerance - certificate`` of the occupancy of
         their sample. The gradient of a cell is at most 1 + charged heads times its occupancy:
         `share` is 1 for one head and smaller for more. A sample whose cost is not finite keeps no

@@ -36,6 +36,7 @@ from ..ops.types import (
     LogitRows,
     ReferenceRows,
     Rounding,
+    Shape,
     TangentRows,
     compute_dtype,
 )
@@ -96,14 +97,12 @@ class Tangents:
         # The vectors of a position: weights of blanks, durations and label, and its own slope.
         exact = sum(column != LABEL_COLUMN for column in row.columns)
         hidden_size, dtype = inputs.weight.shape[1], compute_dtype(inputs.weight.dtype)
-        self._tangents = [
-            TangentRows(
-                ops.empty((count, hidden_size), dtype),
-                ops.empty((count, vectors, hidden_size), dtype),
-                ops.empty((count, vectors), np.float64),
-            )
-            for count, vectors in zip(self.references, (1, exact + 2), strict=True)
-        ]
+        shapes: list[tuple[Shape, np.dtype]] = []
+        for count, vectors in zip(self.references, (1, exact + 2), strict=True):
+            shapes += [((count, hidden_size), dtype), ((count, vectors, hidden_size), dtype)]
+            shapes += [((count, vectors), np.dtype(np.float64))]
+        arrays = ops.empties(*shapes)
+        self._tangents = TangentRows(*arrays[:3]), TangentRows(*arrays[3:])
         form = activation, _LOGISTIC.get(activation, _OTHER)
         if dropout is not None:
             row_sums = row_sums * dropout.scale  # hidden values are so many times larger

@@ -113,6 +113,10 @@ class Operations(Protocol):
 
     def empty(self, shape: Shape, dtype: DTypeLike) -> DeviceArray: ...
 
+    def empties(self, *shapes: tuple[Shape, np.dtype]) -> Sequence[DeviceArray]:
+        """Arrays as :meth:`empty` makes them, maybe in one block of memory, where an array takes up
+        to 256 bytes more."""
+
     def result(self, shape: Shape, dtype: DTypeLike) -> DeviceArray:
         """An array to return, whose elements may be anything yet."""
 

@@ -368,7 +368,9 @@ def test_each_label_is_emitted_once_and_each_frame_consumed_once(name):
 @pytest.mark.thinned(3)
 def test_which_cells_are_kept(device, name, tolerance):
     """Those that hold the share of a path of the fewest arcs over all cells, or a smaller one where
-    a score is charged several heads; half of that where a score is read from another cell."""
+    a score is charged several heads; half of that where a score is read from another cell. NumPy
+    leaves out more cells of a frame, the least likely first, as long as their sum is below this
+    share for each cell of the frame."""
     transducer = TRANSDUCERS[name]
     sample = random_sample(np.random.default_rng(2), transducer, 30, 9, scale=4.0)
     *_, info = rnnt_loss_and_grad(
@@ -380,7 +382,13 @@ def test_which_cells_are_kept(device, name, tolerance):
     fewest = {"modified": 30, "constrained": 30, "tdt": 9 + 6, "multi-blank": 9 + 8}
     charges = 2 if transducer is HAT else 1
     least = tolerance * 2 / (1 + charges) * fewest.get(name, 39) / mass.size
-    kept = mass >= (least / 2 if name == "constrained" else least)
+    if name == "constrained":
+        least /= 2
+    kept = mass >= least
+    if device.name == "numpy":
+        for of_frame, values in zip(kept, mass, strict=True):
+            order = np.argsort(values)
+            of_frame[order] = np.cumsum(values[order]) >= least * len(values)
     if name == "constrained":
         kept[:, 1:] |= kept[:, :-1].copy()
     assert info.kept == kept.sum() < 0.9 * mass.size

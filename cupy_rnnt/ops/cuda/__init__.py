@@ -55,6 +55,7 @@ __all__ = [
     "coordinates",
     "device_of",
     "device_row",
+    "empties",
     "empty",
     "exact_lattice",
     "factor_dtype",
@@ -194,6 +195,11 @@ def block_rows(rows: int, width: int) -> int:
 
 def empty(shape: Shape, dtype: DTypeLike) -> DeviceArray:
     return cupy().empty(shape, dtype)
+
+
+def empties(*shapes: tuple[Shape, np.dtype]) -> Sequence[DeviceArray]:
+    """Each has memory of its own, so that the emulator finds a kernel that leaves its array."""
+    return [empty(*shape) for shape in shapes]
 
 
 result = empty

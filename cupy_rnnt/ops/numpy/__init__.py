@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from ...transducer import Row
 from ..types import Coordinates, HostArray, OutputSums, Shape, Sizes
 from .best import BestLattice
+from .blocks import empties
 from .bounded import BoundedLattice
 from .bounds import upper_bounds
 from .casts import assign, gather, scatter
@@ -41,6 +42,7 @@ __all__ = [
     "coordinates",
     "device_of",
     "device_row",
+    "empties",
     "empty",
     "exact_lattice",
     "factor_dtype",

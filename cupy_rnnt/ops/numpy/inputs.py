@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from ..types import HiddenRows, HostArray, InputSums
 from .activations import ACTIVATIONS
-from .casts import gather, scatter
+from .casts import assign, gather
 from .dropout import drop
 
 
@@ -76,8 +76,7 @@ def write_input_grads(
         (sums.frames, table.frames, encoder),
         (sums.positions, table.positions, predictor),
     ):
-        for b, count in enumerate(counts.tolist(), table.start):
+        ends = counts.cumsum().tolist()
+        for b, (count, end) in enumerate(zip(counts.tolist(), ends, strict=True), table.start):
+            assign(total[end - count : end], gradient[b, :count])
             gradient[b, count:] = 0
-        samples = np.repeat(np.arange(len(counts)), counts)
-        rows = np.arange(len(samples)) - (counts.cumsum() - counts)[samples]
-        scatter(total, (table.start + samples, rows), gradient)

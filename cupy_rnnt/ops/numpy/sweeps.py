@@ -17,6 +17,7 @@ from .log_space import logsumexp
 
 KEEP_CHUNK = 2**14  # cells; bounds what choosing the kept cells allocates
 NO_CELLS = np.empty(0, np.int64)
+_SORTED = 2**12  # cells whose masses are sorted at a time, for the same reason
 ROWS = 16  # diagonals whose weights are added up or masked at a time
 
 
@@ -272,26 +273,41 @@ class Sweeps:
 
     def keep(self, least: HostArray) -> list[HostArray]:
         """The cells to keep of each sample, numbered in packed order from 0 in each sample."""
+        if self._topology.looks_aside:
+            least = least / 2  # half for paths through a cell, half for arcs that read it
         with np.errstate(all="ignore"):
-            bounds = np.log(least) + self._log_prob
-            if self._topology.looks_aside:
-                bounds -= np.log(2)  # half for paths through a cell, half for arcs that read it
-        keeps = least < np.inf
-        return [self._holding(i, bounds[i]) if keeps[i] else NO_CELLS for i in range(len(least))]
+            return [
+                self._holding(sample, share) if share < np.inf else NO_CELLS
+                for sample, share in enumerate(least.tolist())
+            ]
 
-    def _holding(self, sample: int, bound: float) -> HostArray:
-        """The cells where alpha + beta reaches a bound, and the cells that their arcs read."""
+    def _holding(self, sample: int, share: float) -> HostArray:
+        """The cells of a sample but the least likely of each frame, which hold together less than
+        `share` for each cell of the frame; and the cells that their arcs read."""
         alpha, beta = (self.grid.view(values, sample) for values in (self._alpha, self._beta))
         frames, positions = alpha.shape
-        rows = max(1, KEEP_CHUNK // positions)
+        left_out = None if self._left_out is None else self.grid.view(self._left_out, sample)
+        rows = max(1, _SORTED // positions)
+        ascending = np.empty((min(rows, frames), positions + 1))
         cells = []
         for start in range(0, frames, rows):
             part = slice(start, start + rows)
-            mask = alpha[part] + beta[part] >= bound
+            log_mass = alpha[part] + beta[part]
+            log_mass -= self._log_prob[sample]
+            of_part = ascending[: len(log_mass)]
+            of_part[:, :-1], of_part[:, -1] = log_mass, np.inf
+            of_part.sort(axis=1)
+            masses = np.exp(of_part[:, :-1])
+            masses.cumsum(axis=1, out=masses)
+            most: Any = positions
+            if left_out is not None:
+                most = np.count_nonzero(~left_out[part], axis=1)[:, None]
+            least_likely = np.count_nonzero(masses < share * most, axis=1)
+            mask = log_mass >= of_part[np.arange(len(of_part)), least_likely][:, None]
             if self._topology.looks_aside:
                 mask[:, 1:] |= mask[:, :-1].copy()
-            if self._left_out is not None:
-                mask &= ~self.grid.view(self._left_out, sample)[part]
+            if left_out is not None:
+                mask &= ~left_out[part]
             cells.append(start * positions + np.flatnonzero(mask))
         return np.concatenate(cells)
 
