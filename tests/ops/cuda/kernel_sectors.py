@@ -391,9 +391,10 @@ of H hidden values, or a lattice of T frames by U + 1 positions. No cache is cou
 *Least* is 1 where words lie side by side. It is more in these places, and nowhere else:
 
 - A lattice is stored by anti-diagonals, cells by frame and position. ``lattice_write``,
-  ``lattice_mark``, ``lattice_posteriors`` and ``lattice_bound`` go from the one order to the other:
-  words of 8 bytes lie apart on one of the sides. The other words of a sector are used by warps that
-  run soon after, and come from the cache or wait in it.
+  ``lattice_mark``, ``lattice_posteriors`` and ``lattice_bound`` go from the one order to the other,
+  and so does ``row_scores`` where it writes to a lattice, as it does not here: words of 8 bytes lie
+  apart on one of the sides. The other words of a sector are used by warps that run soon after, and
+  come from the cache or wait in it.
 
 .. csv-table::
     :header: kernel, size, least, {heads}
