@@ -60,15 +60,17 @@ def sweeps(report: Report) -> None:
 
 def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any, Any]:
     """All cells of a batch of equal samples, scores of a half, (K, cells), and log-sum-exps."""
-    xp = cupy()
-    packed = xp.arange(frames * columns * size)
-    sample = packed // (frames * columns)
-    within = packed - sample * (frames * columns)
-    frame = within // columns
-    position = within - frame * columns
-    labels, has_label = xp.zeros(len(packed), np.int64), position < columns - 1
-    cells = Cells(sample, frame, position, labels, has_label, packed)
-    return cells, xp.full((2, len(packed)), np.log(0.5)), xp.zeros((1, len(packed)))
+    xp, cells = cupy(), _cells(frames, columns, size)
+    return cells, xp.full((2, len(cells)), np.log(0.5)), xp.zeros((1, len(cells)))
+
+
+def _cells(frames: int, columns: int, size: int, count: int | None = None) -> Cells:
+    """The first cells of a batch of equal samples, by default all."""
+    offsets = np.arange(size + 1) * frames * columns
+    labels = np.zeros((size, columns), np.int64)
+    table = cuda.batch_table(offsets, np.full(size, columns), labels)
+    packed = cupy().arange(offsets[-1] if count is None else count)
+    return Cells(packed, table, cuda.coordinates)
 
 
 def _solving(frames: int, columns: int, size: int, gradient: bool = True) -> Callable[[], Any]:
@@ -93,7 +95,7 @@ def _certifying(frames: int, columns: int, size: int) -> Callable[[], Any]:
     lengths = np.full(size, frames), np.full(size, columns)
     cells, halves, lse = _all_cells(frames, columns, size)
     bounds = xp.full(halves.shape, np.log(0.6))
-    some = Cells(*(array[::2].copy() for array in cells))
+    some = Cells(cells.packed[::2].copy(), cells.table, cuda.coordinates)
     of_some = lse[:, ::2].copy(), halves[:, ::2].copy()
     least = np.full(size, -np.inf)
 
@@ -190,10 +192,7 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     frames = -(-rows // (4 * samples))
     encoder = normal(dtype, samples * frames, hidden_size).reshape(samples, frames, hidden_size)
     predictor = normal(dtype, samples * 4, hidden_size).reshape(samples, 4, hidden_size)
-    packed = xp.arange(rows)
-    sample, frame, position = packed // (4 * frames), packed // 4 % frames, packed % 4
-    labels = xp.full(rows, 1)
-    cells = Cells(sample, frame, position, labels, position < 3, packed)
+    cells, packed = _cells(frames, 4, samples, rows), xp.arange(rows)
     inputs = JointInputs(encoder, predictor, None, None)
     factor = cuda.factor_dtype(dtype)
     pre = normal(float32, rows, hidden_size)
@@ -208,13 +207,14 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     table = cuda.group_table(0, first, of_frames, of_positions)
     sums = InputSums(*(xp.zeros((samples * n, hidden_size), float32) for n in (frames, 4)))
     layout = cuda.device_row(REGULAR.row(width, 0))
-    of_logits = LogitRows(logits, bias, layout, labels, None)
+    of_logits = LogitRows(logits, bias, layout, cells, None)
     of_tile = of_logits._replace(logits=d_logits if factor is None else logits)
     halves, lse = xp.full((2, rows), 0.5, float32), xp.full((1, rows), np.log(width))
-    posteriors = RowPosteriors(lse, halves, sample, xp.ones(samples), -1.0)
+    posteriors = RowPosteriors(lse, halves, xp.ones(samples), -1.0)
     output, gathered = OutputSums(None, d_bias, None), xp.empty((rows, width), float32)
 
     def run() -> None:
+        cells.known.clear()  # as of a new list, whose frames are found anew
         cuda.hidden(hidden_rows)
         cuda.row_scores(of_logits)
         cuda.logits_grad(of_tile, posteriors, d_logits, None, output)

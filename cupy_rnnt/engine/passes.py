@@ -94,7 +94,7 @@ class Stored:
         rows = ops.places(cells, kept.packed)
         if self._complete:
             return kept, rows, len(rows)
-        rows[rows == len(cells)] = 0
+        rows = ops.xp.where(rows < len(cells), rows, 0)
         stored = cells[rows] == kept.packed
         count = int(ops.host(stored.sum())[0])
         if 0 < count < len(rows):
