@@ -1,4 +1,4 @@
-// Where cells are, for operations that are no kernels of ours; these find it themselves.
+// Where cells are, for operations beside our kernels, which find it themselves.
 //
 // Grid: a thread a cell. Moves 41 bytes a cell; the table of the batch stays in the caches.
 

@@ -67,8 +67,8 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
             int64 e1, int64 e2, const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
             const int64* __restrict__ packed, int64 first, int64 rows,
             const int64* __restrict__ starts, const Entry* entries, int64 samples, int64 start,
-            int64 frames, int64 positions, int64 width, int64 strips, int64 threshold, int64 seed, double scale,
-            Compute<T>* of_frames, Compute<T>* of_positions) {
+            int64 frames, int64 positions, int64 width, int64 strips, int64 threshold,
+            int64 seed, double scale, Compute<T>* of_frames, Compute<T>* of_positions) {
     __shared__ int64 cell_of_frame[256];  // its number in the list, or -1
     const Dropout dropout{static_cast<unsigned>(threshold), seed, scale};
     const int thread = threadIdx.x;

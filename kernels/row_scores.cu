@@ -49,10 +49,11 @@ template <typename T> struct LogitRow {
     }
 };
 
-// Log-sum-exps of rows go to `lse`, (G, `stride`), and scores to `results`, (K, `stride`). If these
-// are null, both go to lattices, of samples from number `start` on: log-sum-exps by packed indices,
-// which count from `first` on, and scores as in lattice.cuh. Where a cell is, only the last part of
-// the work asks; registers that held it during the sweep over a row would cost a quarter of the warps.
+// Log-sum-exps of rows go to `lse`, (G, `stride`), and scores to `results`, (K, `stride`). Without
+// `results`, both go to lattices, of samples from number `start` on: log-sum-exps by packed indices,
+// which count from `first` on, and scores as in lattice.cuh. Only the last part of the work asks
+// where a cell is: registers that held it during the sweep over a row would cost a quarter of the
+// warps.
 template <typename T, int THREADS>
 __global__ void __launch_bounds__(256, 3)
 row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
