@@ -305,7 +305,13 @@ KERNELS = {
     "lattice_mark": Kernel(
         "cell",
         "",
-        lambda n, e, c: Work(17, cached=4, spread=2 * (SECTOR - 8), special=1, float64=39),
+        lambda n, e, c: Work(18, cached=4, spread=3 * SECTOR - 17, special=1, float64=39),
+    ),
+    # It reads two sums twice, if no limit is halved.
+    "lattice_keep": Kernel(
+        "cell",
+        "",
+        lambda n, e, c: Work(17, cached=2 * SECTOR, spread=2 * (SECTOR - 8), float64=26),
     ),
     # Cells inside C are looked at, and no more.
     "lattice_leaving": Kernel(
@@ -442,7 +448,7 @@ class Engine:
         self.launch("sweeps", ways * cells, "lattice_sweep")
         if computed < cells:
             self.launch("sweeps", cells - computed, "lattice_leaving")
-        self.launch("sweeps", cells, "lattice_mark", "count_marks")
+        self.launch("sweeps", cells, "lattice_keep", "count_marks")
         self.listed(kept)
 
     def second_pass(self, kept: float, stored: float = 0.0) -> None:

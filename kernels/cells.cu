@@ -9,31 +9,28 @@ __device__ inline double log_product(int64 a, int64 b, bool in_log) {
     return (Wide::unpacked(a) * Wide::unpacked(b)).log();
 }
 
-// Marks, in packed order, the cells where the logarithm of alpha beta reaches a threshold, and the
-// cells that arcs of these cells read; none of them if it is `exact`. The threshold of a sample is
-// `least` of it plus `totals`, or less `costs`; no cell of a sample is marked whose cost is not
-// finite. Counts the marks of each sample.
+// Marks, in packed order, the cells where the logarithm of alpha beta reaches `least` plus `totals`
+// of the sample, and the cells that arcs of these cells read; none of them if it is `exact`. Counts
+// the marks of each sample.
 //
-// Grid: a thread a cell. Moves 16 bytes a cell in that lie apart, 1 more if `exact` is there, and 1
-// out.
+// Grid: a thread a cell. Moves 17 bytes a cell in that lie apart, and 1 out.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
 lattice_mark(int64 cells, int64 samples, const Lattice* lattices, const int* flags,
              const int64* alpha, const int64* beta, const double* least, const double* totals,
-             const double* costs, const bool* exact, bool* marks, int64* counts) {
+             const bool* exact, bool* marks, int64* counts) {
     for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
         const Lattice& entry = entry_of(i, lattices, samples);
         const Lattice lattice = entry;
         const int64 sample = &entry - lattices, position = (i - lattice.first) % lattice.positions;
-        const double threshold = least[sample] + (costs ? -costs[sample] : totals[sample]);
+        const double threshold = least[sample] + totals[sample];
         const auto reaches = [&](int64 cell) {
             const int64 place = lattice.place_of_packed(cell);
             const bool logs = in_log(lattice, flags[sample]);
             return log_product(alpha[place], beta[place], logs) >= threshold;
         };
-        bool mark = !costs || fabs(costs[sample]) < infinity();
-        mark = mark && (reaches(i) || (T::aside && position >= T::aside && reaches(i - T::aside)));
-        mark = mark && !(exact && exact[lattice.place_of_packed(i)]);
+        const bool mark = !exact[lattice.place_of_packed(i)] &&
+                          (reaches(i) || (T::aside && position >= T::aside && reaches(i - T::aside)));
         marks[i] = mark;
         if (mark) {  // the first of the warp's threads that mark cells of the sample counts for all
             const unsigned peers = __match_any_sync(__activemask(), sample);
@@ -41,6 +38,81 @@ lattice_mark(int64 cells, int64 samples, const Lattice* lattices, const int* fla
                 atomicAdd(reinterpret_cast<unsigned long long*>(counts + sample),
                           static_cast<unsigned long long>(__popc(peers)));
         }
+    }
+}
+
+// Marks, in packed order, the cells of a frame but the least likely, which hold together less than
+// `share` for each cell of the frame, and the cells that arcs of marked cells read; no cell that is
+// `left_out`. Where the limit of a cell's posterior is, a warp finds by halving it, as NumPy does in
+// cupy_rnnt/ops/numpy/sweeps.py. Returns how many cells this lane of the warp has marked.
+template <typename T, typename N>
+__device__ int64 mark_frame(const Lattice& lattice, int frame, const int64* alpha,
+                            const int64* beta, double share, double cost, const bool* left_out,
+                            bool* marks) {
+    const int lane = threadIdx.x % 32, positions = lattice.positions;
+    const bool finite = fabs(cost) < infinity();
+    const N inverse = finite ? N::of_log(cost) : N::zero();  // of the sum over all paths
+    const auto mass = [&](int position) {
+        const int64 place = lattice.place_of(frame, position);
+        return (N::unpacked(alpha[place]) * N::unpacked(beta[place]) * inverse).value();
+    };
+    const auto sum = [&](auto term) {
+        Sum<double> part{0};
+#pragma unroll 1  // several copies would take too many registers
+        for (int position = lane; position < positions; position += 32) part.value += term(position);
+        return total<32>(part).value;  // which all lanes have
+    };
+    const auto is_out = [&](int position) {
+        return left_out && left_out[lattice.place_of(frame, position)];
+    };
+    const double cells = left_out ? sum([&](int p) { return is_out(p) ? 0.0 : 1.0; }) : positions;
+    const double least = finite ? share : infinity(), most = least * cells;
+    double limit = most;
+    const auto smaller = [&](int position) {
+        const double of_cell = mass(position);
+        return of_cell < limit ? of_cell : 0.0;
+    };
+    while (limit > least && sum(smaller) >= most) limit = fmax(limit / 2, least);
+    int64 count = 0;
+#pragma unroll 1
+    for (int position = lane; position < positions; position += 32) {
+        bool mark = false;
+#pragma unroll 1
+        for (int back = 0; back <= min(position, T::aside); back += max(1, T::aside))
+            mark = mark || mass(position - back) >= limit;
+        mark = mark && !is_out(position);
+        marks[lattice.first + static_cast<int64>(frame) * positions + position] = mark;
+        count += mark;
+    }
+    return count;
+}
+
+// The cells to keep, as above, and how many each sample has; none if its cost is not finite. There
+// are `parts` parts of a sample, each of a run of its frames.
+//
+// Grid: a block a part, whose warps have a frame at a time. Moves 16 bytes a cell in that lie apart,
+// and 1 out. It asks for the 16 bytes twice, and once more for each time that it halves a limit,
+// which of a trained model it does for a frame in ten.
+template <typename T>
+__global__ void __launch_bounds__(256, 4)
+lattice_keep(int64 samples, int64 parts, const Lattice* lattices, const int* flags,
+             const int64* alpha, const int64* beta, const double* shares, const double* costs,
+             const bool* left_out, bool* marks, int64* counts) {
+    for (int64 i = first_item(256); i < samples * parts; i += item_stride(256)) {
+        const int64 sample = i / parts, part = i % parts;
+        const Lattice lattice = lattices[sample];
+        const int begin = lattice.frames * part / parts, end = lattice.frames * (part + 1) / parts;
+        const auto mark = [&](auto number) {
+            Sum<int64> count{0};
+            for (int frame = begin + threadIdx.x / 32; frame < end; frame += 8)
+                count.value += mark_frame<T, decltype(number)>(
+                    lattice, frame, alpha, beta, shares[sample], costs[sample], left_out, marks);
+            return count;
+        };
+        const auto count = total<32>(in_log(lattice, flags[sample]) ? mark(Log{}) : mark(Wide{}));
+        if (threadIdx.x % 32 == 0)
+            atomicAdd(reinterpret_cast<unsigned long long*>(counts + sample),
+                      static_cast<unsigned long long>(count.value));
     }
 }
 

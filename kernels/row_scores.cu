@@ -55,7 +55,7 @@ template <typename T> struct LogitRow {
 // where a cell is: registers that held it during the sweep over a row would cost a quarter of the
 // warps.
 template <typename T, int THREADS>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 3 : 4)
 row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
            int heads, int scores, int ranges, const int64* __restrict__ packed,
            const int64* of_batch, int64 samples, int64 longest, int64 rows, int64 width,

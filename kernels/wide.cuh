@@ -51,7 +51,7 @@ struct Wide {
     __device__ Wide operator*(Wide other) const { return {m * other.m, e + other.e}; }
     __device__ Wide times(Wide other) const { return normal(m * other.m, e + other.e); }
 
-    // 2^e for e <= 0; 0 if that is below the least normal number.
+    // 2^e for e <= 1023; 0 if that is below the least normal number.
     static __device__ double power(int e) { return __hiloint2double(max(e + 1023, 0) << 20, 0); }
 
     // Scaling is exact. A term below 2^-1022 of the largest exponent counts as 0.
@@ -66,6 +66,8 @@ struct Wide {
     __device__ bool operator<(Wide other) const { return e != other.e ? e < other.e : m < other.m; }
 
     __device__ bool is_zero() const { return m == 0; }
+    // Of a product below 2^1000; 0 if it is below 2^-1020.
+    __device__ double value() const { return m * power(e); }
     __device__ double log() const {
         return m == 0 ? -infinity() : fma(e, 0.6931471805599453, ::log(m));
     }
@@ -91,24 +93,25 @@ struct Wide {
 struct Log {
     static constexpr bool kOneColumn = false;
 
-    double value;
+    double logarithm;
 
     static __device__ Log zero() { return {-infinity()}; }
     static __device__ Log one() { return {0}; }
     static __device__ Log of_word(double word) { return {score_of(word)}; }
     static __device__ Log of_log(double x) { return {x}; }
-    __device__ Log operator*(Log other) const { return {value + other.value}; }
+    __device__ Log operator*(Log other) const { return {logarithm + other.logarithm}; }
     __device__ Log times(Log other) const { return *this * other; }
     template <int N> static __device__ Log sum(const Log (&terms)[N]) {
-        double sum = terms[0].value;
-        for (int i = 1; i < N; ++i) sum = logaddexp(sum, terms[i].value);
+        double sum = terms[0].logarithm;
+        for (int i = 1; i < N; ++i) sum = logaddexp(sum, terms[i].logarithm);
         return {sum};
     }
-    __device__ bool operator<(Log other) const { return value < other.value; }
-    __device__ bool is_zero() const { return value == -infinity(); }
-    __device__ double log() const { return value; }
-    __device__ long long packed() const { return __double_as_longlong(value); }
+    __device__ bool operator<(Log other) const { return logarithm < other.logarithm; }
+    __device__ bool is_zero() const { return logarithm == -infinity(); }
+    __device__ double log() const { return logarithm; }
+    __device__ double value() const { return exp(logarithm); }
+    __device__ long long packed() const { return __double_as_longlong(logarithm); }
     static __device__ Log unpacked(long long word) { return {__longlong_as_double(word)}; }
-    __device__ void store(double* mantissas, int*) const { *mantissas = value; }
+    __device__ void store(double* mantissas, int*) const { *mantissas = logarithm; }
     static __device__ Log load(const double* mantissas, const int*) { return {*mantissas}; }
 };

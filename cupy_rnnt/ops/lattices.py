@@ -33,10 +33,11 @@ class Lattice(Protocol):
         a NaN or +inf score costs NaN."""
 
     def keep(self, least: HostArray) -> DeviceArray:
-        """Packed indices, ascending, int64, of cells that a path leads through with a posterior
-        probability of at least `least`, (n,), an entry for each sample. Such cells may be left out,
-        too, while all that are left out of a frame hold together less than `least` for each cell
-        of the frame. A sample whose cost is not finite keeps no cell.
+        """Packed indices, ascending, int64, of all cells but the least likely of each frame, which
+        paths lead through with posterior probabilities that add up to less than `least` for each
+        cell of the frame. The limit of a cell is `least` times their number, halved until that
+        holds. `least`, (n,), has an entry for each sample. A sample whose cost is not finite keeps
+        no cell.
 
         If arcs read a second cell, half of `least` is enough, and the cells that these arcs read
         are kept, too. Call :meth:`solve` first, on a lattice made with ``gradient=True``.

@@ -319,13 +319,13 @@ def test_an_interrupt_leaves_nothing_behind(kind, monkeypatch):
     original = callbacks.run
 
     def interrupted(source, *args):
-        scores = source.scores
+        write_scores = source.write_scores
 
         def then(*args):
             _thread.interrupt_main()
-            return scores(*args)
+            return write_scores(*args)
 
-        source.scores = then
+        source.write_scores = then
         return original(source, *args)
 
     monkeypatch.setattr(callbacks, "run", interrupted)

@@ -5,8 +5,6 @@ Arrays with an entry for each cell are on the device.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ...topology import LABEL, Topology
@@ -47,6 +45,7 @@ _SWEEPS = {
     for block in _BLOCKS
 }
 _MARK = Kernel("lattice_mark", "cells.cu", variants=TOPOLOGIES, any_first=True)
+_KEEP = Kernel("lattice_keep", "cells.cu", BLOCK, variants=TOPOLOGIES, any_first=True)
 _LEAVING = Kernel("lattice_leaving", "cells.cu", BLOCK, variants=TOPOLOGIES, any_first=True)
 _POSTERIORS = Kernel(
     "lattice_posteriors",
@@ -185,24 +184,20 @@ class Lattice:
         return self._costs
 
     def keep(self, least: HostArray) -> DeviceArray:
-        with np.errstate(all="ignore"):
-            least = np.log(least)
         if self._topology.looks_aside:
-            least -= math.log(2)  # half for paths through a cell, half for arcs that read it
-        marks, counts = self._mark(_ALPHA, _BETA, least, None, self._costs, self._left_out)
+            least = least / 2  # half for paths through a cell, half for arcs that read it
+        sizes = self._samples * _PARTS, self._samples, _PARTS, self._table, self._flags
+        sums = self._sums[_ALPHA], self._sums[_BETA]
+        limits = cupy().asarray(least), self._costs, self._left_out
+        marks, counts = self._marks()
+        _KEEP[self._topology.cpp](*sizes, *sums, *limits, marks, counts)
         return indices(marks, int(host(counts)[0].sum()), self._first)
 
-    def _mark(
-        self, alpha: int, beta: int, least: HostArray, *limits: DeviceArray
-    ) -> tuple[DeviceArray, DeviceArray]:
-        """Marks of the cells where two sums reach a limit, and their counts in each sample."""
+    def _marks(self) -> tuple[DeviceArray, DeviceArray]:
+        """Memory for marks of cells, and zeros, to count them in each sample."""
         library = cupy()
-        marks = library.empty(self._cells, np.bool_)
         counts = self._counts.pop() if self._counts else library.zeros(self._samples, np.int64)
-        sizes = self._cells, self._cells, self._samples, self._table, self._flags
-        inputs = self._sums[alpha], self._sums[beta], library.asarray(least)
-        _MARK[self._topology.cpp](*sizes, *inputs, *limits, marks, counts)
-        return marks, counts
+        return library.empty(self._cells, np.bool_), counts
 
     def posteriors(
         self, packed: DeviceArray, of_labels: float, dtype: np.dtype, least: float
@@ -278,8 +273,12 @@ class BoundedLattice(Lattice):
         ways = [way for way in (_UPPER_ALPHA, _UPPER_BETA) if way not in self._sums]
         if ways:
             self._sweep(*ways)
-        limits = self._totals[_UPPER_BETA], None, self._exact
-        return self._mark(_UPPER_ALPHA, _UPPER_BETA, least, *limits)
+        sizes = self._cells, self._cells, self._samples, self._table, self._flags
+        sums = self._sums[_UPPER_ALPHA], self._sums[_UPPER_BETA]
+        limits = cupy().asarray(least), self._totals[_UPPER_BETA], self._exact
+        marks, counts = self._marks()
+        _MARK[self._topology.cpp](*sizes, *sums, *limits, marks, counts)
+        return marks, counts
 
     def complete(self, marks: DeviceArray, samples: HostArray) -> None:
         sizes = self._cells, self._cells, self._samples, self._table

@@ -305,6 +305,7 @@ ON_LATTICES = (
     "best_sweep",
     "count_marks",
     "lattice_bound",
+    "lattice_keep",
     "lattice_leaving",
     "lattice_mark",
     "lattice_posteriors",
@@ -335,11 +336,12 @@ def of_lattices(gpu: Device) -> dict[str, Found]:
     best.certify()
     lattice = side.exact()
     side.costs(lattice)
-    lattice.keep(np.zeros(1))
+    lattice.keep(np.full(1, 1e-300))
     # As of the reports that follow, so that the last launch of each kernel has all cells.
     packed, dtype = gpu.asarray(np.arange(cells)), np.dtype(np.float32)
     lattice.posteriors(packed, 1.0, dtype, 0.0)
     bounded = side.bounded()
+    bounded.candidates(np.full(1, -4.0))
     bounded.certify()
     double, size = np.dtype(np.float64), "{} x {}".format(*LATTICE)
     items = dict.fromkeys(ON_LATTICES, cells) | {"lattice_sweep": 3 * cells}  # in three ways
@@ -391,10 +393,10 @@ of H hidden values, or a lattice of T frames by U + 1 positions. No cache is cou
 *Least* is 1 where words lie side by side. It is more in these places, and nowhere else:
 
 - A lattice is stored by anti-diagonals, cells by frame and position. ``lattice_write``,
-  ``lattice_mark``, ``lattice_posteriors`` and ``lattice_bound`` go from the one order to the other,
-  and so does ``row_scores`` where it writes to a lattice, as it does not here: words of 8 bytes lie
-  apart on one of the sides. The other words of a sector are used by warps that run soon after, and
-  come from the cache or wait in it.
+  ``lattice_mark``, ``lattice_keep``, ``lattice_posteriors`` and ``lattice_bound`` go from the one
+  order to the other, and so does ``row_scores`` where it writes to a lattice, as it does not here:
+  words of 8 bytes lie apart on one of the sides. The other words of a sector are used by warps that
+  run soon after, and come from the cache or wait in it.
 
 .. csv-table::
     :header: kernel, size, least, {heads}

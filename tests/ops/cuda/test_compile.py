@@ -31,7 +31,7 @@ SWEEPS = "lattice_sweep", "best_sweep"
 # A thread of `bounds` has 8 cells with 4 sums each (`exact_logits` 3): enough that do not wait for
 # each other. Of doubles, two blocks have the registers that dropout takes, and three of floats.
 LESS = dict.fromkeys(SWEEPS, 0.0) | dict.fromkeys(("bounds", "exact_logits"), 1 / 8)
-LESS |= dict.fromkeys(("hidden", "input_grads"), 3 / 8)  # of doubles
+LESS |= dict.fromkeys(("hidden", "input_grads", "row_scores"), 3 / 8)  # of doubles
 FUNCTION = re.compile(
     r"""__global__ \s+ (?:__launch_bounds__\(.*?\) \s+)? void \s+
         (?:__launch_bounds__\(.*?\) \s+)? (\w+) \s* \(""",

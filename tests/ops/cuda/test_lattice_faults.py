@@ -76,7 +76,7 @@ FAULTS = {
         "race|uninitialised",
     ),
     "occupancies by the cost of another sample": (
-        *("exact", "cells.cu", "costs[sample], of_labels", "costs[sample + samples], of_labels"),
+        *("exact", "cells.cu", "costs[sample], of_labels", "costs[sample - samples], of_labels"),
         "out-of-bounds",
     ),
     "a sweep whose sums are not kept": (
