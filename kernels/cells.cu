@@ -44,9 +44,9 @@ lattice_mark(int64 cells, int64 samples, const Lattice* lattices, const int* fla
 // Marks, in packed order, the cells of a frame but the least likely, which hold together less than
 // `share` for each cell of the frame, and the cells that arcs of marked cells read; no cell that is
 // `left_out`. Where the limit of a cell's posterior is, a warp finds by halving it, as NumPy does in
-// cupy_rnnt/ops/numpy/sweeps.py. Returns how many cells this lane of the warp has marked.
+// cupy_rnnt/ops/numpy/sweeps.py. Returns how many cells are marked.
 template <typename T, typename N>
-__device__ int64 mark_frame(const Lattice& lattice, int frame, const int64* alpha,
+__device__ int mark_frame(const Lattice& lattice, int frame, const int64* alpha,
                             const int64* beta, double share, double cost, const bool* left_out,
                             bool* marks) {
     const int lane = threadIdx.x % 32, positions = lattice.positions;
@@ -73,7 +73,7 @@ __device__ int64 mark_frame(const Lattice& lattice, int frame, const int64* alph
         return of_cell < limit ? of_cell : 0.0;
     };
     while (limit > least && sum(smaller) >= most) limit = fmax(limit / 2, least);
-    int64 count = 0;
+    Sum<int> count{0};
 #pragma unroll 1
     for (int position = lane; position < positions; position += 32) {
         bool mark = false;
@@ -82,37 +82,35 @@ __device__ int64 mark_frame(const Lattice& lattice, int frame, const int64* alph
             mark = mark || mass(position - back) >= limit;
         mark = mark && !is_out(position);
         marks[lattice.first + static_cast<int64>(frame) * positions + position] = mark;
-        count += mark;
+        count.value += mark;
     }
-    return count;
+    return total<32>(count).value;
 }
 
-// The cells to keep, as above, and how many each sample has; none if its cost is not finite. There
-// are `parts` parts of a sample, each of a run of its frames.
+// The cells to keep, as above, and how many each sample has; none if its cost is not finite. No
+// sample has more frames than `longest`.
 //
-// Grid: a block a part, whose warps have a frame at a time. Moves 16 bytes a cell in that lie apart,
-// and 1 out. It asks for the 16 bytes twice, and once more for each time that it halves a limit,
-// which of a trained model it does for a frame in ten.
+// Grid: a warp a frame. Moves 16 bytes a cell in that lie apart, and 1 out. It asks for the 16 bytes
+// twice, and once more for each time that it halves a limit, which of a trained model it does for a
+// frame in ten.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
-lattice_keep(int64 samples, int64 parts, const Lattice* lattices, const int* flags,
+lattice_keep(int64 samples, int64 longest, const Lattice* lattices, const int* flags,
              const int64* alpha, const int64* beta, const double* shares, const double* costs,
              const bool* left_out, bool* marks, int64* counts) {
-    for (int64 i = first_item(256); i < samples * parts; i += item_stride(256)) {
-        const int64 sample = i / parts, part = i % parts;
+    for (int64 i = first_item(32); i < samples * longest; i += item_stride(32)) {
+        const int64 sample = i / longest;
+        const int frame = i % longest;
         const Lattice lattice = lattices[sample];
-        const int begin = lattice.frames * part / parts, end = lattice.frames * (part + 1) / parts;
+        if (frame >= lattice.frames) continue;
         const auto mark = [&](auto number) {
-            Sum<int64> count{0};
-            for (int frame = begin + threadIdx.x / 32; frame < end; frame += 8)
-                count.value += mark_frame<T, decltype(number)>(
-                    lattice, frame, alpha, beta, shares[sample], costs[sample], left_out, marks);
-            return count;
+            return mark_frame<T, decltype(number)>(lattice, frame, alpha, beta, shares[sample],
+                                                   costs[sample], left_out, marks);
         };
-        const auto count = total<32>(in_log(lattice, flags[sample]) ? mark(Log{}) : mark(Wide{}));
+        const int count = in_log(lattice, flags[sample]) ? mark(Log{}) : mark(Wide{});
         if (threadIdx.x % 32 == 0)
             atomicAdd(reinterpret_cast<unsigned long long*>(counts + sample),
-                      static_cast<unsigned long long>(count.value));
+                      static_cast<unsigned long long>(count));
     }
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from ..batch import Batch
@@ -178,7 +179,7 @@ def make_plan(
         for t, s in zip(batch.frames.tolist(), batch.positions.tolist(), strict=True)
     ]
 
-    def group_bytes(extent: _Extent, workers: int) -> int:
+    def group_bytes(extent: _Extent, workers: int, selecting: bool) -> int:
         diagonals, width, cells, frames, positions, samples = extent
         vectors = source.group_bytes(frames, positions, workers)
         if not lattices:
@@ -196,8 +197,12 @@ def make_plan(
         tile_bytes = source.tile_bytes(rows) + listed_bytes * rows
         return shared + source.fixed_bytes(workers) + workers * tile_bytes
 
+    @cache
+    def sample_bytes(workers: int, selecting: bool) -> int:
+        return max(group_bytes(extent, workers, selecting) for extent in extents)
+
     def least_bytes(workers: int, rows: int) -> int:
-        return base_bytes(workers, rows) + max(group_bytes(e, workers) for e in extents)
+        return base_bytes(workers, rows) + sample_bytes(workers, selecting)
 
     def fits(workers: int, rows: int) -> bool:
         within_share = workers * source.tile_bytes(rows) <= sizes.tile_share * budget
@@ -209,10 +214,10 @@ def make_plan(
 
     def is_full(held: _Extent, joined: _Extent) -> bool:
         busy = held.cells >= sizes.group_cells * workers and held.width >= sizes.group_width
-        return busy or group_bytes(joined, workers) > int(sizes.group_share * room)
+        return busy or group_bytes(joined, workers, selecting) > int(sizes.group_share * room)
 
     groups = _grouped(extents, is_full)
-    largest = max(group_bytes(extent, workers) for _, extent in groups)
+    largest = max(group_bytes(extent, workers, selecting) for _, extent in groups)
     row_bytes = source.stored_row_bytes if store else 0
     most = min(room - largest, sizes.stored_bytes) // row_bytes if row_bytes else 0
     all_rows = max(extent.cells for _, extent in groups)

@@ -11,7 +11,7 @@ from ...topology import LABEL, Topology
 from ...transducer import NAMED, Transducer
 from ..types import Cells, DeviceArray, HostArray, LogitRows, PathMass
 from .indices import indices
-from .launch import BLOCK, COMPUTE, MOST_SHARED_BYTES, Kernel, cupy, host
+from .launch import BLOCK, COMPUTE, MOST_SHARED_BYTES, WARP, Kernel, cupy, host
 from .rows import write_row_scores
 
 __all__ = ["BoundedLattice", "Lattice", "lattice_nbytes"]
@@ -45,7 +45,7 @@ _SWEEPS = {
     for block in _BLOCKS
 }
 _MARK = Kernel("lattice_mark", "cells.cu", variants=TOPOLOGIES, any_first=True)
-_KEEP = Kernel("lattice_keep", "cells.cu", BLOCK, variants=TOPOLOGIES, any_first=True)
+_KEEP = Kernel("lattice_keep", "cells.cu", WARP, variants=TOPOLOGIES, any_first=True)
 _LEAVING = Kernel("lattice_leaving", "cells.cu", BLOCK, variants=TOPOLOGIES, any_first=True)
 _POSTERIORS = Kernel(
     "lattice_posteriors",
@@ -124,7 +124,7 @@ class Lattice:
         counts = len(topology.scores), label, factors if self._narrow else 0
         self._kinds = *map(np.int32, counts), self._delay_penalty
         cells = frames * positions
-        self._cells, self._samples = int(cells.sum()), len(frames)
+        self._cells, self._samples, self._longest = int(cells.sum()), len(frames), int(frames.max())
         table = np.empty(len(frames), _SAMPLE)
         columns = np.minimum(frames, positions)
         self._widest, room = int(columns.max()), _room(topology)
@@ -186,11 +186,12 @@ class Lattice:
     def keep(self, least: HostArray) -> DeviceArray:
         if self._topology.looks_aside:
             least = least / 2  # half for paths through a cell, half for arcs that read it
-        sizes = self._samples * _PARTS, self._samples, _PARTS, self._table, self._flags
+        sizes = self._samples * self._longest, self._samples, self._longest
         sums = self._sums[_ALPHA], self._sums[_BETA]
         limits = cupy().asarray(least), self._costs, self._left_out
         marks, counts = self._marks()
-        _KEEP[self._topology.cpp](*sizes, *sums, *limits, marks, counts)
+        lattices = self._table, self._flags, *sums
+        _KEEP[self._topology.cpp](*sizes, *lattices, *limits, marks, counts)
         return indices(marks, int(host(counts)[0].sum()), self._first)
 
     def _marks(self) -> tuple[DeviceArray, DeviceArray]:

@@ -25,7 +25,7 @@ LEAST, MOST = 0.8, 1.02
 LEAST_OF = {"frame_starts": 0.4, "lattice_sweep": 0.6, "slack": 0.6, "write_indices": 0.7}
 # Scores are not read of arcs that lead nowhere, or out of the cells that were computed; logits are
 # not read of rows without mass, which are kept if the tolerance is 0; no mass is added up then.
-MOST_OF = {"lattice_posteriors": 1.5, "logits_grad": 1.9, "lattice_keep": 1.7}
+MOST_OF = {"lattice_posteriors": 1.5, "logits_grad": 1.9, "lattice_keep": 1.9}
 MOST_OF |= {"label_softmax": 1.1, "write_tangents": 1.06}  # of positions fewer vectors are read
 
 

@@ -389,7 +389,7 @@ def test_far_samples():
     for sweep in range(2):
         args = 2, *sweeps, *sums
         run_far("lattice.cu", f"lattice_sweep<{REGULAR}, 128>", sweep, *args)
-    args = 1, 1, table, flags, alpha, beta, np.array([0.1]), costs, None
+    args = 1, 8, table, flags, alpha, beta, np.array([0.1]), costs, None  # a frame for each warp
     run_far("cells.cu", f"lattice_keep<{REGULAR}>", 0, *args, *far(keeps), counts)
     packed, occupancies = FAR + np.arange(FAR_CELLS), ptxemu.empty((2, FAR_CELLS), np.float64)
     args = FAR_CELLS, packed, 0, 1, table, flags, whole, FAR_CELLS, alpha, beta, costs

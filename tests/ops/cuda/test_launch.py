@@ -154,10 +154,10 @@ def test_kernels_of_another_first_argument_run(gpu):
     other = multi_blank((3,)).topology.cpp
     marks, sums = gpu.xp.empty(1, np.bool_), np.array([np.iinfo(np.int64).min])  # of 0
     lattice = np.array([[0, -1, 1 + 2**32]])  # of a frame and a position
-    arrays = lattice, np.zeros(1, np.int32), sums, sums, np.zeros(1), np.zeros(1)
+    limits = np.zeros(1), np.zeros(1), np.zeros(1, bool)
+    arrays = lattice, np.zeros(1, np.int32), sums, sums, *limits
     counts = gpu.asarray(np.zeros(1, np.int64))
-    of_sums = None, None, marks, counts
-    cuda_lattice._MARK[other](1, 1, 1, *map(gpu.asarray, arrays), *of_sums)
+    cuda_lattice._MARK[other](1, 1, 1, *map(gpu.asarray, arrays), marks, counts)
     assert gpu.asnumpy(marks).tolist() == [False]
 
 
