@@ -174,6 +174,7 @@ def make_plan(
     listed_bytes = 0 if lattices or not gradient else LISTED_TILES * (64 + 3 * 8 * scores)
     full, small = _tile_rows(batch, source.width, sizes)
     selecting = lattices and options.tolerance > 0 and source.selects
+    tile_bytes = cache(source.tile_bytes)
     extents = [
         _Extent(t + s - 1, min(t, s) + 1, t * s, t, s, 1)
         for t, s in zip(batch.frames.tolist(), batch.positions.tolist(), strict=True)
@@ -194,8 +195,8 @@ def make_plan(
 
     def base_bytes(workers: int, rows: int) -> int:
         shared = _BOOKKEEPING_BYTES + batch.nbytes + _SAMPLE_BYTES * batch.size
-        tile_bytes = source.tile_bytes(rows) + listed_bytes * rows
-        return shared + source.fixed_bytes(workers) + workers * tile_bytes
+        of_tile = tile_bytes(rows) + listed_bytes * rows
+        return shared + source.fixed_bytes(workers) + workers * of_tile
 
     @cache
     def sample_bytes(workers: int, selecting: bool) -> int:
@@ -205,7 +206,7 @@ def make_plan(
         return base_bytes(workers, rows) + sample_bytes(workers, selecting)
 
     def fits(workers: int, rows: int) -> bool:
-        within_share = workers * source.tile_bytes(rows) <= sizes.tile_share * budget
+        within_share = workers * tile_bytes(rows) <= sizes.tile_share * budget
         return within_share and least_bytes(workers, rows) <= budget
 
     selecting = selecting and least_bytes(1, small) <= budget

@@ -55,8 +55,14 @@ class Work:
         self.source, self.batch, self.options, self.plan = source, batch, options, plan
         self._workers = source.ops.start_workers(plan.workers)
         self.scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
+        self._lengths: dict[Group, Lengths] = {}
 
     def lengths(self, group: Group) -> Lengths:
+        if group not in self._lengths:  # each step of a group asks for them
+            self._lengths[group] = self._lengths_of(group)
+        return self._lengths[group]
+
+    def _lengths_of(self, group: Group) -> Lengths:
         samples = slice(group.start, group.stop)
         frames, positions = self.batch.frames[samples], self.batch.positions[samples]
         arcs = self.plan.transducer.topology.path_arcs(frames, positions - 1)
