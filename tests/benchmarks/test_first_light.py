@@ -269,7 +269,7 @@ def results(script):
 
     class Kept(light.Report):
         def __init__(self) -> None:
-            super().__init__(True, 60, None)
+            super().__init__(True, 600, None)  # seconds, more than any of these takes
             self.results: list[dict] = []
 
         def __call__(self, text, **values):

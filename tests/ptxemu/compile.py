@@ -3,10 +3,13 @@
 import ctypes
 import functools
 import glob
+import hashlib
+import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 
 
 class CompileError(RuntimeError):
@@ -103,7 +106,24 @@ def _compile(source, arch, include_dirs, options, name_expressions, filename):
 
 
 def compile_with(path, source, options, name_expressions=(), filename="kernel.cu"):
-    """Run a library with these options -> (PTX, {name expression: lowered name}, log)."""
+    """Run a library with these options -> (PTX, {name expression: lowered name}, log).
+
+    A compilation takes up to half a minute. Processes share the results, in a folder of files."""
+    given = path, os.path.getmtime(path), source, options, name_expressions, filename
+    folder = os.path.join(tempfile.gettempdir(), f"ptxemu-{os.getuid()}")
+    kept = os.path.join(folder, hashlib.sha256(json.dumps(given).encode()).hexdigest() + ".json")
+    if os.path.exists(kept):
+        with open(kept) as file:
+            return tuple(json.load(file))
+    result = _run(path, source, options, name_expressions, filename)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+        json.dump(result, file)
+    os.replace(file.name, kept)
+    return result
+
+
+def _run(path, source, options, name_expressions, filename):
     lib = _load(path)
     prog = ctypes.c_void_p()
     _check(

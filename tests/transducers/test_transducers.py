@@ -367,10 +367,10 @@ def test_each_label_is_emitted_once_and_each_frame_consumed_once(name):
 @pytest.mark.parametrize("name", TRANSDUCERS)
 @pytest.mark.thinned(3)
 def test_which_cells_are_kept(device, name, tolerance):
-    """Those that hold the share of a path of the fewest arcs over all cells, or a smaller one where
-    a score is charged several heads; half of that where a score is read from another cell. NumPy
-    leaves out more cells of a frame, the least likely first, as long as their sum is below this
-    share for each cell of the frame."""
+    """A cell's share is that of a path of the fewest arcs over all cells, or a smaller one where a
+    score is charged several heads; half of that where a score is read from another cell. The limit
+    of the cells of a frame is that of all of them together, halved while the cells below it hold
+    more together."""
     transducer = TRANSDUCERS[name]
     sample = random_sample(np.random.default_rng(2), transducer, 30, 9, scale=4.0)
     *_, info = rnnt_loss_and_grad(
@@ -384,11 +384,13 @@ def test_which_cells_are_kept(device, name, tolerance):
     least = tolerance * 2 / (1 + charges) * fewest.get(name, 39) / mass.size
     if name == "constrained":
         least /= 2
-    kept = mass >= least
-    if device.name == "numpy":
-        for of_frame, values in zip(kept, mass, strict=True):
-            order = np.argsort(values)
-            of_frame[order] = np.cumsum(values[order]) >= least * len(values)
+    most = least * mass.shape[1]
+    kept = []
+    for of_frame in mass:
+        limits = np.maximum(most / 2.0 ** np.arange(9), least)
+        limit = next(limit for limit in limits if of_frame[of_frame < limit].sum() < most)
+        kept.append(of_frame >= limit)
+    kept = np.array(kept)
     if name == "constrained":
         kept[:, 1:] |= kept[:, :-1].copy()
     assert info.kept == kept.sum() < 0.9 * mass.size
