@@ -55,12 +55,13 @@ class Work:
         self.source, self.batch, self.options, self.plan = source, batch, options, plan
         self._workers = source.ops.start_workers(plan.workers)
         self.scratch = [source.scratch(plan.rows) for _ in range(plan.workers)]
-        self._lengths: dict[Group, Lengths] = {}
+        self._last: tuple[Group, Lengths] | None = None
 
     def lengths(self, group: Group) -> Lengths:
-        if group not in self._lengths:  # each step of a group asks for them
-            self._lengths[group] = self._lengths_of(group)
-        return self._lengths[group]
+        last = self._last  # each step of a group asks for them
+        if last is None or last[0] != group:
+            last = self._last = group, self._lengths_of(group)
+        return last[1]
 
     def _lengths_of(self, group: Group) -> Lengths:
         samples = slice(group.start, group.stop)
