@@ -46,9 +46,8 @@ lattice_mark(int64 cells, int64 samples, const Lattice* lattices, const int* fla
 // `left_out`. Where the limit of a cell's posterior is, a warp finds by halving it, as NumPy does in
 // cupy_rnnt/ops/numpy/sweeps.py. Returns how many cells are marked.
 template <typename T, typename N>
-__device__ int mark_frame(const Lattice& lattice, int frame, const int64* alpha,
-                            const int64* beta, double share, double cost, const bool* left_out,
-                            bool* marks) {
+__device__ int mark_frame(const Lattice& lattice, int frame, const int64* alpha, const int64* beta,
+                          double share, double cost, const bool* left_out, bool* marks) {
     const int lane = threadIdx.x % 32, positions = lattice.positions;
     const bool finite = fabs(cost) < infinity();
     const N inverse = finite ? N::of_log(cost) : N::zero();  // of the sum over all paths

@@ -14,12 +14,12 @@ from ...emulated.memory import MemoryPool
 from ...engine.selection.cases import selecting
 from ...engine.selection.test_engine import trained
 
-STEP = 10
+STEP = 9
 """Every so many allocations, from each of the first, one fails."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1, STEP + 1, 5))
+@pytest.mark.parametrize("first", range(1, STEP + 1, 3))
 def test_the_nth_allocation_fails(gpu, monkeypatch, first):
     """Arguments are as before, no memory stays in use, and the next call is as the one before."""
     if gpu.name == "cuda":
