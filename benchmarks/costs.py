@@ -135,7 +135,7 @@ class Parts(NamedTuple):
 
 # ``python -m tests.ops.cuda.operation_counts`` prints what the emulated device counts. A test holds
 # that no call asks for more, and that the waits are these.
-OPERATIONS = Parts(15, 30, 9, 21, 3, 3, 6)
+OPERATIONS = Parts(15, 29, 9, 4, 3, 3, 6)
 """Launches of any kind, fills, copies and products."""
 WAITS = Parts(1, 3, 2, 1, 0, 0, 0)
 """Of the host for the device."""
@@ -221,8 +221,6 @@ KERNELS = {
     "coordinates": Kernel(
         "cell of a pass over given logits", "", lambda n, e, c: Work(41, cached=12)
     ),
-    # Bisection reads a number for each bit of their count.
-    "places": Kernel("cell of pass 2 whose logits are stored", "", lambda n, e, c: Work(16)),
     # A warp reads an index and two words of the table of the batch, each a sector.
     "hidden": Kernel(
         "cell of a pass",
@@ -323,6 +321,9 @@ KERNELS = {
     "lattice_complete": Kernel("cell", "", lambda n, e, c: Work(2, spread=SECTOR - 1)),
     "count_marks": Kernel("cell", "", lambda n, e, c: Work(1)),
     "write_indices": Kernel("cell that is marked", "", lambda n, e, c: Work(9)),
+    # Bisection reads a number for each bit of their count.
+    "places": Kernel("cell of pass 2 whose logits are stored", "", lambda n, e, c: Work(16)),
+    "write_marked_first": Kernel("cell of pass 2", "", lambda n, e, c: Work(33)),
     "lattice_write": Kernel(
         "cell of pass 1 over given logits",
         "",

@@ -90,8 +90,7 @@ __device__ int mark_frame(const Lattice& lattice, int frame, const int64* alpha,
 // sample has more frames than `longest`.
 //
 // Grid: a warp a frame. Moves 16 bytes a cell in that lie apart, and 1 out. It asks for the 16 bytes
-// twice, and once more for each time that it halves a limit, which of a trained model it does for a
-// frame in ten.
+// twice, and once more for each time that it halves a limit.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
 lattice_keep(int64 samples, int64 longest, const Lattice* lattices, const int* flags,

@@ -20,13 +20,3 @@ coordinates(int64 count, const int64* __restrict__ packed, const int64* table, i
         has_label[i] = at.has_label;
     }
 }
-
-// Where values belong among ascending numbers: the place of the first that is not below them.
-//
-// Grid: a thread a value. Moves 16 bytes a value; the numbers stay in the caches.
-__global__ void __launch_bounds__(256, 4)
-places(int64 count, const int64* __restrict__ values, const int64* __restrict__ numbers,
-       int64 size, int64* __restrict__ results) {
-    for (int64 i = first_item(1); i < count; i += item_stride(1))
-        results[i] = lower_bound(numbers, 0, size, values[i]);
-}

@@ -42,6 +42,7 @@ def emulated(capability: str = "80") -> Iterator[Device]:
         find_nvrtc()
     except CompileError as error:
         pytest.skip(str(error))
+    from cupy_rnnt.ops import cuda as ops
     from cupy_rnnt.ops.cuda import launch
 
     from . import emulated as xp
@@ -53,6 +54,8 @@ def emulated(capability: str = "80") -> Iterator[Device]:
         patch.setitem(sys.modules, "cupy", xp)
         patch.setitem(xp.cuda.properties, "major", int(capability[:-1]))
         patch.setitem(xp.cuda.properties, "minor", int(capability[-1]))
+        # Each with memory of its own, so that the emulator finds a kernel that leaves its array.
+        patch.setattr(ops, "empties", lambda *shapes: [ops.empty(*shape) for shape in shapes])
         launch._function.cache_clear()
         xp.kernels.launches.clear()
         yield Device("emulated", xp)

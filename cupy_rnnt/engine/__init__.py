@@ -129,9 +129,10 @@ class Gradients:
         with passes.sums(passes.source.ops.asarray(self._weights)) as sums:
 
             def read(solved: Solved) -> int:
-                kept = solved.kept()
-                passes.second(sums, solved.group, kept)
-                return len(kept.packed)
+                packed, rows, stored = passes.stored.in_front(solved.kept_cells())
+                kept = solved.posteriors(packed)
+                passes.second(sums, solved.group, kept, rows, stored)
+                return len(packed)
 
             yield read
 

@@ -27,25 +27,22 @@ from .plan import ROW_BYTES
 
 
 class JointScratch(NamedTuple):
-    """Buffers of one worker, None without rows; only the gradient needs the last three."""
+    """Buffers of one worker, None without rows; only the gradient needs the slab and the last
+    two. All but the first two have a row for each cell of a tile."""
 
-    logits: DeviceArray
     block: DeviceArray  # a few rows of logits
+    slab: DeviceArray  # some rows of a weight gradient
+    logits: DeviceArray
     pre: DeviceArray
     hidden: DeviceArray  # None where `factors` are made without
     factors: DeviceArray  # what `weight` multiplies: `hidden`, or its factors in the factor dtype
     d_logits: DeviceArray  # in the factor dtype; None where they overwrite the logits
     d_hidden: DeviceArray
-    slab: DeviceArray  # some rows of a weight gradient
 
     def rows(self, count: int) -> JointScratch:
         """The first rows of each buffer, for a tile of `count` cells."""
-        rows = {
-            name: None if array is None else array[:count]
-            for name, array in self._asdict().items()
-            if name not in ("block", "slab")
-        }
-        return self._replace(**rows)
+        of_cells = (None if array is None else array[:count] for array in self[2:])
+        return JointScratch(self.block, self.slab, *of_cells)
 
 
 class JointRows:

@@ -81,7 +81,7 @@ class JointSums:
         """Add the gradients of weight and bias from some cells. Leave the gradient of their hidden
         vectors in ``scratch.d_hidden``."""
         ops, joint = self.ops, self.joint
-        logits, _, _, _, factors, _, d_hidden, slab = scratch
+        logits, factors = scratch.logits, scratch.factors
         hidden = factors[:, : joint.hidden_size]
         joint.write_hidden(cells, scratch)
         d_logits = logits if scratch.d_logits is None else scratch.d_logits
@@ -90,10 +90,10 @@ class JointSums:
             joint.write_logits(factors, logits)
         else:
             logits, numbers = stored
-        sums = OutputSums(self._d_weight[worker], self._d_bias[worker], slab)
+        sums = OutputSums(self._d_weight[worker], self._d_bias[worker], scratch.slab)
         rows = joint.rows(logits, cells, scratch)
         ops.logits_grad(rows, posteriors, d_logits, numbers, sums)
-        joint.write_d_hidden(d_logits, d_hidden)
+        joint.write_d_hidden(d_logits, scratch.d_hidden)
         if self._exponents is not None:
             # Here and not before: what belongs to a single sample is on the scale of the sample.
             self._exponents.align(worker, cells.sample, d_logits, sums[:2])

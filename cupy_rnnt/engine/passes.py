@@ -19,6 +19,14 @@ from .sources import Kept, Source, Sums
 from .work import Goal, LatticeWork
 
 
+class InFront(NamedTuple):
+    """Cells of which those with stored logits come first, in packed order, and then the others."""
+
+    packed: DeviceArray  # int64, (n,)
+    rows: DeviceArray  # int64, (n,): of the stored logits, if the cell has any
+    stored: int  # cells with stored logits
+
+
 class Part(NamedTuple):
     """Samples whose pass 2 follows their pass 1 at once, and the cells selected for pass 1."""
 
@@ -39,8 +47,12 @@ class Solved:
     rounds: int
 
     def kept(self) -> Kept:
-        """The cells that matter to the gradient. Those left out of a frame hold together less than
-        ``(tolerance - certificate) * share * A / T``.
+        """The cells that matter to the gradient, in packed order."""
+        return self.posteriors(self.kept_cells())
+
+    def kept_cells(self) -> DeviceArray:
+        """The packed indices of the cells that matter to the gradient. Those left out of a frame
+        hold together less than ``(tolerance - certificate) * share * A / T``.
 
         A path has at least A arcs, so A / T is at most the mean occupancy of a frame. All cells
         left out hold together at most the share ``tolerance - certificate`` of the occupancy of
@@ -52,7 +64,11 @@ class Solved:
         lengths = self.passes.lengths(self.group)
         charges = max((len(charged) for charged in source.row.charged), default=1)
         means = 2 / (1 + max(charges, 1)) * lengths.fewest_arcs / lengths.cells
-        packed = self.lattice.keep((options.tolerance - self.certificate) * means)
+        return self.lattice.keep((options.tolerance - self.certificate) * means)
+
+    def posteriors(self, packed: DeviceArray) -> Kept:
+        """What pass 2 needs of some cells, given by their packed indices in any order."""
+        source, options = self.passes.source, self.passes.options
         # The occupancies of a frame add up to 1, so an occupancy below eps**2 does not matter. Its
         # product with a small softmax value would be a denormal number, and a single denormal
         # number in a row slows products of the row as much as many.
@@ -85,23 +101,15 @@ class Stored:
         """Pass 1 is over and has computed so many cells in so many rounds."""
         self._complete = rounds == 1 and len(self._cells) == computed
 
-    def in_front(self, kept: Kept) -> tuple[Kept, Any, int]:
-        """The kept cells, with the stored ones moved to the front; their rows of :attr:`rows`; how
-        many are stored."""
+    def in_front(self, packed: DeviceArray) -> InFront:
+        """Cells, given by their ascending packed indices, in the order in which pass 2 takes
+        them."""
         cells, ops = self._cells, self._ops
         if len(cells) == 0:
-            return kept, kept.packed, 0
-        rows = ops.places(cells, kept.packed)
+            return InFront(packed, None, 0)
         if self._complete:
-            return kept, rows, len(rows)
-        rows = ops.xp.where(rows < len(cells), rows, 0)
-        stored = cells[rows] == kept.packed
-        count = int(ops.host(stored.sum())[0])
-        if 0 < count < len(rows):
-            parts = ops.indices(stored, count), ops.indices(~stored, len(rows) - count)
-            order = ops.xp.concatenate(parts)
-            rows, kept = rows[order], kept.part(order)
-        return kept, rows, count
+            return InFront(packed, ops.places(cells, packed), len(packed))
+        return InFront(*ops.found_first(cells, packed))
 
 
 class Passes(LatticeWork):
@@ -118,7 +126,7 @@ class Passes(LatticeWork):
     ) -> None:
         super().__init__(source, batch, options, plan, goal)
         self._count = count
-        self._stored = Stored(source, plan.stored)
+        self.stored = Stored(source, plan.stored)
         self._selection = selection_of(self)
 
     def parts(self) -> Iterator[Part]:
@@ -165,19 +173,19 @@ class Passes(LatticeWork):
             computed, rounds, certificate = len(packed), 1, np.zeros(len(lengths.frames))
         else:
             computed, rounds, certificate = selected.certify(lattice, lengths, compute)
-        self._stored.end(computed, rounds)
+        self.stored.end(computed, rounds)
         return Solved(self, group, lattice, lattice.solve(), certificate, computed, rounds)
 
     def _compute(self, group: Group, packed: DeviceArray, lattice: Lattice, first: bool) -> None:
         """Write scores of cells, given by their packed indices, into the lattice. The `first` round
         stores logits and reports progress."""
         source = self.source
-        stored = self._stored.begin(packed) if first else 0
+        stored = self.stored.begin(packed) if first else 0
         cells = source.cells_of(packed)
 
         def tile(worker: int, part: Tile) -> None:
             start, stop = part
-            logits = self._stored.rows[start:stop] if stop <= stored else None
+            logits = self.stored.rows[start:stop] if stop <= stored else None
             of_tile = cells.part(slice(start, stop)), self.scratch[worker], logits
             source.write_scores(lattice, *of_tile)
 
@@ -191,10 +199,12 @@ class Passes(LatticeWork):
         # The occupancies of a cell are at most 1 in sum, and labels count 1 + lambda times.
         return self.source.sums(self.plan, weights, 1 + self.options.fastemit_lambda)
 
-    def second(self, sums: Sums, group: Group, kept: Kept) -> None:
-        """Pass 2: add the gradient of the kept cells of a group."""
+    def second(
+        self, sums: Sums, group: Group, kept: Kept, rows: DeviceArray = None, stored: int = 0
+    ) -> None:
+        """Pass 2: add the gradient of the kept cells of a group, of which the first have stored
+        logits, in some `rows`, as :class:`InFront` has them."""
         source, clamp = self.source, self.options.clamp
-        kept, rows, stored = self._stored.in_front(kept)
         # Each of the lists is in packed order.
         of_stored, of_rest = map(source.cells_of, (kept.packed[:stored], kept.packed[stored:]))
         with sums.of_group(group, kept.packed) as of_group:
@@ -205,7 +215,7 @@ class Passes(LatticeWork):
                 of_rows = kept.lse[:, of_tile], kept.occupancies[:, of_tile]
                 posteriors = RowPosteriors(*of_rows, sums.weights, clamp)
                 if stop <= stored:
-                    cells, logits = of_stored.part(of_tile), (self._stored.rows, rows[of_tile])
+                    cells, logits = of_stored.part(of_tile), (self.stored.rows, rows[of_tile])
                 else:
                     cells, logits = of_rest.part(slice(start - stored, stop - stored)), None
                 of_group.add(worker, cells, posteriors, logits, self.scratch[worker])

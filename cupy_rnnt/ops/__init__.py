@@ -97,6 +97,12 @@ class Operations(Protocol):
     def places(self, numbers: DeviceArray, values: DeviceArray) -> DeviceArray:
         """``numpy.searchsorted(numbers, values)`` of int64."""
 
+    def found_first(
+        self, numbers: DeviceArray, values: DeviceArray
+    ) -> tuple[DeviceArray, DeviceArray, int]:
+        """The `values` that are among ascending `numbers` in front of those that are not, each in
+        their order; their places among the numbers, (n,); and how many are among them."""
+
     def block_rows(self, rows: int, width: int) -> int:
         """How many rows of a tile of logits to work on at once."""
 

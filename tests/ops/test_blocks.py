@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from cupy_rnnt.ops.numpy.blocks import empties
+from cupy_rnnt.ops.blocks import carved
 
 
 def test_arrays_of_a_block_are_apart():
     shapes = [((3, 5), np.dtype(np.float32)), ((0, 7), np.dtype(np.float32))]
     shapes += [((2, 3, 1), np.dtype(np.float64)), ((129,), np.dtype(np.float16))]
-    arrays = empties(*shapes)
+    arrays = carved(np.empty, shapes)
     for value, array in enumerate(arrays):
         array.fill(value)
     for value, (array, (shape, dtype)) in enumerate(zip(arrays, shapes, strict=True)):

@@ -48,3 +48,18 @@ def test_places_among_ascending_numbers(device, size):
     for values in numbers, rng.integers(0, 3000, 300) + 2**40, np.arange(0):
         found = to_host(operations().places(to_device(numbers), to_device(values)))
         assert found.tolist() == [int((numbers < value).sum()) for value in values]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_values_that_are_found_come_first(device, share):
+    """Of 9000, which CUDA reads in chunks of 4096."""
+    rng = np.random.default_rng(0)
+    values = np.sort(rng.choice(20000, 9000, replace=False)) + 2**40
+    is_found = rng.random(len(values)) < share
+    others = np.setdiff1d(rng.integers(0, 20000, 500) + 2**40, values)
+    numbers = np.union1d(values[is_found], others)
+    moved, places, count = operations().found_first(to_device(numbers), to_device(values))
+    moved, places = to_host(moved), to_host(places)
+    assert count == is_found.sum()
+    assert moved.tolist() == [*values[is_found], *values[~is_found]]
+    assert numbers[places[:count]].tolist() == values[is_found].tolist()

@@ -64,12 +64,14 @@ def prepare(call: Call) -> Callable[[], dict[str, int]]:
 
 def copies_of_shares(call: Call) -> list[bytes]:
     """What the host would read of the device, group by group, if cells were selected in one round:
-    how many cells of each sample, what is known of its paths, and how many cells are kept."""
+    how many cells of each sample, what is known of its paths, and how many cells are kept and
+    stored."""
     import cupy
     import numpy as np
 
     from cupy_rnnt import joint
     from cupy_rnnt.engine.plan import make_plan
+    from cupy_rnnt.ops.cuda.indices import CHUNK
 
     shapes = (call.batch, call.frames), (call.batch, call.labels + 1), (call.vocab,)
     inputs = [cupy.zeros((*shape, call.hidden), cupy.float32) for shape in shapes]
@@ -87,4 +89,7 @@ def copies_of_shares(call: Call) -> list[bytes]:
         paths = np.append(np.repeat([-9.0, -8.0], size), np.full(16 * size, 1e-15))
         chosen, kept = (np.full(size, int(share * cells)) for share in (COMPUTED, KEPT))
         copies += [array.tobytes() for array in (chosen, paths, kept)]
+        if 0 < plan.stored < chosen.sum():  # marks of the kept cells that are stored, by chunk
+            is_stored = np.arange(kept.sum()) < plan.stored * KEPT / COMPUTED
+            copies.append(np.add.reduceat(is_stored, range(0, len(is_stored), CHUNK)).tobytes())
     return copies

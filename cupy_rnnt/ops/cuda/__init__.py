@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..blocks import carved
 from ..types import Coordinates, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
 from .best import BestLattice
 from .bounds import upper_bounds
-from .indices import indices
+from .indices import found_first, indices, places
 from .inputs import add_input_grad, group_table, hidden, write_input_grads
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
 from .launch import Kernel, cupy, device_bytes, host
@@ -59,6 +60,7 @@ __all__ = [
     "empty",
     "exact_lattice",
     "factor_dtype",
+    "found_first",
     "fuses",
     "gather",
     "group_table",
@@ -113,9 +115,9 @@ sizes = Sizes(
     columns=8,  # 16 bytes of a half type
     slab_elements=0,
     stored_bytes=2**62,
-    # To tell stored rows from others takes 21 operations a group, 0.4 ms of the host. An H100
-    # multiplies so many rows of V = 1024 and H = 640 again in as long.
-    least_stored=2**17,
+    # To tell stored rows from others takes 4 operations a group, of which one waits, and another
+    # tile takes 5: 0.2 ms. An H100 multiplies so many rows of V = 1024 and H = 640 in as long.
+    least_stored=2**16,
     group_share=0.9,
     list_bytes=8 + 2 * 8,  # list; number and row of a kept cell
     cuts_groups=False,
@@ -164,7 +166,6 @@ def add_output_grad(d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums
 
 
 _COORDINATES = Kernel("coordinates", "coordinates.cu", variants=((),))
-_PLACES = Kernel("places", "coordinates.cu", variants=((),))
 
 
 def batch_table(
@@ -183,12 +184,6 @@ def coordinates(table: tuple[DeviceArray, int, int], packed: DeviceArray) -> Coo
     return Coordinates(sample, frame, position, label, has_label)
 
 
-def places(numbers: DeviceArray, values: DeviceArray) -> DeviceArray:
-    results, count = cupy().empty(len(values), np.int64), len(values)
-    _PLACES[()](count, count, values, numbers, len(numbers), results)
-    return results
-
-
 def block_rows(rows: int, width: int) -> int:
     return rows
 
@@ -198,8 +193,7 @@ def empty(shape: Shape, dtype: DTypeLike) -> DeviceArray:
 
 
 def empties(*shapes: tuple[Shape, np.dtype]) -> Sequence[DeviceArray]:
-    """Each has memory of its own, so that the emulator finds a kernel that leaves its array."""
-    return [empty(*shape) for shape in shapes]
+    return carved(cupy().empty, shapes)
 
 
 result = empty

@@ -225,9 +225,11 @@ class Lattice:
         ways = tuple(way for way in ways if way != _BETA or self._gradient)
         if _ALPHA in ways:
             self._costs = self._results[0]
-        for way in ways:
-            if self._gradient or self._bounded:
-                self._sums[way] = library.empty(self._cells, np.int64)
+        for pair in (_ALPHA, _BETA), (_UPPER_ALPHA, _UPPER_BETA):  # which are dropped together
+            swept = [way for way in pair if way in ways]
+            if swept and (self._gradient or self._bounded):
+                sums = library.empty((len(swept), self._cells), np.int64)
+                self._sums.update(zip(swept, sums, strict=True))
         sweeps = self._samples * len(ways)
         spare = library.empty(len(ways) * self._spare) if self._spare else None
         _SWEEPS[self._block][topology.cpp, self._block](

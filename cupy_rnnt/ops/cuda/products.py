@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from ..types import DeviceArray
@@ -27,9 +29,18 @@ _DEEPEST = 1024
 _LEAST_SIZE = 256
 
 
+@functools.cache  # a dtype takes 1.5 us for its name, whenever it is asked
 def factor_dtype(dtype: np.dtype) -> np.dtype | None:
     """Half types: tensor cores multiply them, and add up in float32."""
     return dtype if dtype.name in _HALVES else None
+
+
+@functools.cache
+def _types(dtype: np.dtype) -> tuple[str, str]:
+    """What CUDA calls the type of factors, and cuBLAS the way to multiply them."""
+    if factor_dtype(dtype):
+        return _HALVES[dtype.name], "CUBLAS_COMPUTE_32F"
+    return "CUDA_R_32F", "CUBLAS_COMPUTE_32F_FAST_TF32"
 
 
 def splits(dtype: np.dtype) -> bool:
@@ -64,7 +75,7 @@ def add_matmul(a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
 
 def _gemm(a: DeviceArray, b: DeviceArray, out: DeviceArray, beta: float) -> None:
     """``out = a @ b + beta * out``, without a copy of `out`, which :func:`cupy.matmul` makes."""
-    if a.dtype.name in _HALVES:
+    if factor_dtype(a.dtype):
         _gemm_ex(a, b, out, beta)
     else:
         cublas().gemm("N", "N", a, b, out=out, beta=beta)
@@ -74,9 +85,8 @@ def _gemm_ex(a: DeviceArray, b: DeviceArray, out: DeviceArray, beta: float) -> N
     """The same on tensor cores, of half types or of float32, which become TF32; `out` is
     float32."""
     cuda = cupy().cuda
-    is_half = a.dtype.name in _HALVES
-    kind = getattr(cuda.runtime, _HALVES[a.dtype.name] if is_half else "CUDA_R_32F")
-    compute = "CUBLAS_COMPUTE_32F" if is_half else "CUBLAS_COMPUTE_32F_FAST_TF32"
+    factors, compute = _types(a.dtype)
+    kind = getattr(cuda.runtime, factors)
     (rows, depth), columns = a.shape, b.shape[1]
     # cuBLAS reads matrices by columns, so a row-major matrix is its transpose there: b.T @ a.T.
     (of_a, a_step), (of_b, b_step) = _layout(a), _layout(b)
@@ -90,20 +100,24 @@ def _gemm_ex(a: DeviceArray, b: DeviceArray, out: DeviceArray, beta: float) -> N
 
 def _split(a: DeviceArray, b: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
     """Factors of three times the depth, which TF32 holds and whose product is that of these."""
-    (arguments_a, parts_a), (arguments_b, parts_b) = _parts(a, 1), _parts(b, 0)
+    memory = cupy().empty(3 * (a.size + b.size), np.float32)
+    arguments_a, parts_a = _parts(a, 1, memory[: 3 * a.size])
+    arguments_b, parts_b = _parts(b, 0, memory[3 * a.size :])
     _SPLIT[()](arguments_a[1] + arguments_b[1], *arguments_a, *arguments_b)
     return parts_a, parts_b
 
 
-def _parts(matrix: DeviceArray, axis: int) -> tuple[tuple[DeviceArray | int, ...], DeviceArray]:
-    """The arguments of the kernel for a matrix, and where it writes three parts of it that follow
-    each other along an axis."""
+def _parts(
+    matrix: DeviceArray, axis: int, memory: DeviceArray
+) -> tuple[tuple[DeviceArray | int, ...], DeviceArray]:
+    """The arguments of the kernel for a matrix, and where in `memory` it writes three parts of it
+    that follow each other along an axis."""
     by_row, by_column = element_strides(matrix)
     if by_column != 1:
-        arguments, parts = _parts(matrix.T, 1 - axis)
+        arguments, parts = _parts(matrix.T, 1 - axis, memory)
         return arguments, parts.T
     rows, width = matrix.shape
-    parts = cupy().empty((rows, 3 * width) if axis else (3 * rows, width), np.float32)
+    parts = memory.reshape((rows, 3 * width) if axis else (3 * rows, width))
     part, step = (width, 3 * width) if axis else (rows * width, width)
     return (matrix, rows, by_row, width, parts, part, step), parts
 

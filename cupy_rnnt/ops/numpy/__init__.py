@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
@@ -10,9 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ...transducer import Row
+from ..blocks import carved
 from ..types import Coordinates, HostArray, OutputSums, Shape, Sizes
 from .best import BestLattice
-from .blocks import empties
 from .bounded import BoundedLattice
 from .bounds import upper_bounds
 from .casts import assign, gather, scatter
@@ -46,6 +47,7 @@ __all__ = [
     "empty",
     "exact_lattice",
     "factor_dtype",
+    "found_first",
     "fuses",
     "gather",
     "group_table",
@@ -142,6 +144,10 @@ def zeros(shape: Shape, dtype: DTypeLike) -> HostArray:
     return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
+def empties(*shapes: tuple[Shape, np.dtype]) -> Sequence[HostArray]:
+    return carved(np.empty, shapes)
+
+
 result = zeros
 
 
@@ -167,6 +173,14 @@ def coordinates(table: tuple[HostArray, HostArray, HostArray], packed: HostArray
 
 def places(numbers: HostArray, values: HostArray) -> HostArray:
     return numbers.searchsorted(values)
+
+
+def found_first(numbers: HostArray, values: HostArray) -> tuple[HostArray, HostArray, int]:
+    places = numbers.searchsorted(values)
+    found = numbers.take(places, mode="clip") == values
+    first = np.flatnonzero(found)
+    order = np.concatenate((first, np.flatnonzero(~found)))
+    return values[order], places[order], len(first)
 
 
 scratch_rows = block_rows

@@ -355,8 +355,7 @@ class Sweeps:
 
 def _limits(masses: HostArray, share: float, most: Any) -> HostArray:
     """For each row of masses the first of `most`, a half of it, a quarter, and so on, such that the
-    smaller masses add up to less than `most`; `share` if it comes first. If rows were sorted, only
-    a hundredth less would be kept."""
+    smaller masses add up to less than `most`; `share` if it comes first."""
     limits = np.full((len(masses), 1), most)
     while True:
         smaller = (masses * (masses < limits)).sum(axis=1, keepdims=True)

@@ -136,7 +136,7 @@ FAULTS = {
         "race",
     ),
     "ranks of the warps before, read too early": (
-        *("exact", "indices.cu", f"__popc(marks);\n            {BARRIER}", "__popc(marks);"),
+        *("exact", "indices.cu", f"__popc(marks);\n        {BARRIER}", "__popc(marks);"),
         "race",
     ),
     "a sum over the block that is read too early": (
