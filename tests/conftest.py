@@ -36,16 +36,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
+    """What tests are made of stays. A collector that looks at it each time takes a second."""
+    gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item, nextitem):
-    """What is alive between two files mostly stays alive, such as kernels that were decoded for the
-    emulator. A collector that looks at all of it takes 2 s each time."""
-    if nextitem is None or nextitem.path != item.path:
-        gc.collect()
-        gc.freeze()
 
 
 def pytest_addoption(parser):

@@ -73,11 +73,15 @@ def full(x, L, dt):
     return x if isinstance(x, np.ndarray) and x.ndim else np.full(L.n, x, dt)
 
 
+_BLOCK = 32  # registers
+
+
 class Decoder:
     def __init__(self, m):
         self.m, self.prog, self.cap = m, m.prog, m.cap
         self.regs, self.pvars, self.wides = {}, {}, {}
-        m.reg_arrays = []
+        self.blocks = {}  # by dtype: the last block of registers, and how many of it are used
+        m.reg_blocks, m.param_arrays = [], []
         m.finishers = {}
         m.is_barwarp = np.zeros(len(self.prog.code) + 1, bool)
         self.sink = {}
@@ -92,15 +96,19 @@ class Decoder:
     def reg(self, r):
         a = self.regs.get(r)
         if a is None:
-            if r.type == "pred":
-                a = np.zeros(self.cap, bool)
-            elif r.type == "b128":
+            if r.type == "b128":
                 raise NotImplementedError("128-bit registers are not supported")
-            else:
-                a = np.zeros(self.cap, UNS[WIDTH[r.type]])
-            self.regs[r] = a
-            self.m.reg_arrays.append(a)
+            a = self.regs[r] = self._register(bool if r.type == "pred" else UNS[WIDTH[r.type]])
         return a
+
+    def _register(self, dtype):
+        """An element a lane, in a block: a launch fills blocks faster than single registers."""
+        block, used = self.blocks.get(dtype, (None, _BLOCK))
+        if used == _BLOCK:
+            block, used = np.zeros((_BLOCK, self.cap), dtype), 0
+            self.m.reg_blocks.append(block)
+        self.blocks[dtype] = block, used + 1
+        return block[used]
 
     def typed(self, arr, t):
         """View of an unsigned register array as PTX type t (possibly narrower than the register)."""
@@ -1180,7 +1188,7 @@ class Decoder:
         a = self.pvars.get(v)
         if a is None:
             a = self.pvars[v] = np.zeros((self.cap, -(-max(v.size, 1) // 16) * 16), u1)
-            self.m.reg_arrays.append(a)
+            self.m.param_arrays.append(a)
         return a
 
     def _mem_mods(self, ins):

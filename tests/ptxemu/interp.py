@@ -345,7 +345,11 @@ def launch(
     st.shared_template = tmpl
     per = max(1, max_lanes // P)
     per = max(1, min(per, nblocks, (256 << 20) // (len(tmpl) * 40)))
-    m = prog.machine(per * P, latencies)
+    # Of few sizes, as the code is decoded anew for each.
+    room = 1
+    while room < per:
+        room *= 4
+    m = prog.machine(max(per, min(room, max_lanes // P)) * P, latencies)
     m.setup(st)
     if m.chains is not None:
         m.chains.start_launch()

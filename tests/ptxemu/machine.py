@@ -388,8 +388,10 @@ class Machine:
         self.gid[:] = (blk + 1 << TID_BITS) | np.minimum(self.tid, 1023)
         self.cp_commit[:] = 0
         self.cp_pending = []
-        for arr in self.prog_regs():
-            arr.view(u1)[...] = 0xA5 if arr.dtype != bool else 0
+        for arr in self.reg_blocks:
+            arr[:, :n] = 0 if arr.dtype == bool else _pattern(0xA5, arr.itemsize)
+        for arr in self.param_arrays:
+            arr[:n] = 0xA5
         # shared / local memory
         S = self.L.shared_template
         stride = len(S)
@@ -407,9 +409,6 @@ class Machine:
         if self.chains is not None:
             self.chains.start_chunk()
         return Lanes.of(np.nonzero(~self.dead)[0])
-
-    def prog_regs(self):
-        return self.reg_arrays
 
     # -- findings
     def where(self, lane):

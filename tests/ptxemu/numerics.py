@@ -80,7 +80,7 @@ def _fma_exact_scalar(a, b, c):
 
 def fma64(a, b, c):
     """float64 fused multiply-add, exactly rounded (Boldo-Melquiond)."""
-    a, b, c = np.broadcast_arrays(*(np.asarray(x, f8) for x in (a, b, c)))
+    a, b, c = (np.asarray(x, f8) for x in (a, b, c))
     uh, ul = two_prod(a, b)
     th = c + ul
     tl = two_sum_err(c, ul, th)
@@ -88,6 +88,16 @@ def fma64(a, b, c):
     vl = two_sum_err(uh, th, vh)
     z = to_odd(tl + vl, two_sum_err(tl, vl, tl + vl))
     r = vh + z
+    ap, ac, ar = np.abs(uh), np.abs(c), np.abs(r)
+    least = np.minimum(np.minimum(ap, ac), ar).min(initial=1.0)
+    most = np.maximum(np.maximum(ap, ac), ar).max(initial=1.0)
+    # What overflows on the way makes r inf or NaN, which compares with nothing.
+    return r if least > 1e-240 and most < 1e290 else _fma64_of_any(a, b, c, r)
+
+
+def _fma64_of_any(a, b, c, r):
+    """`r`, where it is right: it is not if what it is made of is near the ends of the exponents."""
+    a, b, c = np.broadcast_arrays(a, b, c)
     big, small = 1e145, 1e-120
     aa, ab, ac = np.abs(a), np.abs(b), np.abs(c)
     ok = (
@@ -99,16 +109,17 @@ def fma64(a, b, c):
         & ((ac > 1e-280) | (c == 0))
     )
     zero = (a == 0) | (b == 0) | (r == 0)
-    if not ok.all() or zero.any():
-        r = np.array(r)
-        plain = a * b + c
-        r[zero] = plain[zero]
-        bad = ~ok | (zero & (a != 0) & (b != 0))
-        special = bad & ~(np.isfinite(a) & np.isfinite(b) & np.isfinite(c))
-        r[special] = plain[special]
-        for i in np.argwhere(bad & ~special):
-            i = tuple(i)
-            r[i] = _fma_exact_scalar(float(a[i]), float(b[i]), float(c[i]))
+    if ok.all() and not zero.any():
+        return r
+    r = np.array(r)
+    plain = a * b + c
+    r[zero] = plain[zero]
+    bad = ~ok | (zero & (a != 0) & (b != 0))
+    special = bad & ~(np.isfinite(a) & np.isfinite(b) & np.isfinite(c))
+    r[special] = plain[special]
+    for i in np.argwhere(bad & ~special):
+        i = tuple(i)
+        r[i] = _fma_exact_scalar(float(a[i]), float(b[i]), float(c[i]))
     return r
 
 

@@ -154,29 +154,32 @@ class PTXModule:
 
 
 _TOK = re.compile(
-    r"""
-  (?P<ws>[ \t\r]+) | (?P<nl>\n) | (?P<com>//[^\n]*|/\*.*?\*/)
- |(?P<str>"(?:[^"\\]|\\.)*")
+    r"""[ \t\r]*(?:
+  (?P<word>[%$_A-Za-z.][\w$]*(?:(?:\.|::)[\w$]+)*)
  |(?P<num>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]+U?|0[bB][01]+U?
      |\d+\.\d*(?:[eE][-+]?\d+)?|\d+U?)
- |(?P<word>[%$_A-Za-z.][\w$]*(?:(?:\.|::)[\w$]+)*)
- |(?P<sym>[-+{}()\[\],;:|!@<>=])
-""",
+ |(?P<sym>[-+{}()\[\],;:|!@<>=]) | (?P<nl>\n) | (?P<com>//[^\n]*|/\*.*?\*/)
+ |(?P<str>"(?:[^"\\]|\\.)*")
+)""",
     re.X | re.S,
 )
 
 
 def _lex(text):
-    out, line, i = [], 1, 0
-    while i < len(text):
-        m = _TOK.match(text, i)
-        if not m:
-            raise PTXError(f"line {line}: cannot read {text[i : i + 30]!r}")
-        k = m.lastgroup
-        if k in ("str", "num", "word", "sym"):
-            out.append((k, m.group(), line))
-        line += m.group().count("\n")
-        i = m.end()
+    out, line, i, text = [], 1, 0, text.rstrip()
+    for m in _TOK.finditer(text):
+        if m.start() != i:
+            break
+        i, k = m.end(), m.lastgroup
+        if k == "nl":
+            line += 1
+        elif k == "com":
+            line += m[k].count("\n")
+        else:
+            out.append((k, m[k], line))
+            line += k == "str" and m[k].count("\n")
+    if i < len(text):
+        raise PTXError(f"line {line}: cannot read {text[i : i + 30]!r}")
     out.append(("eof", "", line))
     return out
 
