@@ -61,17 +61,17 @@ def selection(joint: Joint) -> Selection:
             computed.flat[common.to_host(cells)] = True
             super()._compute(group, cells, *rest)
 
-    def watched_kept(solved):
-        found = original(solved)
+    def watched_posteriors(solved, packed):
+        found = original(solved, packed)
         on_host = common.to_host(found)
         kept.flat[on_host.packed] = True
         blank_occupancy.flat[on_host.packed] = on_host.occupancies[0]
         return found
 
-    original = Solved.kept
+    original = Solved.posteriors
     with (
         mock.patch.object(engine, "Passes", Watched),
-        mock.patch.object(Solved, "kept", watched_kept),
+        mock.patch.object(Solved, "posteriors", watched_posteriors),
     ):
         cupy_rnnt.joint_rnnt_loss_and_grad(*common.to_device(joint), max_workspace_bytes=BUDGET)
     return Selection(computed, kept, blank_occupancy)

@@ -22,7 +22,7 @@ __device__ int64 block_sum(int64 value) {
 }
 
 // Grid: a block a chunk. Moves a byte an entry.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
 count_marks(int64 chunks, const bool* __restrict__ mask, int64 entries, int64* counts) {
     for (int64 i = first_item(kThreads); i < chunks; i += item_stride(kThreads)) {
         int64 count = 0;
@@ -62,7 +62,7 @@ __device__ void with_ranks(int64 chunk, const bool* __restrict__ mask, int64 ent
 // Writes `first` plus the place of each mark.
 //
 // Grid: a block a chunk. Moves a byte an entry and 8 a mark, and the counts of all chunks before.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
 write_indices(int64 chunks, const bool* __restrict__ mask, int64 entries,
               const int64* __restrict__ counts, int64 first, int64* __restrict__ indices) {
     for (int64 i = first_item(kThreads); i < chunks; i += item_stride(kThreads))
@@ -74,7 +74,7 @@ write_indices(int64 chunks, const bool* __restrict__ mask, int64 entries,
 // Writes the values and places of marked entries in front of those of others; `count` are marked.
 //
 // Grid: a block a chunk. Moves 33 bytes an entry, and the counts of all chunks before.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
 write_marked_first(int64 chunks, const bool* __restrict__ mask, int64 entries,
                    const int64* __restrict__ counts, int64 count,
                    const int64* __restrict__ values, const int64* __restrict__ places,

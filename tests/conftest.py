@@ -35,12 +35,6 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in set(dropped)]
 
 
-def pytest_collection_finish(session):
-    """What tests are made of stays. A collector that looks at it each time takes a second."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_addoption(parser):
     text = (
         "where tests with a fixture `device` or `gpu` run: of tests/devices.py, or module:function"
@@ -78,6 +72,15 @@ def library(request):
 
 gpu = device
 """Only those that run kernels."""
+
+
+@pytest.fixture
+def collector():
+    """`gc.collect` looks at nothing that is older than the test: kernels that were decoded for the
+    emulator take it seconds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def torch_on_cuda(monkeypatch):
     return torch
 
 
-@pytest.mark.usefixtures("torch_on_cuda")
+@pytest.mark.usefixtures("torch_on_cuda", "collector")
 def test_every_contestant_is_measured_or_told_why_not(script, results, monkeypatch):
     contestants = script("light.contestants")
     monkeypatch.setitem(sys.modules, "torchaudio.functional", None)

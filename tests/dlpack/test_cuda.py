@@ -278,6 +278,7 @@ def test_memory_that_several_elements_share_is_not_overwritten(gpu):
 
 @every_function
 @pytest.mark.slow
+@pytest.mark.usefixtures("collector")
 def test_memory_is_released(gpu, function):
     pool = gpu.xp.get_default_memory_pool()
     values = moved(function, Foreign)

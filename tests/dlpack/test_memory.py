@@ -115,6 +115,7 @@ def test_memory_is_kept_as_long_as_it_is_read(function):
 @every_function
 @of("torch", "jax", "strict")
 @pytest.mark.slow
+@pytest.mark.usefixtures("collector")
 def test_nothing_holds_arguments_after_the_call(library, function):
     given = library.given(arguments(function))
     function(**given)
@@ -127,6 +128,7 @@ def test_nothing_holds_arguments_after_the_call(library, function):
 @of("torch", "jax", "strict", "foreign")
 @functions_with_grad
 @pytest.mark.slow
+@pytest.mark.usefixtures("collector")
 def test_results_hold_their_memory(library, function, monkeypatch):
     made = []
 
@@ -165,6 +167,7 @@ class Tampered:
 
 
 @pytest.mark.parametrize("fields", [{"lanes": 2}, {"bits": 24}, {"data": None}, {"code": 77}])
+@pytest.mark.usefixtures("collector")
 def test_memory_that_is_refused_is_released(fields):
     given = arguments(rnnt_loss_and_grad)
     given["logits"] = Tampered(given["logits"], **fields)

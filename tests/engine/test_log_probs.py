@@ -402,6 +402,7 @@ def test_progress(device):
         assert {total for _, total in calls} == {cells}
 
 
+@pytest.mark.usefixtures("collector")
 def test_buffers_end_with_the_call(device):
     case, grad = plain_case(np.float32)
 

@@ -179,12 +179,14 @@ def left_to_the_collector(function, *args):
 
 
 @pytest.mark.parametrize("function", [joint_rnnt_loss, joint_rnnt_loss_and_grad])
+@pytest.mark.usefixtures("collector")
 def test_buffers_end_with_the_call(device, function):
     case = random_joint_case(np.random.default_rng(0), 2, 9, 3, dtype=np.float32)
     with selecting():
         assert not left_to_the_collector(function, *case)
 
 
+@pytest.mark.usefixtures("collector")
 def test_buffers_end_with_a_call_on_logits(device):
     case = random_logits_case(np.random.default_rng(0), 2, 9, 3, dtype=np.float32)
     assert not left_to_the_collector(rnnt_loss_and_grad, *case)

@@ -112,6 +112,10 @@ class Block:
         self.fns, self.term, self.lanes, self.warps, self.classes, self.n = [], None, 0, 0, {}, 0
 
 
+# Those used last, of all programs: a kernel takes 20 ms to decode, and a machine 15 MB.
+_MACHINES, _MOST_MACHINES = {}, 100
+
+
 class Program:
     """An entry function laid out with its callees (callees first, so that they run first)."""
 
@@ -148,7 +152,6 @@ class Program:
         self.entry = entry
         self.functions = order
         self._layout()
-        self.machines = {}
 
     def target(self, ins, k):
         return self.start[self.owner[ins.pc].name] + ins.targets[k]
@@ -239,15 +242,15 @@ class Program:
         return self.addr[v]
 
     def machine(self, cap, latencies=None):
-        key = cap, repr(latencies)
-        m = self.machines.pop(key, None)
+        key = self, cap, repr(latencies)
+        m = _MACHINES.pop(key, None)
         if m is None:
             m = Machine(self, cap)
             m.chains = latencies and Chains(m, latencies)
             self._decode(m)
-            while len(self.machines) >= 3:
-                self.machines.pop(next(iter(self.machines)))
-        self.machines[key] = m
+            while len(_MACHINES) >= _MOST_MACHINES:
+                _MACHINES.pop(next(iter(_MACHINES)))
+        _MACHINES[key] = m
         return m
 
     def _decode(self, m):

@@ -136,6 +136,7 @@ def test_frozen_parameters(trained):
 @every_reduction
 @pytest.mark.parametrize("walked", [False, True])
 @pytest.mark.slow
+@pytest.mark.usefixtures("collector")
 def test_what_was_kept_is_let_go_with_the_graph(kind, reduction, walked, monkeypatch):
     """At once, without the garbage collector."""
     batch, made_here = made(kind), []

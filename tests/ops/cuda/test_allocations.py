@@ -20,6 +20,7 @@ STEP = 9
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(1, STEP + 1, 3))
+@pytest.mark.usefixtures("collector")
 def test_the_nth_allocation_fails(gpu, monkeypatch, first):
     """Arguments are as before, no memory stays in use, and the next call is as the one before."""
     if gpu.name == "cuda":
