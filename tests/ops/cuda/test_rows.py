@@ -91,6 +91,7 @@ def assert_twins(actual, desired, gpu, dtype, exact=False, roundings=ROUNDINGS):
 
 @every_shape
 @every_operation
+@pytest.mark.thinned(2)
 def test_it_does_what_its_twin_does(gpu, name, dtype, width, offset):
     operation = OPERATIONS[name]
     actual, desired = (
