@@ -1,9 +1,9 @@
 """Several arrays in one block of memory.
 
-An allocation takes the host of a GPU 2 us. On a CPU, the kernel of the operating system hands out
-memory a page at a time, when it is first written to. Inside a large block it can hand out huge
-pages. When every array of a call had memory of its own, ordinary pages took up to a tenth of the
-call.
+On a GPU, fewer arrays are asked of the allocator, which may be another library's. On a CPU, the
+kernel of the operating system hands out memory a page at a time, when it is first written to.
+Inside a large block it can hand out huge pages. When every array of a call had memory of its own,
+ordinary pages took up to a tenth of the call.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Block:
         self.fns, self.term, self.lanes, self.warps, self.classes, self.n = [], None, 0, 0, {}, 0
 
 
-# Those used last, of all programs: a kernel takes 20 ms to decode, and a machine 15 MB.
+# Those used last, of all programs: each takes some 15 MB.
 _MACHINES, _MOST_MACHINES = {}, 100
 
 
