@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from queue import SimpleQueue
@@ -47,20 +48,24 @@ class _SingleThreadedBlas:
 
     A fork waits for the tiles under way, and new tiles wait for the fork. So BLAS has no limit of
     ours in the child process, and no thread that the child lacks holds a lock of BLAS.
+
+    Python takes a plain lock and enters its ``with`` block in one step. It does not do so for a
+    condition, which an interrupt between the two steps would leave locked for ever.
     """
 
     def __init__(self) -> None:
         self._start()
 
     def _start(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self.users = 0  # tiles under way
-        self._forks = 0
+        self._forking: set[int] = set()  # threads
         self._allowed: list[int] = []  # threads of each library without our limit
 
     def allowed(self) -> int:
         """How many threads BLAS may use while no tile is computed."""
-        with self._changed:
+        with self._lock:
             counts = self._allowed if self.users else self._counts()
             return max(counts, default=os.cpu_count() or 1)
 
@@ -68,8 +73,8 @@ class _SingleThreadedBlas:
         return [library.num_threads or 1 for library in _blas().lib_controllers]
 
     def __enter__(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._forks == 0)
+        with self._lock:
+            self._changed.wait_for(lambda: not self._forking)
             counts = self._counts()
             if self.users == 0:
                 self._allowed = counts
@@ -80,7 +85,7 @@ class _SingleThreadedBlas:
             self.users += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
+        with self._lock:
             self.users -= 1
             if self.users == 0:
                 for library, count in zip(_blas().lib_controllers, self._allowed, strict=True):
@@ -89,13 +94,13 @@ class _SingleThreadedBlas:
                 self._changed.notify_all()
 
     def before_fork(self) -> None:
-        with self._changed:
-            self._forks += 1
+        with self._lock:
+            self._forking.add(threading.get_ident())
             self._changed.wait_for(lambda: self.users == 0)
 
     def after_fork_in_parent(self) -> None:
-        with self._changed:
-            self._forks -= 1
+        with self._lock:
+            self._forking.discard(threading.get_ident())  # an interrupt may have kept it out
             self._changed.notify_all()
 
     def after_fork_in_child(self) -> None:
@@ -126,6 +131,9 @@ class ThreadWorkers:
     The threads live as long as one call of :meth:`run`. The calling thread only waits, so a call
     works the same from every thread, and an interrupt reaches it at once. If Python starts no
     thread, because it is about to end, the calling thread runs the tiles of that worker.
+
+    The calling thread uses nothing that an interrupt leaves half done: plain locks, and threads
+    without a :class:`threading.Thread`, whose ``start`` waits on a condition.
     """
 
     def __init__(self, count: int) -> None:
@@ -140,42 +148,44 @@ class ThreadWorkers:
     ) -> None:
         shared = _Shared(tiles)
         finished: SimpleQueue[Tile | None] = SimpleQueue()  # None: a worker is done
-        stop = threading.Event()
         errors: list[BaseException] = []
-        running: list[threading.Thread] = []
+        running: list[threading.Lock] = []  # of threads, each held until its thread is done
         registry = threading.Lock()
+        stopped = False
 
         def work(worker: int) -> None:
+            nonlocal stopped
             assigned = (tiles[i] for i in range(worker, len(tiles), self._count))
             try:
                 with np.errstate(all="ignore"):
                     for tile in assigned if fixed else shared:
                         with _single_threaded_blas:
-                            if stop.is_set():
+                            if stopped:
                                 return
                             function(worker, tile)
                         if worker == 0:
                             finished.put(tile)
             except BaseException as error:
                 errors.append(error)
-                stop.set()
+                stopped = True
             finally:
                 finished.put(None)
 
         def work_in_thread(worker: int) -> None:
-            with registry:
-                if stop.is_set():  # nobody joins a thread that begins now
-                    finished.put(None)
-                    return
-                running.append(threading.current_thread())
-            work(worker)
+            done = threading.Lock()
+            with done:
+                with registry:
+                    if stopped:  # nobody waits for a thread that begins now
+                        finished.put(None)
+                        return
+                    running.append(done)
+                work(worker)
 
         active = range(min(self._count, len(tiles)))
         try:
             for worker in active:
-                name = f"cupy_rnnt_{worker}"
                 try:
-                    threading.Thread(None, work_in_thread, name, (worker,), daemon=True).start()
+                    start_new_thread(work_in_thread, (worker,))
                 except RuntimeError:
                     work(worker)
             for _ in active:
@@ -184,9 +194,10 @@ class ThreadWorkers:
                         report(tile)
         finally:
             with registry:
-                stop.set()
-            for thread in running:
-                thread.join()
+                stopped = True
+            for done in running:
+                with done:
+                    pass
         try:
             if errors:
                 raise errors[0]
