@@ -21,6 +21,7 @@ from .engine.logits_source import LogitsSource
 from .ops import Operations, operations_for
 from .ops.types import ArrayLike, DeviceArray, compute_dtype
 from .options import Options
+from .quiet import quiet
 from .tokens import Tokens
 from .transducer import LABEL_COLUMN, Row
 
@@ -259,29 +260,30 @@ class Forms(NamedTuple):
     fits: list[bool]  # whether they come from products
 
     @staticmethod
+    @quiet
     def of(call: AdditiveCall) -> Forms:
         ops = call.ops
-        with np.errstate(all="ignore"):
-            unigram = Unigram.of(call.lm, ops.xp) if call.scales.am else None
-            flags = ops.host(*(Sample(call, b, unigram).fits() for b in range(call.batch.size)))
+        unigram = Unigram.of(call.lm, ops.xp) if call.scales.am else None
+        flags = ops.host(*(Sample(call, b, unigram).fits() for b in range(call.batch.size)))
         return Forms(unigram, [bool(flag) for flag in flags])
 
 
+@quiet
 def solved(call: AdditiveCall, forms: Forms, gradient: bool) -> tuple[DeviceArray, DeviceArray]:
     """Costs (B,), float64, and the gradient of each by the scores of its cells, (B, T, U + 1, K),
     if it is wanted."""
     ops, (batch, row) = call.ops, call.of_scores()
     rows = ops.zeros((*call.am.shape[:2], call.lm.shape[1], row.width), np.float64)
     unigram, fits = forms
-    with np.errstate(all="ignore"):
-        for b in range(batch.size):
-            cells = rows[b, : batch.frames[b], : batch.positions[b]]
-            Sample(call, b, unigram).write_scores(cells, fits[b])
-        source = LogitsSource(batch, rows, row, rows if gradient else None)
-        result = run(source, batch, call.options, np.ones(batch.size) if gradient else None)
+    for b in range(batch.size):
+        cells = rows[b, : batch.frames[b], : batch.positions[b]]
+        Sample(call, b, unigram).write_scores(cells, fits[b])
+    source = LogitsSource(batch, rows, row, rows if gradient else None)
+    result = run(source, batch, call.options, np.ones(batch.size) if gradient else None)
     return result.costs, rows[..., call.columns] if gradient else None
 
 
+@quiet
 def write_gradients(
     call: AdditiveCall,
     forms: Forms,
@@ -293,23 +295,22 @@ def write_gradients(
     gradients of the costs by the scores."""
     xp, positions = call.ops.xp, call.lm.shape[0] * call.lm.shape[1]
     unigram, fits = forms
-    with np.errstate(all="ignore"):
-        d_unigram = xp.zeros(call.am.shape[-1])
-        d_lm = xp.zeros(call.lm.shape) if unigram is not None else out.lm
-        for b in range(call.batch.size):
-            T, S = int(call.batch.frames[b]), int(call.batch.positions[b])
-            cells = d_scores[b, :T, :S] * weights[b]
-            parts = Sample(call, b, unigram).gradients(cells, fits[b])
-            has_gradient = cells.any()  # else a softmax may be undefined
-            of_am, of_lm, of_unigram = (xp.where(has_gradient, part, 0.0) for part in parts)
-            out.am[b, :T], d_lm[b, :S] = of_am, of_lm
-            d_unigram += of_unigram
-        if unigram is not None:
-            slopes = xp.where(d_unigram == 0, 0.0, d_unigram / unigram.probs / positions)
-            for b, of_sample in enumerate(call.lm):
-                softmax = _softmax(of_sample.astype(np.float64), xp)
-                d_lm[b] += softmax * (slopes - (softmax @ slopes)[:, None])
-            out.lm[...] = d_lm
+    d_unigram = xp.zeros(call.am.shape[-1])
+    d_lm = xp.zeros(call.lm.shape) if unigram is not None else out.lm
+    for b in range(call.batch.size):
+        T, S = int(call.batch.frames[b]), int(call.batch.positions[b])
+        cells = d_scores[b, :T, :S] * weights[b]
+        parts = Sample(call, b, unigram).gradients(cells, fits[b])
+        has_gradient = cells.any()  # else a softmax may be undefined
+        of_am, of_lm, of_unigram = (xp.where(has_gradient, part, 0.0) for part in parts)
+        out.am[b, :T], d_lm[b, :S] = of_am, of_lm
+        d_unigram += of_unigram
+    if unigram is not None:
+        slopes = xp.where(d_unigram == 0, 0.0, d_unigram / unigram.probs / positions)
+        for b, of_sample in enumerate(call.lm):
+            softmax = _softmax(of_sample.astype(np.float64), xp)
+            d_lm[b] += softmax * (slopes - (softmax @ slopes)[:, None])
+        out.lm[...] = d_lm
 
 
 def occupancies(d_scores: DeviceArray, dtype: np.dtype) -> DeviceArray:

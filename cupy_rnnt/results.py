@@ -10,6 +10,7 @@ import numpy as np
 from . import checks
 from .ops import operations_for
 from .ops.types import DeviceArray, HostArray
+from .quiet import quiet
 
 
 class JointGradients(NamedTuple):
@@ -144,17 +145,17 @@ def divisor(reduction: str, label_counts: Any) -> Any:
     return label_counts.sum(axis=-1).clip(1) if reduction == "mean_volume" else 1
 
 
+@quiet  # a sum may be too large, or inf - inf
 def reduced(costs: DeviceArray, reduction: str, label_counts: HostArray, dtype: np.dtype) -> Any:
     """The costs (..., B), or their mean or sum over the batch, in `dtype`."""
-    with np.errstate(all="ignore"):  # a sum may be too large, or inf - inf
-        if reduction == "mean":
-            costs = costs.mean(axis=-1)
-        elif reduction != "none":
-            costs = costs.sum(axis=-1)
-        if reduction == "mean_volume":
-            volume = divisor(reduction, label_counts)
-            costs = costs / operations_for(costs).asarray(volume)
-        return costs.astype(dtype)
+    if reduction == "mean":
+        costs = costs.mean(axis=-1)
+    elif reduction != "none":
+        costs = costs.sum(axis=-1)
+    if reduction == "mean_volume":
+        volume = divisor(reduction, label_counts)
+        costs = costs / operations_for(costs).asarray(volume)
+    return costs.astype(dtype)
 
 
 def weights_of(

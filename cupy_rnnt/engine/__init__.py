@@ -26,6 +26,7 @@ from ..dlpack import exported
 from ..ops import operations_for
 from ..ops.types import DeviceArray, HostArray, Tile
 from ..options import Options
+from ..quiet import quiet
 from ..results import Info, reduced
 from .passes import Passes, Solved
 from .plan import Plan, make_plan
@@ -187,6 +188,7 @@ class LikeliestPaths:
         yield read
 
 
+@quiet
 def scan(
     source: Source, batch: Batch, options: Options, read_out: ReadOut, goal: Goal | None = None
 ) -> Result:
@@ -218,6 +220,7 @@ def likeliest_paths(
     return scan(source, batch, options, read_out, LikeliestPath()), read_out
 
 
+@quiet
 def backward(
     source: Source, batch: Batch, options: Options, kept: Kept, weights: DeviceArray
 ) -> None:
@@ -251,11 +254,9 @@ def _running(
     goal: Goal | None = None,
 ) -> Iterator[Passes]:
     """A context in which `count` passes run over the batch, with the goal of a loss unless there is
-    another. NumPy does not warn in it: a gradient too large for its dtype becomes inf, as
-    documented."""
-    with np.errstate(all="ignore"):
-        # The certificate may use half of the tolerance; the choice of kept cells has the rest.
-        goal = goal or Mass(options.tolerance / 2)
-        yield Passes(source, batch, options, plan, count, goal)
+    another."""
+    # The certificate may use half of the tolerance; the choice of kept cells has the rest.
+    goal = goal or Mass(options.tolerance / 2)
+    yield Passes(source, batch, options, plan, count, goal)
     if options.progress is not None:
         options.progress(batch.cell_count, batch.cell_count)

@@ -23,6 +23,7 @@ import numpy as np
 from ..batch import Batch
 from ..ops.types import Cells, DeviceArray, RowPosteriors, Tile
 from ..options import Options
+from ..quiet import quiet
 from ..transducer import LABEL_COLUMN
 from .plan import LISTED_TILES, Group, make_plan
 from .sources import GroupSums, Source
@@ -51,6 +52,7 @@ class Scores(Work):
         super().__init__(source, batch, options, plan)
         self._labels = [k for k, c in enumerate(source.row.columns) if c == LABEL_COLUMN]
 
+    @quiet
     def write(self, out: DeviceArray) -> None:
         """Write the scores to `out` (B, T, U + 1, K), which is 0 everywhere."""
         source, ops = self.source, self.source.ops
@@ -63,27 +65,26 @@ class Scores(Work):
             ops.scatter(rows, _index(cells), out)
 
         count = self.batch.cell_count
-        with np.errstate(all="ignore"):
-            self.run(tile, count, report=lambda part: self._report(part[1]))
+        self.run(tile, count, report=lambda part: self._report(part[1]))
         self._report(count)
 
+    @quiet
     def add_gradient(self, grad: DeviceArray) -> None:
         """Write the gradient of a function to ``source.gradients``, given its gradient by the
         scores, (B, T, U + 1, K)."""
         source, size = self.source, self.batch.size
-        with np.errstate(all="ignore"):
-            _, exponent = math.frexp(self._largest(grad))
-            least = np.finfo(source.dtype).minexp + _TOP + 6  # or weights would be denormal
-            power = 2.0 ** (_TOP - max(exponent, least))
-            weights = source.ops.asarray(np.full(size, 1 / power))
-            # An element is in the columns of K scores at most, and under one softmax.
-            largest = 2 * len(source.row.columns) * 2.0**_TOP
-            with source.sums(self.plan, weights, largest) as sums:
-                for group in self.plan.groups:
-                    with sums.of_group(group, None) as of_group:  # lists follow, one by one
-                        for stop, listed in self._lists(group, grad, power):
-                            self._add(of_group, listed, sums.weights)
-                            self._report(stop)
+        _, exponent = math.frexp(self._largest(grad))
+        least = np.finfo(source.dtype).minexp + _TOP + 6  # or weights would be denormal
+        power = 2.0 ** (_TOP - max(exponent, least))
+        weights = source.ops.asarray(np.full(size, 1 / power))
+        # An element is in the columns of K scores at most, and under one softmax.
+        largest = 2 * len(source.row.columns) * 2.0**_TOP
+        with source.sums(self.plan, weights, largest) as sums:
+            for group in self.plan.groups:
+                with sums.of_group(group, None) as of_group:  # lists follow, one by one
+                    for stop, listed in self._lists(group, grad, power):
+                        self._add(of_group, listed, sums.weights)
+                        self._report(stop)
         self._report(self.batch.cell_count)
 
     def _add(self, of_group: GroupSums, listed: _Listed, weights: DeviceArray) -> None:

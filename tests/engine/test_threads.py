@@ -42,6 +42,8 @@ def run(program, interpreter=sys.executable):
         "a_limit_that_ends_during_a_call",
         "interrupts",
         "interrupts_of_the_limit",
+        "interrupts_without_threads",
+        "handlers_that_call",
         "forks",
         "forks_with_larger_arrays",
         "jax_steps_at_exit",
@@ -67,12 +69,12 @@ def test_a_call_without_threads_has_the_same_bits(monkeypatch):
     starts = []
 
     def refused(work, worker):
-        starts.append(worker)
+        starts.append(worker[0])
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(workers, "start_new_thread", refused)
     assert thread_programs.bits(arguments) == expected
-    assert set(starts) == {(0,), (1,), (2,)}
+    assert set(starts) == {0, 1, 2}
 
 
 def test_the_first_failure_stops_the_other_workers():
@@ -95,7 +97,7 @@ def test_a_failure_before_the_other_workers_have_started(monkeypatch):
     failed, start = threading.Event(), workers.start_new_thread
 
     def late(work, worker):
-        if worker == (1,):
+        if worker[0] == 1:
             assert failed.wait(60)
             time.sleep(0.1)
         start(work, worker)
@@ -110,6 +112,20 @@ def test_a_failure_before_the_other_workers_have_started(monkeypatch):
     caller.start()
     caller.join(60)
     assert errors == ["of worker 0"]
+
+
+@pytest.mark.parametrize("dead", [{0}, {1}, {0, 1}])
+def test_a_thread_that_dies_without_a_word(dead, monkeypatch):
+    """As it does if Python finds no memory to begin with."""
+    start = workers.start_new_thread
+
+    def starts(work, arguments):
+        start((lambda *_: None) if arguments[0] in dead else work, arguments)
+
+    monkeypatch.setattr(workers, "start_new_thread", starts)
+    for fixed in False, True:
+        with pytest.raises(MemoryError, match="a worker ran out of memory"):
+            cpu.start_workers(2).run(lambda *_: None, Tiles(1000, 1, 2), fixed)
 
 
 def failure(tile):

@@ -333,6 +333,6 @@ def test_an_interrupt_leaves_nothing_behind(kind, monkeypatch):
         jax.block_until_ready(gradient(batch.loss, batch.inputs))
     assert "KeyboardInterrupt" in repr(error.value)
     assert workers.threads() == before
-    assert workers._single_threaded_blas.users == 0
+    assert not workers._single_threaded_blas._users
     monkeypatch.undo()
     jax.block_until_ready(gradient(batch.loss, batch.inputs))

@@ -13,13 +13,16 @@ import threading
 from _thread import start_new_thread
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from ..types import Tile
+
+_LOOK_SECONDS = 1.0  # after which to look whether the threads live
 
 
 @cache
@@ -49,25 +52,32 @@ class _SingleThreadedBlas:
     A fork waits for the tiles under way, and new tiles wait for the fork. So BLAS has no limit of
     ours in the child process, and no thread that the child lacks holds a lock of BLAS.
 
-    Python takes a plain lock and enters its ``with`` block in one step. It does not do so for a
-    condition, which an interrupt between the two steps would leave locked for ever.
+    Python takes a lock and enters its ``with`` block in one step. A condition takes two, and an
+    interrupt between them would leave it locked for ever. The lock is reentrant, as a finalizer may
+    call the library while its thread holds the lock.
     """
 
     def __init__(self) -> None:
         self._start()
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self.users = 0  # tiles under way
+        self._users: set[int] = set()  # threads whose tiles are under way
         self._forking: set[int] = set()  # threads
-        self._allowed: list[int] = []  # threads of each library without our limit
+        self._allowed: list[int] = []  # threads of each library without our limit, while it lasts
 
     def allowed(self) -> int:
-        """How many threads BLAS may use while no tile is computed."""
-        with self._lock:
-            counts = self._allowed if self.users else self._counts()
-            return max(counts, default=os.cpu_count() or 1)
+        """How many threads BLAS may use while no tile is computed.
+
+        It takes no lock: a signal handler may call the library meanwhile, and would wait for
+        workers that wait for the lock. Every limit has a list of its own.
+        """
+        while True:
+            allowed = self._allowed
+            counts = allowed or self._counts()
+            if self._allowed is allowed:  # no limit has begun or ended meanwhile
+                return max(counts, default=os.cpu_count() or 1)
 
     def _counts(self) -> list[int]:
         return [library.num_threads or 1 for library in _blas().lib_controllers]
@@ -76,27 +86,32 @@ class _SingleThreadedBlas:
         with self._lock:
             self._changed.wait_for(lambda: not self._forking)
             counts = self._counts()
-            if self.users == 0:
-                self._allowed = counts
+            if not self._users:
+                self._allowed = counts.copy()
             for i, library in enumerate(_blas().lib_controllers):
                 if counts[i] > 1:  # the first tile, or a limit of other code ended meanwhile
                     self._allowed[i] = counts[i]
                     _set_threads(library, 1)
-            self.users += 1
+            self._users.add(threading.get_ident())
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """The thread computes no tile, whether it did or not."""
         with self._lock:
-            self.users -= 1
-            if self.users == 0:
-                for library, count in zip(_blas().lib_controllers, self._allowed, strict=True):
+            self._users.discard(threading.get_ident())
+            if not self._users:
+                for library, count in zip(_blas().lib_controllers, self._allowed, strict=False):
                     if count > 1 and library.num_threads == 1:  # else other code has set it
                         _set_threads(library, count)
+                self._allowed = []
                 self._changed.notify_all()
 
     def before_fork(self) -> None:
         with self._lock:
             self._forking.add(threading.get_ident())
-            self._changed.wait_for(lambda: self.users == 0)
+            self._changed.wait_for(lambda: not self._users)
 
     def after_fork_in_parent(self) -> None:
         with self._lock:
@@ -133,7 +148,9 @@ class ThreadWorkers:
     thread, because it is about to end, the calling thread runs the tiles of that worker.
 
     The calling thread uses nothing that an interrupt leaves half done: plain locks, and threads
-    without a :class:`threading.Thread`, whose ``start`` waits on a condition.
+    without a :class:`threading.Thread`, whose ``start`` waits on a condition. A thread may die
+    without a word where no memory is left. So it is looked for from time to time, and its tiles
+    count as done only if it says so at their end.
     """
 
     def __init__(self, count: int) -> None:
@@ -149,14 +166,16 @@ class ThreadWorkers:
         shared = _Shared(tiles)
         finished: SimpleQueue[Tile | None] = SimpleQueue()  # None: a worker is done
         errors: list[BaseException] = []
-        running: list[threading.Lock] = []  # of threads, each held until its thread is done
+        active = range(min(self._count, len(tiles)))
+        complete = [False] * len(active)
+        running = [threading.Lock() for _ in active]  # each held while its thread works
         registry = threading.Lock()
         stopped = False
 
         def work(worker: int) -> None:
             nonlocal stopped
-            assigned = (tiles[i] for i in range(worker, len(tiles), self._count))
             try:
+                assigned = (tiles[i] for i in range(worker, len(tiles), self._count))
                 with np.errstate(all="ignore"):
                     for tile in assigned if fixed else shared:
                         with _single_threaded_blas:
@@ -165,44 +184,71 @@ class ThreadWorkers:
                             function(worker, tile)
                         if worker == 0:
                             finished.put(tile)
+                complete[worker] = True
             except BaseException as error:
-                errors.append(error)
                 stopped = True
+                errors.append(error)
             finally:
                 finished.put(None)
 
-        def work_in_thread(worker: int) -> None:
-            done = threading.Lock()
-            with done:
-                with registry:
-                    if stopped:  # nobody waits for a thread that begins now
-                        finished.put(None)
-                        return
-                    running.append(done)
+        def work_in_thread(worker: int, _: _Life) -> None:
+            with registry:
+                if stopped:  # nobody waits for a thread that begins now
+                    finished.put(None)
+                    return
+                running[worker].acquire()
+            try:
                 work(worker)
+            finally:
+                running[worker].release()
 
-        active = range(min(self._count, len(tiles)))
         try:
+            lives = []
             for worker in active:
+                life = _Life()
+                lives.append(ref(life))
                 try:
-                    start_new_thread(work_in_thread, (worker,))
+                    start_new_thread(work_in_thread, (worker, life))
                 except RuntimeError:
-                    work(worker)
-            for _ in active:
-                while (tile := finished.get()) is not None:
-                    if report is not None:
-                        report(tile)
+                    try:
+                        work(worker)
+                    finally:
+                        _single_threaded_blas.end()  # as an interrupt may keep a tile from doing
+                del life
+            for tile in _until_ended(finished, lives):
+                if report is not None:
+                    report(tile)
         finally:
             with registry:
                 stopped = True
-            for done in running:
-                with done:
+            for lock in running:
+                with lock:
                     pass
         try:
-            if errors:
-                raise errors[0]
+            if not all(complete):
+                raise errors[0] if errors else MemoryError("a worker ran out of memory")
         finally:
             errors.clear()  # or their tracebacks would refer to themselves
+
+
+class _Life:
+    """Exists as long as its thread."""
+
+
+def _until_ended(finished: SimpleQueue[Tile | None], lives: Sequence[ref[_Life]]) -> Iterator[Tile]:
+    """The tiles of a queue, until each thread has put None or has died."""
+    left = len(lives)
+    while left:
+        try:
+            tile = finished.get(timeout=_LOOK_SECONDS)
+        except Empty:
+            if all(life() is None for life in lives) and finished.empty():
+                return
+        else:
+            if tile is None:
+                left -= 1
+            else:
+                yield tile
 
 
 class _Shared:
