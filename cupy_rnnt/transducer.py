@@ -271,7 +271,7 @@ class Transducer:
             return NAMED[text]
         try:
             (arcs,), heads, sigma, columns = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"text is {text!r}, but that of a transducer is needed") from None
         topology = Topology(tuple(map(_arc, arcs)))
         return Transducer(topology, tuple(map(_head, heads)), sigma, columns)

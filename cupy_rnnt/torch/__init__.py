@@ -13,12 +13,13 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import checks
 from ..batch import BandLike
-from ..options import JointKeywords, Keywords, spells_out
+from ..options import JointKeywords, Keywords, Options, spells_out
 from . import operators
 from .additive import additive_rnnt_loss
 from .arguments import arguments_of, autocast, dense, drawn_seed, needs_grad
@@ -213,11 +214,12 @@ class _JointOptions(JointKeywords, total=False):
 
 
 class _Loss(torch.nn.Module):
-    """A loss with its options fixed."""
+    """A loss with its options fixed, which are checked at once."""
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
         super().__init__()
         inspect.signature(function).bind_partial(**options)  # refuses unknown ones
+        Options.checked(np.dtype(np.float32), **options)
         self._options = options
 
     def extra_repr(self) -> str:
@@ -302,6 +304,11 @@ class JointRNNTLoss(_Loss):
         **options: Unpack[_JointOptions],
     ) -> None:
         super().__init__(joint_rnnt_loss, blank=blank, clamp=clamp, reduction=reduction, **options)
+        if not isinstance(output, torch.nn.Linear | None):
+            raise TypeError(
+                f"output must be a torch.nn.Linear, not {type(output).__name__}: what precedes the "
+                "layer is options, activation and dropout"
+            )
         self.output = output
 
     def forward(

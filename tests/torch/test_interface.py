@@ -92,6 +92,17 @@ def test_a_module_may_have_the_output_layer():
         plain(encoder_out, predictor_out, weight, bias)
 
 
+def test_modules_check_their_options_at_once():
+    with pytest.raises(ValueError, match="reduction is 'avg'"):
+        adapter.RNNTLoss(reduction="avg")
+    with pytest.raises(ValueError, match=r"dropout is 2\.0"):
+        adapter.JointRNNTLoss(dropout=2.0)
+    with pytest.raises(TypeError, match="blank"):
+        adapter.JointRNNTLoss(torch.nn.Linear(3, 4))
+    with pytest.raises(TypeError, match=r"output must be a torch\.nn\.Linear, not Sequential"):
+        adapter.JointRNNTLoss(output=torch.nn.Sequential(torch.nn.Linear(3, 4)))
+
+
 def test_modules_are_saved_and_loaded(tmp_path):
     batch = made("joint", dtype=torch.float32)
     modules = [
