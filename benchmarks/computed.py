@@ -76,7 +76,9 @@ class Step(NamedTuple):
         for stage, name, work in self.operations:
             key = f"{stage}, {name}" if name == "products" else stage
             found[key] = found.get(key, 0.0) + work.seconds(machine, products)
-        return found | {"sweeps": max(found["sweeps"], self.sweeps)}
+        sweeping = [of for of in self.operations if of.name in SWEEPING]
+        found["sweeps"] += max(0.0, self.sweeps - costs.seconds(sweeping, machine, products))
+        return found
 
 
 def own_sweeps(shape: Shape, name: str, further: int = 0) -> float:
@@ -126,6 +128,7 @@ def fused(shape: Shape, name: str, products: str) -> Step:
     return Step(operations, OF_FUSED * EAGER, their_sweeps(shape, name))
 
 
+SWEEPING = "lattice_sweep", "sweeps"  # operations of this package, and of others
 HOSTS = "few", "bfloat16", "float32", "untrained", "large"
 JOINTS = {"shares": "of 40 s, f = 0.05, k = 0.04"}
 AUTOGRAD = "batched autograd"
@@ -199,10 +202,11 @@ def of_kernels() -> list[list[str]]:
 
 def of_machines() -> list[list[str]]:
     header = ["GPU", "memory (GB/s)", "special (T/s)", "float64 (TFLOP/s)"]
-    header += [f"{kind} (TFLOP/s)" for kind in ITEMSIZES] + ["clock (GHz)", "multiprocessors"]
+    kinds = "float32", "TF32", "bfloat16"
+    header += [f"{kind} (TFLOP/s)" for kind in kinds] + ["clock (GHz)", "multiprocessors"]
     rows = [
         [name, *(f"{x:.4g}" for x in (m.bandwidth / 1e9, m.special / 1e12, m.float64 / 1e12))]
-        + [f"{m.products[kind] / 1e12:.4g}" for kind in ITEMSIZES]
+        + [f"{m.products[kind] / 1e12:.4g}" for kind in kinds]
         + [f"{m.clock / 1e9:.2f}", str(m.multiprocessors)]
         for name, m in MACHINES.items()
     ]
@@ -234,16 +238,16 @@ IN_WORDS = {
 
 def of_sweeps() -> list[list[str]]:
     """Of a diagonal: instructions, and microseconds by machine."""
-    header = ["sweep", "U + 1", "instructions", "chain", "cycles, H100"]
+    header = ["sweep", "of", "U + 1", "instructions", "chain", "cycles, H100", "float64 issued"]
     rows = []
     for positions, sweeps in read("sweeps")["positions"].items():
-        for of in sweeps:
+        for swept, of in zip(("bounds", "scores"), sweeps, strict=True):
             times = [
                 m.diagonal(of["cycles"][name], of["issued"], of["float64"])
                 for name, m in MACHINES.items()
             ]
             counts = (f"{x:.0f}" for x in (of["instructions"], of["chain"], of["cycles"]["H100"]))
-            row = [f"``{of['kernel']}``", positions, *counts]
+            row = [f"``{of['kernel']}``", swept, positions, *counts, f"{of['float64']:.1f}"]
             rows.append([*row, *(f"{1e6 * seconds:.2f}" for seconds in times)])
     return [[*header, *(f"us, {name}" for name in MACHINES)], *rows]
 
@@ -261,7 +265,8 @@ def of_host() -> list[list[str]]:
             lengths = call["batch"] * call["frames"], call["batch"] * (call["labels"] + 1)
         of_cells = info["computed"], info["kept"], call["vocab"], info["rounds"] - 1
         formula = parts_of(*of_cells, *lengths).total(costs.OPERATIONS)
-        counts = asked, formula, of["allocations"], of["synchronisations"]
+        by_formula = formula if call["dtype"] == "bfloat16" else "n/a"
+        counts = asked, by_formula, of["allocations"], of["synchronisations"]
         joint = JOINTS.get(call["workload"], call["workload"]), str(call["batch"]), call["dtype"]
         rows.append([*joint, *map(str, counts), f"{of['host ms']['median']:.1f}"])
     return [[*header, "host (ms)"], *rows]
