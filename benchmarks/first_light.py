@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 import light
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "gpu"
 FILE = "first_light.json"
 _GRACE = 2.0  # seconds that a step has to end after its time is over
 _LEAST = 5.0  # seconds below which no step is started
@@ -78,8 +77,15 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder of {FILE}")
-    parser.add_argument("--budget-seconds", type=float, default=400, help="of all steps together")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("first_light"),
+        help=f"folder of {FILE} (default: first_light)",
+    )
+    parser.add_argument(
+        "--budget-seconds", type=float, default=400, help="of all steps together (default: 400)"
+    )
     parser.add_argument("--small", action="store_true", help="toy sizes: do the steps run?")
     parser.add_argument("--steps", nargs="+", choices=STEPS, help="some only", metavar="STEP")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print such a file, and no more")

@@ -55,8 +55,8 @@ other commands (with --help for their options):
   estimate    print the memory that a batch of any size takes, without running it
   info        print versions, CPU and GPU, threads"""
 _ESTIMATE = """\
-Print the memory that loss and gradients of a joint network take, without computing or allocating
-them. There are as many workers as a call would have on this machine."""
+Print the memory that loss and gradients of a joint network take on the CPU, without computing or
+allocating them. There are as many workers as a call would have on this machine."""
 _COUNTS = {  # least value, help
     "batch": (1, "samples B"),
     "frames": (1, "frames T of each sample"),
@@ -323,7 +323,8 @@ def _parser(
             "--max-workspace-bytes",
             type=parse_nbytes,
             metavar="BYTES",
-            help="for example 50000000, 64MiB or 1.5GiB (default: 256MiB, on a GPU 1GiB)",
+            help="for example 50000000, 64MiB or 1.5GiB (default: 256MiB; for a GPU a 32nd of its "
+            "memory, and at least 1GiB)",
         )
     return parser
 
