@@ -28,7 +28,7 @@ def test_random_calls_on_an_emulated_device(capsys):
 
 @pytest.mark.parametrize(
     ("disturbance", "cases"),
-    [("allocations", 5), ("interrupts", 8), ("threads", 48), ("spawn", 4)],
+    [("allocations", 5), ("threads", 48), ("spawn", 4)],
 )
 @pytest.mark.slow
 def test_disturbed_calls_leave_nothing_behind(disturbance, cases, capsys):
@@ -36,12 +36,15 @@ def test_disturbed_calls_leave_nothing_behind(disturbance, cases, capsys):
     assert int(capsys.readouterr().out.split()[0]) > 0
 
 
+@pytest.mark.parametrize(("disturbance", "cases"), [("interrupts", 8), ("fork", 12)])
 @pytest.mark.slow
-def test_forked_processes():
-    """In a process without JAX, which does not let itself be forked."""
-    command = [sys.executable, "-m", "tests.soak", "--cases", "12", "--disturb", "fork"]
+def test_disturbed_processes(disturbance, cases):
+    """A fork wants a process without JAX. An interrupt wants one without hypothesis, whose callback
+    of the garbage collector it may hit: Python swallows such an interrupt, and pytest reports it."""
+    command = [sys.executable, "-m", "tests.soak", "--cases", str(cases), "--disturb", disturbance]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(result.stdout.split()[0]) > 0
     assert "0 failures" in result.stdout
 
 
