@@ -9,7 +9,7 @@ import numpy as np
 from . import checks
 from .band import Band
 from .ops import Operations
-from .ops.types import ArrayLike, Cells, DeviceArray, HostArray
+from .ops.types import ArrayLike, Cells, DeviceArray, HostArray, Samples
 from .tokens import Tokens
 from .topology import Topology
 
@@ -126,10 +126,9 @@ class Batch:
 class CellsOf:
     """Makes lists of cells of a batch on a device."""
 
-    def __init__(self, batch: Batch, ops: Operations) -> None:
-        self._locate = ops.coordinates
-        self._table = ops.batch_table(batch.offsets, batch.positions, batch.labels)
+    def __init__(self, ops: Operations, samples: Samples) -> None:
+        self._locate, self._samples = ops.coordinates, samples
 
     def __call__(self, packed: DeviceArray) -> Cells:
         """Cells, from their packed indices (n,)."""
-        return Cells(packed, self._table, self._locate)
+        return Cells(packed, self._samples, self._locate)

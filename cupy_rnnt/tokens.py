@@ -72,7 +72,7 @@ class Tokens(NamedTuple):
                 + (padding if label < 0 else self._lacking(label + 1))
             )
         blanks = self.transducer.columns_of_blanks(self.vocabulary, blank)
-        is_blank = valid & np.isin(targets, blanks)
+        is_blank = valid & np.logical_or.reduce([targets == column for column in blanks])
         if is_blank.any():
             b, u = np.unravel_index(np.argmax(is_blank), targets.shape)
             which = "the blank" if targets[b, u] == blank else "a further blank"

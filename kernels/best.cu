@@ -49,13 +49,14 @@ __device__ double best_before(const Lattice& lattice, const Words& scores, const
 // way in, and 8 out.
 template <typename T>
 __global__ void __launch_bounds__(256, 1)
-best_sweep(int64 sweeps, int ways, const Lattice* lattices, int64 samples, const double* words,
-           int64 cells, const bool* exact, double* inside, double* alpha, double* beta,
-           double* totals) {
+best_sweep(int64 sweeps, int ways, const int64* table, int64 count,
+           const double* words, int64 cells, const bool* exact, double* inside, double* alpha,
+           double* beta, double* totals) {
+    const Samples samples{table, count};
     for (int64 i = first_item(256); i < sweeps; i += item_stride(256)) {
-        const int64 sample = i % samples;
-        const int way = way_of(i / samples, ways);
-        const Lattice lattice = lattices[sample];
+        const int64 sample = i % count;
+        const int way = way_of(i / count, ways);
+        const Lattice lattice = lattice_of(samples, sample);
         const Words scores{words, cells};
         double* const out = way == 0 ? inside : way == 1 ? alpha : beta;
         const int diagonals = lattice.diagonals();
@@ -73,7 +74,7 @@ best_sweep(int64 sweeps, int ways, const Lattice* lattices, int64 samples, const
                     });
                 }
                 out[lattice.place(d, c)] = best;
-                if (way != 1 && d == 0) totals[way * samples + sample] = best;
+                if (way != 1 && d == 0) totals[way * count + sample] = best;
             }
             __syncthreads();
         }
@@ -90,12 +91,13 @@ best_sweep(int64 sweeps, int ways, const Lattice* lattices, int64 samples, const
 // 16 out for each label.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
-best_path(int64 samples, const Lattice* lattices, const int* flags, const double* words, int64 cells,
-          const bool* exact, const double* beta, const double* totals, int64 labels, int64* frames,
-          int64* durations, bool* proven, double* costs, bool narrow) {
-    for (int64 sample = first_item(1); sample < samples; sample += item_stride(1)) {
-        const Lattice lattice = lattices[sample];
-        const double cost = -totals[3 * samples + sample];
+best_path(const int64* table, int64 count, const int* flags, const double* words,
+          int64 cells, const bool* exact, const double* beta, const double* totals, int64 labels,
+          int64* frames, int64* durations, bool* proven, double* costs, bool narrow) {
+    const Samples samples{table, count};
+    for (int64 sample = first_item(1); sample < count; sample += item_stride(1)) {
+        const Lattice lattice = lattice_of(samples, sample);
+        const double cost = -totals[3 * count + sample];
         const float reported = cost;
         const bool fits = !narrow || fabs(reported) < infinity(), bad = flags[sample] & kPoisoned;
         costs[sample] = bad ? nan("") : fits ? cost : reported;

@@ -29,15 +29,17 @@ struct Tile {
     int64 cell, frame, prefix;
     int frames, positions;
 
-    __device__ Tile(const Sample& sample, int64 number, int64 start, int64 stop) {
-        const int64 across = (sample.positions + kPositions - 1) / kPositions;
-        const int64 tile = number - sample.tile;
-        const int64 t = sample.frame + tile / across * kFrames, u = tile % across * kPositions;
+    __device__ Tile(const Samples& samples, int64 sample, int64 number, int64 start, int64 stop) {
+        const int64 width = samples.of(kPosition, sample);
+        const int64 across = (width + kPositions - 1) / kPositions;
+        const int64 tile = number - samples.before(kTile, sample);
+        const int64 first = samples.before(kFrame, sample);
+        const int64 t = first + tile / across * kFrames, u = tile % across * kPositions;
         frame = max(t, start);
-        frames = min(min(t + kFrames, sample.frame + sample.frames), stop) - frame;
-        cell = sample.cell + (frame - sample.frame) * sample.positions + u;
-        prefix = sample.position + u;
-        positions = sample.positions - u;
+        frames = min(min(t + kFrames, first + samples.of(kFrame, sample)), stop) - frame;
+        cell = samples.at(kCell, sample) + (frame - first) * width + u;
+        prefix = samples.before(kPosition, sample) + u;
+        positions = width - u;
     }
 };
 
@@ -88,8 +90,8 @@ template <typename C, int ROWS> struct Part {
 
 // The samples of a launch, its first tile and number of tiles, and the frames that it is about.
 struct Work {
-    const Sample* samples;
-    int64 count, first, tiles, start, stop;
+    Samples samples;
+    int64 first, tiles, start, stop;
     const bool* fits;
 };
 
@@ -153,23 +155,23 @@ template <typename Activation, int DOTS, typename C, typename Finish>
 __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Finish finish) {
     __shared__ Parts<C, DOTS> parts;
     const int x = threadIdx.x % kAcross, y = threadIdx.x / kAcross;
+    const Samples& samples = work.samples;
     const int64 size = from.size;
     const auto is_there = [&](int number) { return 0 <= number && number < from.width; };
     for (int64 i = first_item(kThreads); i < work.tiles; i += item_stride(kThreads)) {
         const int64 number = work.first + i;
-        const int sample =
-            &entry_of<Sample, &Sample::tile>(number, work.samples, work.count) - work.samples;
+        const int sample = samples.with(kTile, number + samples.at(kTile, 0));
         const bool logistic = Hidden<Activation>::kLogistic && work.fits[sample];
-        const Tile tile(work.samples[sample], number, work.start, work.stop);
+        const Tile tile(samples, sample, number, work.start, work.stop);
         C dots[kCells][DOTS] = {};
         for (int64 h = 0; h < size; h += parts.predictor.kWidth) {
             __syncthreads();  // the part before has been read
             const int64 frame = tile.frame * size + h, prefix = tile.prefix * size + h;
-            const Sample& of = work.samples[sample];
-            const Corner corner{static_cast<unsigned>(h),
-                                static_cast<unsigned>(tile.prefix - of.position),
-                                static_cast<unsigned>(tile.frame - of.frame),
-                                static_cast<unsigned>(of.number)};
+            const Corner corner{
+                static_cast<unsigned>(h),
+                static_cast<unsigned>(tile.prefix - samples.before(kPosition, sample)),
+                static_cast<unsigned>(tile.frame - samples.before(kFrame, sample)),
+                static_cast<unsigned>(samples.at(kNumber, sample))};
             parts.encoder.fill(from.encoder + frame, tile.frames, size, size - h, 1);
             if (DOTS == 4) parts.slope.fill(from.slopes + frame, tile.frames, size, size - h, 0);
             parts.predictor.fill(from.predictor + prefix, tile.positions, size, size - h, 1);
@@ -198,7 +200,7 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
                     logits[k] = scale * dots[0][k] + (is_there(first + k) ? plus[k] : 0);
                 if constexpr (DOTS == 4)
                     logits[3] = scale * dots[0][3] + from.constants[tile.frame + t];
-                finish(sample, tile.cell + t * work.samples[sample].positions + u, logits);
+                finish(sample, tile.cell + t * samples.of(kPosition, sample) + u, logits);
             }
             for (int other = 1; other < kCells; ++other)  // no index varies: dots stay in registers
                 for (int k = 0; k < DOTS; ++k) dots[other - 1][k] = dots[other][k];
@@ -210,7 +212,7 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
 // and begins with the cell of packed index `base`.
 template <typename Activation, typename C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 2 : 3)
-exact_logits(const Sample* samples, int64 count, int64 first, int64 tiles, int64 start, int64 stop,
+exact_logits(const int64* table, int64 count, int64 first, int64 tiles, int64 start, int64 stop,
              const bool* fits, int64 size, const C* encoder, const C* predictor, const C* vectors,
              const double* vector_constants, int width, int64 threshold, int64 seed, double scale,
              int vector, int logits, int label,
@@ -218,7 +220,7 @@ exact_logits(const Sample* samples, int64 count, int64 first, int64 tiles, int64
     out -= base;
     const Rows<C> from{size,      encoder, nullptr,          nullptr,
                        predictor, vectors, vector_constants, width, {static_cast<unsigned>(threshold), seed, scale}};
-    each_cell<Activation, 3>({samples, count, first, tiles, start, stop, fits}, from, vector,
+    each_cell<Activation, 3>({{table, count}, first, tiles, start, stop, fits}, from, vector,
                              [&](int, int64 cell, const double* found) {
                                  for (int k = 0; k < 3; ++k)
                                      if (k < logits)
@@ -229,7 +231,7 @@ exact_logits(const Sample* samples, int64 count, int64 first, int64 tiles, int64
 
 template <typename Activation, typename C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 2 : 3)
-bounds(const Sample* samples, int64 count, int64 first, int64 tiles, int64 start, int64 stop,
+bounds(const int64* of_samples, int64 count, int64 first, int64 tiles, int64 start, int64 stop,
        const bool* fits, const double* slack, int64 size, const C* encoder, const C* slopes,
        const double* constants, const C* predictor, const C* vectors,
        const double* vector_constants, int width, int64 threshold, int64 seed, double scale,
@@ -268,6 +270,6 @@ bounds(const Sample* samples, int64 count, int64 first, int64 tiles, int64 start
             out[k * cells + cell] = (bound < 0 ? bound : 0) - table.shift(k);  // NaN gives 0
         }
     };
-    each_cell<Activation, 4>({samples, count, first, tiles, start, stop, fits}, from, width - 3,
+    each_cell<Activation, 4>({{of_samples, count}, first, tiles, start, stop, fits}, from, width - 3,
                              finish);
 }

@@ -16,17 +16,19 @@ __device__ inline double log_product(int64 a, int64 b, bool in_log) {
 // Grid: a thread a cell. Moves 17 bytes a cell in that lie apart, and 1 out.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
-lattice_mark(int64 cells, int64 samples, const Lattice* lattices, const int* flags,
+lattice_mark(int64 cells, const int64* table, int64 count, int most_columns, const int* flags,
              const int64* alpha, const int64* beta, const double* least, const double* totals,
              const bool* exact, bool* marks, int64* counts) {
+    const Samples samples{table, count};
+    const int64 first = samples.at(kCell, 0);
     for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
-        const Lattice& entry = entry_of(i, lattices, samples);
-        const Lattice lattice = entry;
-        const int64 sample = &entry - lattices, position = (i - lattice.first) % lattice.positions;
+        const int64 sample = samples.with(kCell, i + first);
+        const Lattice lattice = lattice_of(samples, sample, first);
+        const int64 position = (i - lattice.first) % lattice.positions;
         const double threshold = least[sample] + totals[sample];
         const auto reaches = [&](int64 cell) {
             const int64 place = lattice.place_of_packed(cell);
-            const bool logs = in_log(lattice, flags[sample]);
+            const bool logs = in_log(lattice, flags[sample], most_columns);
             return log_product(alpha[place], beta[place], logs) >= threshold;
         };
         const bool mark = !exact[lattice.place_of_packed(i)] &&
@@ -93,22 +95,23 @@ __device__ int mark_frame(const Lattice& lattice, int frame, const int64* alpha,
 // twice, and once more for each time that it halves a limit.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
-lattice_keep(int64 samples, int64 longest, const Lattice* lattices, const int* flags,
+lattice_keep(int64 longest, const int64* table, int64 count, int most_columns, const int* flags,
              const int64* alpha, const int64* beta, const double* shares, const double* costs,
              const bool* left_out, bool* marks, int64* counts) {
-    for (int64 i = first_item(32); i < samples * longest; i += item_stride(32)) {
+    const Samples samples{table, count};
+    for (int64 i = first_item(32); i < count * longest; i += item_stride(32)) {
         const int64 sample = i / longest;
         const int frame = i % longest;
-        const Lattice lattice = lattices[sample];
+        const Lattice lattice = lattice_of(samples, sample);
         if (frame >= lattice.frames) continue;
         const auto mark = [&](auto number) {
             return mark_frame<T, decltype(number)>(lattice, frame, alpha, beta, shares[sample],
                                                    costs[sample], left_out, marks);
         };
-        const int count = in_log(lattice, flags[sample]) ? mark(Log{}) : mark(Wide{});
+        const int marked = in_log(lattice, flags[sample], most_columns) ? mark(Log{}) : mark(Wide{});
         if (threadIdx.x % 32 == 0)
             atomicAdd(reinterpret_cast<unsigned long long*>(counts + sample),
-                      static_cast<unsigned long long>(count));
+                      static_cast<unsigned long long>(marked));
     }
 }
 
@@ -117,11 +120,14 @@ lattice_keep(int64 samples, int64 longest, const Lattice* lattices, const int* f
 // Grid: a thread a cell. Moves a byte a cell of all samples, and of the chosen ones one that lies
 // apart.
 __global__ void __launch_bounds__(256, 4)
-lattice_complete(int64 cells, int64 samples, const Lattice* lattices, const bool* chosen,
+lattice_complete(int64 cells, const int64* table, int64 count, const bool* chosen,
                  const bool* exact, bool* marks) {
+    const Samples samples{table, count};
+    const int64 first = samples.at(kCell, 0);
     for (int64 i = first_item(1); i < cells; i += item_stride(1)) {
-        const Lattice& entry = entry_of(i, lattices, samples);
-        if (chosen[&entry - lattices]) marks[i] = !exact[entry.place_of_packed(i)];
+        const int64 sample = samples.with(kCell, i + first);
+        const Lattice lattice = lattice_of(samples, sample, first);
+        if (chosen[sample]) marks[i] = !exact[lattice.place_of_packed(i)];
     }
 }
 
@@ -132,18 +138,19 @@ lattice_complete(int64 cells, int64 samples, const Lattice* lattices, const bool
 // Grid: a block a part. Moves 9 bytes a cell in, and 8 more where a path may step out.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
-lattice_leaving(int64 samples, int64 parts, const Lattice* lattices, const int* flags,
+lattice_leaving(int64 parts, const int64* table, int64 count, int most_columns, const int* flags,
                 const bool* exact, const int64* alpha, const int64* upper_beta,
                 const double* totals, double* shares) {
-    for (int64 i = first_item(256); i < samples * parts; i += item_stride(256)) {
+    const Samples samples{table, count};
+    for (int64 i = first_item(256); i < count * parts; i += item_stride(256)) {
         const int64 sample = i / parts, part = i % parts;
-        const Lattice lattice = lattices[sample];
-        const int64 count = static_cast<int64>(lattice.frames) * lattice.positions;
+        const Lattice lattice = lattice_of(samples, sample);
+        const int64 cells = static_cast<int64>(lattice.frames) * lattice.positions;
         const double bound = totals[sample], base = bound > -infinity() ? bound : 0;
-        const bool logs = in_log(lattice, flags[sample]);
+        const bool logs = in_log(lattice, flags[sample], most_columns);
         Sum<double> share{0};
-        const int64 end = count * (part + 1) / parts;
-        for (int64 cell = count * part / parts + threadIdx.x; cell < end; cell += 256) {
+        const int64 end = cells * (part + 1) / parts;
+        for (int64 cell = cells * part / parts + threadIdx.x; cell < end; cell += 256) {
             const int frame = cell / lattice.positions, position = cell % lattice.positions;
             const int d = frame + position, c = lattice.flipped() ? frame : position;
             if (is_inside<T>(lattice, exact, d, c)) continue;
@@ -155,10 +162,10 @@ lattice_leaving(int64 samples, int64 parts, const Lattice* lattices, const int* 
     }
 }
 
-// Log-sum-exps (G, n) and occupancies (K, n) of some cells, given by their numbers in the batch, of
-// which the first in the group is `first`. An occupancy is the sum over arcs of alpha times their
-// weight times beta where they lead to, divided by the sum over all paths; of arcs that emit a label
-// `of_labels` times. Below `least` it counts as 0.
+// Log-sum-exps (G, n) and occupancies (K, n) of some cells, given by their numbers in the batch. An
+// occupancy is the sum over arcs of alpha times their weight times beta where they lead to, divided
+// by the sum over all paths; of arcs that emit a label `of_labels` times. Below `least` it counts as
+// 0.
 //
 // Grid: a thread a cell. Moves some 16 (1 + arcs) + 16 K + 8 G bytes a cell in, and 8 G + K sizeof(C)
 // out.
@@ -192,21 +199,22 @@ __device__ void write_occupancies(const Lattice& lattice, int64 cell, const Word
 
 template <typename T, typename C>
 __global__ void __launch_bounds__(256, 2)
-lattice_posteriors(int64 count, const int64* packed, int64 first, int64 samples,
-                   const Lattice* lattices, const int* flags, const double* words, int64 cells,
+lattice_posteriors(int64 rows, const int64* packed, const int64* table, int64 count,
+                   int most_columns, const int* flags, const double* words, int64 cells,
                    const int64* alpha, const int64* beta, const double* costs, double of_labels,
                    double least, const double* lses, int heads, double* lse, C* occupancies) {
-    for (int64 i = first_item(1); i < count; i += item_stride(1)) {
-        const int64 cell = packed[i] - first;
-        const Lattice& entry = entry_of(cell, lattices, samples);
-        const int64 sample = &entry - lattices;
-        for (int g = 0; g < heads; ++g) lse[g * count + i] = lses[g * cells + cell];
+    const Samples samples{table, count};
+    const int64 first = samples.at(kCell, 0);
+    for (int64 i = first_item(1); i < rows; i += item_stride(1)) {
+        const int64 cell = packed[i] - first, sample = samples.with(kCell, packed[i]);
+        const Lattice lattice = lattice_of(samples, sample, first);
+        for (int g = 0; g < heads; ++g) lse[g * rows + i] = lses[g * cells + cell];
         const auto write = [&](auto number) {
-            write_occupancies<T, decltype(number)>(entry, cell - entry.first, {words, cells}, alpha,
-                                                   beta, costs[sample], of_labels, least, count,
-                                                   occupancies + i);
+            write_occupancies<T, decltype(number)>(lattice, cell - lattice.first, {words, cells},
+                                                   alpha, beta, costs[sample], of_labels, least,
+                                                   rows, occupancies + i);
         };
-        if (in_log(entry, flags[sample])) write(Log{});
+        if (in_log(lattice, flags[sample], most_columns)) write(Log{});
         else write(Wide{});
     }
 }

@@ -5,12 +5,10 @@
 #include "coordinates.cuh"
 #include "items.cuh"
 
-using int64 = long long;
-
 __global__ void __launch_bounds__(256, 4)
-coordinates(int64 count, const int64* __restrict__ packed, const int64* table, int64 samples,
-            int64 longest, int64* __restrict__ results, bool* __restrict__ has_label) {
-    const BatchTable batch{table, samples, longest};
+coordinates(int64 count, const int64* __restrict__ packed, const int64* of_batch, int64 samples,
+            const int64* labels, int64* __restrict__ results, bool* __restrict__ has_label) {
+    const Batch batch(of_batch, samples, labels);
     for (int64 i = first_item(1); i < count; i += item_stride(1)) {
         const Coordinates at = batch.of(packed[i]);
         results[i] = at.sample;

@@ -12,26 +12,28 @@
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
 fold_rows(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
-          const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2, const Sample* samples,
+          const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2, const int64* table,
           int64 count, int64 width, Compute<T>* __restrict__ means,
           Compute<T>* __restrict__ magnitudes) {
     using C = Compute<T>;
+    const Samples samples{table, count};
     __shared__ C sums[8][32];
     __shared__ Largest<C> tops[8][32];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64 strips = (width + 31) / 32;
     for (int64 item = first_item(256); item < 2 * count * strips; item += item_stride(256)) {
         const int64 i = item / strips, j = item % strips * 32 + lane;
-        const int side = i >= count;
-        const Sample& sample = samples[side ? i - count : i];
-        const Inputs<T> inputs = side ? Inputs<T>{predictor, p0, p1, p2}
-                                      : Inputs<T>{encoder, e0, e1, e2};
-        const T* column = inputs.array + sample.number * inputs.of_sample + j * inputs.of_element;
+        const bool is_predictor = i >= count;
+        const int64 sample = is_predictor ? i - count : i, number = samples.at(kNumber, sample);
+        const int64 rows = samples.of(is_predictor ? kPosition : kFrame, sample);
+        const int64 stride = is_predictor ? p1 : e1;
+        const T* const column = is_predictor ? predictor + number * p0 + j * p2
+                                             : encoder + number * e0 + j * e2;
         C sum = 0;
         Largest<C> top;
         if (j < width)
-            for (int64 row = warp; row < sample.count(side); row += 8) {
-                const C x = static_cast<C>(column[row * inputs.of_row]);
+            for (int64 row = warp; row < rows; row += 8) {
+                const C x = static_cast<C>(column[row * stride]);
                 sum += x;
                 top.add(fabs(x));
             }
@@ -43,7 +45,7 @@ fold_rows(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
                 sum += sums[k][lane];
                 top.add(tops[k][lane]);
             }
-            means[i * width + j] = sum / sample.count(side);
+            means[i * width + j] = sum / rows;
             magnitudes[i * width + j] = top.value;
         }
         __syncthreads();

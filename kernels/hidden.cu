@@ -39,12 +39,12 @@ template <typename T, typename Activation>
 __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 3 : 4)
 hidden(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
        const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
-       const int64* __restrict__ packed, const int64* table, int64 samples, int64 longest,
-       int64 cells, int64 width, int64 warps, int64 threshold, int64 seed, double scale,
-       T* __restrict__ out) {
+       const int64* __restrict__ packed, const int64* of_batch, int64 samples,
+       const int64* labels, int64 cells, int64 width, int64 warps, int64 threshold, int64 seed,
+       double scale, T* __restrict__ out) {
     constexpr int N = kPack<Compute<T>>;
     const Dropout dropout{static_cast<unsigned>(threshold), seed, scale};
-    const BatchTable batch{table, samples, longest};
+    const Batch batch(of_batch, samples, labels);
     for (int64 item = first_item(32); item < cells * warps; item += item_stride(32)) {
         Share share(item, warps);
         const int64 i = share.row;

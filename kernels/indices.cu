@@ -1,7 +1,7 @@
 // Where a mask is true, in order: a kernel counts the marks of each chunk of the mask, and another
 // one writes their places. And where numbers are among others.
 
-#include "entries.cuh"
+#include "bisection.cuh"
 #include "items.cuh"
 
 using int64 = long long;

@@ -6,24 +6,20 @@
 #include "activations.cuh"
 #include "common.cuh"
 #include "dropout.cuh"
-#include "entries.cuh"
-
-// A sample of a group, in a table of its frames and in one of its positions: the `first` of either
-// in the group, its first frame there, its first cell, and how many frames and positions it has.
-struct Entry { int64 first, frame, cell, frames, positions; };
+#include "samples.cuh"
 
 // Where the cells of each frame begin in a list, and behind the last frame how many cells there are.
 //
 // Grid: a thread a frame. Moves 8 bytes a frame and what bisection reads.
 __global__ void __launch_bounds__(256, 4)
-frame_starts(int64 frames, const int64* __restrict__ packed, int64 count, const Entry* entries,
-             int64 samples, int64* __restrict__ starts) {
+frame_starts(int64 frames, const int64* __restrict__ packed, int64 rows, const int64* table,
+             int64 count, int64* __restrict__ starts) {
+    const Samples samples{table, count};
     for (int64 f = first_item(1); f <= frames; f += item_stride(1)) {
-        starts[f] = count;
+        starts[f] = rows;
         if (f == frames) continue;
-        const Entry& entry = entry_of(f, entries, samples);
-        const int64 cell = entry.cell + (f - entry.first) * entry.positions;
-        starts[f] = lower_bound(packed, 0, count, cell);
+        const Place at(samples, 0, f);
+        starts[f] = lower_bound(packed, 0, rows, samples.cell(at.sample, at.row));
     }
 }
 
@@ -55,9 +51,8 @@ template <typename T, typename Activation, int N> struct Back {
 };
 
 // The tile has `rows` cells of the list, from number `first` on, whose gradients are in `d_hidden`.
-// Entries are those of frames, then those of positions; `start` is the first sample's number in the
-// batch, in which the strides e and p are counted, in elements. Where N is more than 1, all rows are
-// aligned to packs of N, and the last strides are 1.
+// The strides e and p are in elements. Where N is more than 1, all rows are aligned to packs of N, and
+// the last strides are 1.
 //
 // Grid: `strips` blocks a frame, then as many a position. Moves 2 (sizeof(C) + sizeof(T)) H bytes a
 // cell, and what bisection reads: a frame and a position for each thread.
@@ -66,9 +61,10 @@ __global__ void __launch_bounds__(256, 2)
 input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encoder, int64 e0,
             int64 e1, int64 e2, const T* __restrict__ predictor, int64 p0, int64 p1, int64 p2,
             const int64* __restrict__ packed, int64 first, int64 rows,
-            const int64* __restrict__ starts, const Entry* entries, int64 samples, int64 start,
+            const int64* __restrict__ starts, const int64* table, int64 count,
             int64 frames, int64 positions, int64 width, int64 strips, int64 threshold,
             int64 seed, double scale, Compute<T>* of_frames, Compute<T>* of_positions) {
+    const Samples samples{table, count};
     __shared__ int64 cell_of_frame[256];  // its number in the list, or -1
     const Dropout dropout{static_cast<unsigned>(threshold), seed, scale};
     const int thread = threadIdx.x;
@@ -82,9 +78,9 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
         if (target < frames) {
             const int64 begin = begin_of(target), end = end_of(target);
             if (begin >= end) continue;
-            const Entry& entry = entry_of(target, entries, samples);
-            const int64 frame = target - entry.first, sample = start + (&entry - entries);
-            const int64 cell = entry.cell + frame * entry.positions;
+            const Place at(samples, 0, target);
+            const int64 frame = at.row, sample = samples.at(kNumber, at.sample);
+            const int64 cell = samples.cell(at.sample, frame);
             back.sample = sample;
             const auto of_frame = back.at(encoder + sample * e0 + frame * e1, e2);
             const T* const others = predictor + sample * p0;
@@ -97,26 +93,28 @@ input_grads(const Compute<T>* __restrict__ d_hidden, const T* __restrict__ encod
             continue;
         }
         const int64 behind = target - frames;
-        const Entry& entry = entry_of(behind, entries + samples, samples);
-        const int64 position = behind - entry.first, sample = start + (&entry - entries) - samples;
+        const Place at(samples, 1, behind);
+        const int64 position = at.row, sample = samples.at(kNumber, at.sample);
+        const int64 first_frame = samples.before(kFrame, at.sample);
+        const int64 frames_of_sample = samples.of(kFrame, at.sample);
         back.sample = sample;
         const auto of_position = back.at(predictor + sample * p0 + position * p1, p2);
         const T* const others = encoder + sample * e0;
         bool empty = true;
 #pragma unroll 1
-        for (int64 chunk = 0; chunk < entry.frames; chunk += 256) {
+        for (int64 chunk = 0; chunk < frames_of_sample; chunk += 256) {
             __syncthreads();  // the frames before have been read
             const int64 frame = chunk + thread;
             cell_of_frame[thread] = -1;
-            if (frame < entry.frames) {
-                const int64 end = end_of(entry.frame + frame);
-                const int64 cell = entry.cell + frame * entry.positions + position;
-                const int64 i = lower_bound(packed, begin_of(entry.frame + frame), end, cell);
+            if (frame < frames_of_sample) {
+                const int64 end = end_of(first_frame + frame);
+                const int64 cell = samples.cell(at.sample, frame) + position;
+                const int64 i = lower_bound(packed, begin_of(first_frame + frame), end, cell);
                 if (i < end && packed[i] == cell) cell_of_frame[thread] = i;
             }
             __syncthreads();
 #pragma unroll 1
-            for (int k = 0; k < 256 && chunk + k < entry.frames; ++k) {
+            for (int k = 0; k < 256 && chunk + k < frames_of_sample; ++k) {
                 const int64 i = cell_of_frame[k];
                 if (i < 0) continue;
                 const int64 from = chunk + k;
@@ -138,21 +136,23 @@ template <typename T>
 __global__ void __launch_bounds__(256, 4)
 write_input_grads(const Compute<T>* __restrict__ of_frames,
                   const Compute<T>* __restrict__ of_positions, const double* scale,
-                  const Entry* entries, int64 samples, int64 start, int64 width, int64 frames,
+                  const int64* table, int64 count, int64 width, int64 frames,
                   T* __restrict__ encoder, int64 e0, int64 e1, int64 e2, int64 positions,
                   T* __restrict__ predictor, int64 p0, int64 p1, int64 p2) {
     const Compute<T> factor = scale ? static_cast<Compute<T>>(*scale) : Compute<T>(1);
-    for (int64 item = first_item(32); item < samples * (frames + positions);
+    const Samples samples{table, count};
+    for (int64 item = first_item(32); item < count * (frames + positions);
          item += item_stride(32)) {
-        const bool is_frame = item < samples * frames;
-        const int64 behind = is_frame ? item : item - samples * frames;
+        const bool is_frame = item < count * frames;
+        const int64 behind = is_frame ? item : item - count * frames;
         const int64 rows = is_frame ? frames : positions, b = behind / rows, row = behind % rows;
-        const Entry& entry = entries[is_frame ? b : samples + b];
-        const bool exists = row < (is_frame ? entry.frames : entry.positions);
+        const Total total = is_frame ? kFrame : kPosition;
+        const bool exists = row < samples.of(total, b);
         const Compute<T>* const from = (is_frame ? of_frames : of_positions)
-                                       + (entry.first + row) * width;
-        T* const to = is_frame ? encoder + (start + b) * e0 + row * e1
-                               : predictor + (start + b) * p0 + row * p1;
+                                       + (samples.before(total, b) + row) * width;
+        const int64 sample = samples.at(kNumber, b);
+        T* const to = is_frame ? encoder + sample * e0 + row * e1
+                               : predictor + sample * p0 + row * p1;
         const int64 stride = is_frame ? e2 : p2;
         for (int64 j = threadIdx.x % 32; j < width; j += 32)
             to[j * stride] = static_cast<T>(exists ? from[j] / factor : Compute<T>(0));

@@ -11,14 +11,13 @@
 // are positions, or takes frames.
 
 #include "common.cuh"
-#include "entries.cuh"
+#include "samples.cuh"
 #include "topology.cuh"
 #include "wide.cuh"
 
-// A sample: its first cell in packed order; where its last diagonals are in spare memory, or -1 if it
-// has a thread for each column and they fit into shared memory; and its lengths.
+// A sample: its first cell in packed order, among those of its group, and its lengths.
 struct Lattice {
-    int64 first, apart;
+    int64 first;
     int frames, positions;  // their sum is an int, too
 
     __device__ bool flipped() const { return positions > frames; }
@@ -63,6 +62,16 @@ struct Lattice {
     }
 };
 
+// The lattice of a sample of a group whose first cell has the packed index `first`.
+__device__ inline Lattice lattice_of(const Samples& samples, int64 sample, int64 first) {
+    return {samples.at(kCell, sample) - first, static_cast<int>(samples.of(kFrame, sample)),
+            static_cast<int>(samples.of(kPosition, sample))};
+}
+// The same if all samples of the table are the group.
+__device__ inline Lattice lattice_of(const Samples& samples, int64 sample) {
+    return lattice_of(samples, sample, samples.at(kCell, 0));
+}
+
 // The n-th of the ways to sweep that are in a launch; `ways` has a bit for each.
 __device__ inline int way_of(int64 n, int ways) {
     int way = 0;
@@ -73,10 +82,14 @@ __device__ inline int way_of(int64 n, int ways) {
 // What is known of a sample besides its scores.
 constexpr int kPoisoned = 1, kBeyondWide = 2;
 
-// Whether the sums of a sample are logarithms.
-__device__ inline bool in_log(const Lattice& lattice, int flags) {
-    return flags & kBeyondWide || lattice.apart >= 0;
+// Whether the sums of a sample are logarithms. Those of a sample are that has more columns than a
+// block has threads, or than fit into its shared memory: its last diagonals are in spare memory.
+__device__ inline bool in_log(const Lattice& lattice, int flags, int most_columns) {
+    return flags & kBeyondWide || lattice.columns() > most_columns;
 }
+
+// Words of 8 bytes in spare memory for each column.
+template <typename T> constexpr int kSpareWords = 2 * (T::reach + 1);
 
 // Where the K scores of cells are stored: as words, or as they are if `factors` is below 0. A NaN or
 // +inf poisons the sample, and counts as -inf; where there is no label to emit, its score is not

@@ -110,11 +110,11 @@ logits_grad(const C* logits, const int64* __restrict__ numbers, const C* __restr
             const int64* words, int heads, int scores, int ranges, const double* __restrict__ lse,
             int64 lse_stride, double least, const C* __restrict__ occupancies, int64 stride,
             double bound, const int64* __restrict__ packed, const int64* of_batch, int64 samples,
-            int64 longest, const double* __restrict__ weights, int64 rows, int64 width,
+            const int64* labels, const double* __restrict__ weights, int64 rows, int64 width,
             C* __restrict__ sums, T* out) {
     __shared__ PreparedRows<C> of_warps[8];
     const RowTable table{words, heads, scores, ranges};
-    const BatchTable batch{of_batch, samples, longest};
+    const Batch batch(of_batch, samples, labels);
     const GradRows<C> source{numbers, lse, lse_stride, occupancies, stride, weights};
     const int lane = threadIdx.x % 32;
     PreparedRows<C>& prepared = of_warps[threadIdx.x / 32];

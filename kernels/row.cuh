@@ -29,3 +29,7 @@ struct RowTable {
 
     __device__ const int64* of_score(int k) const { return words + 3 * ranges + heads + 3 * k; }
 };
+
+// The number of the score of a vector of a position, which has one for each score but the label's, in
+// order. `label` is the number of the label's score, or larger than all.
+__device__ inline int score_of(int vector, int label) { return vector < label ? vector : vector + 1; }

@@ -58,13 +58,12 @@ template <typename T, int THREADS>
 __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 3 : 4)
 row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, const int64* words,
            int heads, int scores, int ranges, const int64* __restrict__ packed,
-           const int64* of_batch, int64 samples, int64 longest, int64 rows, int64 width,
-           double* lse, int64 stride, double* results, const Lattice* lattices, int64 first,
-           int64 start, int label, int factors, double delay_penalty, double* of_lattices,
-           bool* exact, int* flags) {
+           const int64* of_batch, int64 samples, const int64* labels, int64 rows, int64 width,
+           double* lse, int64 stride, double* results, int64 first, int64 start, int label,
+           int factors, double delay_penalty, double* of_lattices, bool* exact, int* flags) {
     constexpr int N = kPack<T>;
     const RowTable table{words, heads, scores, ranges};
-    const BatchTable batch{of_batch, samples, longest};
+    const Batch batch(of_batch, samples, labels);
     const LatticeScores to{scores, label, factors, delay_penalty, stride, of_lattices, exact, flags};
     const int thread = threadIdx.x % THREADS;
     for (int64 i = first_item(THREADS); i < rows; i += item_stride(THREADS)) {
@@ -97,6 +96,7 @@ row_scores(const T* __restrict__ logits, const Compute<T>* __restrict__ bias, co
         if (results)
             for (int k = 0; k < table.scores; ++k) results[k * stride + i] = score_of(k);
         else
-            to.write(at.sample - start, lattices[at.sample - start], at.frame, at.position, score_of);
+            to.write(at.sample - start, lattice_of(batch.samples, at.sample, first), at.frame,
+                     at.position, score_of);
     }
 }

@@ -1,39 +1,46 @@
 #pragma once
-// Some samples, whose frames, positions and tiles of cells (see bounds.cu) are each numbered sample
-// by sample.
+// The samples of a batch, or some of them: the table that all kernels read.
 
-#include "common.cuh"
-#include "entries.cuh"
+#include "bisection.cuh"
 
-// Its first frame, position and tile, the packed index of its first cell, its number in the batch.
-struct Sample {
-    int64 frame, position, tile, cell, number, frames, positions;
+using int64 = long long;
 
-    __device__ int64 first(int side) const { return side ? position : frame; }
-    __device__ int64 count(int side) const { return side ? positions : frames; }
-};
+// The words of a sample: how many cells, frames, positions, columns (see lattice.cuh) and tiles of
+// cells (see bounds.cu) the samples before it have; where the next labels of its positions begin; and
+// its number in the batch.
+enum Total { kCell, kFrame, kPosition, kColumn, kTile, kLabel, kNumber, kTotals };
 
-// Encoder outputs (side 0) or predictor outputs (1), with the strides of their axes in elements.
-template <typename T> struct Inputs {
-    const T* array;
-    int64 of_sample, of_row, of_element;
-};
+// Words of each sample, and of one behind the last. If samples between them are left out, kCell and
+// kLabel are those of the batch.
+struct Samples {
+    const int64* words;
+    int64 count;
 
-// Where a frame (side 0) or position (1) is.
-struct Place {
-    const Sample* of;
-    int64 sample, row;
-
-    __device__ Place(const Sample* samples, int64 count, int side, int64 number)
-        : of(side ? &entry_of<Sample, &Sample::position>(number, samples, count)
-                  : &entry_of<Sample, &Sample::frame>(number, samples, count)),
-          sample(of - samples),
-          row(number - of->first(side)) {}
-    template <typename T> __device__ const T* in(Inputs<T> inputs) const {
-        return inputs.array + of->number * inputs.of_sample + row * inputs.of_row;
+    __device__ int64 at(Total total, int64 sample) const { return words[kTotals * sample + total]; }
+    // What the samples before it have that are in the table.
+    __device__ int64 before(Total total, int64 sample) const { return at(total, sample) - at(total, 0); }
+    // What the sample itself has.
+    __device__ int64 of(Total total, int64 sample) const {
+        return at(total, sample + 1) - at(total, sample);
+    }
+    // The packed index of the first cell of a frame.
+    __device__ int64 cell(int64 sample, int64 frame) const {
+        return at(kCell, sample) + frame * of(kPosition, sample);
+    }
+    // The sample that has a cell, frame, position or tile, numbered like the words.
+    __device__ int64 with(Total total, int64 number) const {
+        return last_up_to<kTotals>(words + total, count, number);
     }
 };
 
-// The number of the score of a vector of a position, which has one for each score but the label's, in
-// order. `label` is the number of the label's score, or larger than all.
-__device__ inline int score_of(int vector, int label) { return vector < label ? vector : vector + 1; }
+// Where a frame (side 0) or position (1) is, given by its number in the table.
+struct Place {
+    int64 sample, row;
+
+    __device__ Place(const Samples& samples, int side, int64 number) {
+        const Total total = side ? kPosition : kFrame;
+        number += samples.at(total, 0);
+        sample = samples.with(total, number);
+        row = number - samples.at(total, sample);
+    }
+};

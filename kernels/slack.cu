@@ -21,11 +21,12 @@ template <typename C, typename Of> __device__ double largest(int64 count, Of of)
 // `magnitudes` are (2, samples, width), and a rate of 0 stands for no logistic activation.
 template <typename C>
 __global__ void __launch_bounds__(256, 3)
-slack(const Sample* samples, int64 count, const int64* labels, const C* magnitudes, int64 width,
+slack(const int64* of_samples, int64 count, const int64* labels, const C* magnitudes, int64 width,
       const C* row_sums, int64 vocabulary, const C* bias, const int64* words, int heads, int scores,
       int ranges, double rate, double per_size, double per_bias, double fixed, double per_hidden,
       double least, double masked, double largest_exponent, double* slack, bool* fits) {
     const RowTable table{words, heads, scores, ranges};
+    const Samples samples{of_samples, count};
     for (int64 i = first_item(256); i < count; i += item_stride(256)) {
         const auto side = [&](int k) {
             return largest<C>(width, [&](int64 j) { return magnitudes[(k * count + i) * width + j]; });
@@ -39,12 +40,12 @@ slack(const Sample* samples, int64 count, const int64* labels, const C* magnitud
             for (int64 j = threadIdx.x; j < vocabulary; j += 256)
                 if (isfinite(bias[j])) top.add(bias[j]);
             const double from = total_for_all<256>(top).value - (2 * size + masked);
-            const int64 positions = samples[i].positions;
+            const int64 first = samples.at(kLabel, i), positions = samples.of(kPosition, i);
             const auto magnitude = [&](int64 v) { return isfinite(bias[v]) ? fabs(bias[v]) : C(0); };
             const double with_share = largest<C>(
                 vocabulary, [&](int64 v) { return bias[v] >= from ? magnitude(v) : C(0); });
             const double of_labels = largest<C>(positions - 1, [&](int64 u) {
-                return magnitude(labels[samples[i].position + u]);
+                return magnitude(labels[first + u]);
             });
             const double of_scores = largest<C>(scores, [&](int64 k) {
                 const int64 column = table.column(k, -1);

@@ -104,6 +104,20 @@ def least_budget(function, *args, **kwargs) -> int:
     return int(re.search(r"at least (\d+) bytes", str(error.value))[1])
 
 
+def samples_of(ops, frames, positions, labels=None):
+    """Samples of a batch, as the operations of a device read them; by default of labels 0."""
+    frames, positions = np.asarray(frames, np.int64), np.asarray(positions, np.int64)
+    if labels is None:
+        labels = np.zeros((len(frames), positions.max()), np.int64)
+    return ops.tables(PLAIN.row(2, 0), frames, positions, labels)[1]
+
+
+def layout_of(ops, row):
+    """A row of logits, as the operations of a device read it."""
+    one = np.ones(1, np.int64)
+    return ops.tables(row, one, one, np.zeros((1, 1), np.int64))[0]
+
+
 def occupancies(lattice, costs, frames, positions, of_labels=1.0):
     """Occupancies of the scores of each sample, (K, T, S), given costs; 0 if one is not finite."""
     counts, has_some = np.multiply(frames, positions), np.isfinite(costs)

@@ -66,19 +66,23 @@ def _all_cells(frames: int, columns: int, size: int) -> tuple[Cells, Any, Any]:
 
 def _cells(frames: int, columns: int, size: int, count: int | None = None) -> Cells:
     """The first cells of a batch of equal samples, by default all."""
-    offsets = np.arange(size + 1) * frames * columns
+    packed = cupy().arange(size * frames * columns if count is None else count)
+    return Cells(packed, _tables(frames, columns, size)[1], cuda.coordinates)
+
+
+def _tables(frames: int, columns: int, size: int, width: int = 2) -> tuple[Any, Any]:
+    """A row of so many logits, and equal samples."""
+    lengths = np.full(size, frames), np.full(size, columns)
     labels = np.zeros((size, columns), np.int64)
-    table = cuda.batch_table(offsets, np.full(size, columns), labels)
-    packed = cupy().arange(offsets[-1] if count is None else count)
-    return Cells(packed, table, cuda.coordinates)
+    return cuda.tables(REGULAR.row(width, 0), *lengths, labels)
 
 
 def _solving(frames: int, columns: int, size: int, gradient: bool = True) -> Callable[[], Any]:
-    lengths = np.full(size, frames), np.full(size, columns)
     cells, halves, lse = _all_cells(frames, columns, size)
 
     def run() -> None:
-        lattice = cuda.exact_lattice(REGULAR, *lengths, gradient, 0.0, lse.dtype)
+        _, samples = _tables(frames, columns, size)
+        lattice = cuda.exact_lattice(REGULAR, samples, gradient, 0.0, lse.dtype)
         lattice.write(cells, lse, halves)
         lattice.solve()
 
@@ -92,15 +96,15 @@ def _forward_only(frames: int, columns: int, size: int) -> Callable[[], Any]:
 def _certifying(frames: int, columns: int, size: int) -> Callable[[], Any]:
     """Bounds of selection, where every other cell is computed."""
     xp = cupy()
-    lengths = np.full(size, frames), np.full(size, columns)
     cells, halves, lse = _all_cells(frames, columns, size)
     bounds = xp.full(halves.shape, np.log(0.6))
-    some = Cells(cells.packed[::2].copy(), cells.table, cuda.coordinates)
+    some = Cells(cells.packed[::2].copy(), cells.samples, cuda.coordinates)
     of_some = lse[:, ::2].copy(), halves[:, ::2].copy()
     least = np.full(size, -np.inf)
 
     def run() -> None:
-        lattice = cuda.bounded_lattice(REGULAR, *lengths, True, 0.0, lse.dtype)
+        _, samples = _tables(frames, columns, size)
+        lattice = cuda.bounded_lattice(REGULAR, samples, True, 0.0, lse.dtype)
         lattice.bound(bounds)
         lattice.candidates(least)
         lattice.write(some, *of_some)
@@ -202,11 +206,8 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
     d_logits = logits.copy() if factor is None else xp.empty((rows, width), factor)
     d_bias = xp.zeros((cuda.bias_rows(rows), width), float32)
     d_hidden = normal(float32, rows, hidden_size)
-    of_frames, of_positions = np.full(samples, frames), np.full(samples, 4)
-    first = 4 * frames * np.arange(samples)
-    table = cuda.group_table(0, first, of_frames, of_positions)
     sums = InputSums(*(xp.zeros((samples * n, hidden_size), float32) for n in (frames, 4)))
-    layout = cuda.device_row(REGULAR.row(width, 0))
+    layout, group = _tables(frames, 4, samples, width)
     of_logits = LogitRows(logits, bias, layout, cells, None)
     of_tile = of_logits._replace(logits=d_logits if factor is None else logits)
     halves, lse = xp.full((2, rows), 0.5, float32), xp.full((1, rows), np.log(width))
@@ -218,7 +219,7 @@ def _row_kernels(rows: int, width: int, hidden_size: int, dtype: np.dtype) -> Ca
         cuda.hidden(hidden_rows)
         cuda.row_scores(of_logits)
         cuda.logits_grad(of_tile, posteriors, d_logits, None, output)
-        cuda.add_input_grad(d_hidden, hidden_rows, table, sums)
+        cuda.add_input_grad(d_hidden, hidden_rows, group, sums)
         cuda.gather(logits, (packed,), gathered)
         cuda.scatter(gathered, (packed,), logits)
         cuda.label_softmax(of_logits._replace(logits=gathered), dtype)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..batch import Batch
+from ..batch import Batch, CellsOf
 from ..ops import operations_for
 from ..ops.lattices import Lattice
 from ..ops.types import (
@@ -62,7 +62,9 @@ class JointRows:
         columns = self.ops.sizes.columns
         self.width = -(-vocabulary // columns) * columns
         self.row = _padded(options.transducer.row(vocabulary, batch.blank), self.width)
-        self.device_row = self.ops.device_row(self.row)
+        lengths = batch.frames, batch.positions
+        self.device_row, self.samples = self.ops.tables(self.row, *lengths, batch.labels)
+        self.cells_of = CellsOf(self.ops, self.samples)
         self.batch, self.inputs = batch, inputs
         self.activation, self._gradient = options.activation, gradient
         self.dropout = Dropout.of(options.dropout, options.seed)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..batch import Batch, CellsOf
+from ..batch import Batch
 from ..ops.types import DeviceArray, HostArray, JointInputs
 from ..options import Options
 from ..results import JointGradients
@@ -48,7 +48,6 @@ class JointSource(JointRows):
         # model with H = 64, gradients were off by 4e-5 of the largest entry instead of 2e-6. To
         # store them takes 0.98 to 1.04 of the time of computing them again, for H = 32 to 100.
         self.stored_row_bytes = self.width * self.dtype.itemsize
-        self.cells_of = CellsOf(batch, self.ops)
         self._row_sums: DeviceArray = None
 
     def group_bytes(self, frames: int, positions: int, workers: int) -> int:
@@ -61,14 +60,14 @@ class JointSource(JointRows):
         references = Tangents.nbytes(frames, positions, samples, scores, self.hidden_size, itemsize)
         return references + workers * _FRAME_CELL_BYTES * positions
 
-    def tangents(self, samples: HostArray) -> Tangents:
+    def tangents(self, numbers: HostArray) -> Tangents:
         weight = self._factor[:, : self.hidden_size]
         if self._row_sums is None:
             self._row_sums = self.ops.row_sums(weight)
         inputs = self.inputs._replace(weight=weight, bias=self.bias)
         rows = self.row, self.device_row
         of_hidden = self.activation, self.dropout
-        return Tangents(self.batch, samples, inputs, *of_hidden, *rows, self._row_sums)
+        return Tangents(self.samples.chosen(numbers), inputs, *of_hidden, *rows, self._row_sums)
 
     @contextmanager
     def sums(self, plan: Plan, weights: DeviceArray, largest: float) -> Iterator[JointSums]:

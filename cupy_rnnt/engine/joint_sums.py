@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ops.types import Cells, DeviceArray, InputSums, OutputSums, RowPosteriors, Shape
+from ..ops.types import Cells, DeviceArray, InputSums, OutputSums, RowPosteriors, Samples, Shape
 from ..results import JointGradients
 from .exponents import WeightExponents
 from .joint_rows import JointRows, JointScratch
@@ -48,18 +48,17 @@ class JointSums:
     def of_group(self, group: Group, kept: DeviceArray) -> Iterator[_GroupSums]:
         """See :meth:`cupy_rnnt.engine.sources.Sums.of_group`."""
         joint, gradients = self.joint, self._gradients
-        samples = slice(group.start, group.stop)
-        lengths = joint.batch.frames[samples], joint.batch.positions[samples]
-        table = self.ops.group_table(group.start, joint.batch.offsets[samples], *lengths)
+        run, samples = slice(group.start, group.stop), joint.samples.run(group.start, group.stop)
+        lengths = joint.batch.frames[run], joint.batch.positions[run]
         size = joint.hidden_size
-        parts = self._zeros(*((int(counts.sum()), size) for counts in lengths))
-        yield _GroupSums(self, table, *parts)
+        parts = self._zeros(*((count, size) for count in samples.rows))
+        yield _GroupSums(self, samples, *parts)
         sums = InputSums(*map(_total, parts))
         if self._exponents is not None:
             for total, counts in zip(sums, lengths, strict=True):
                 numbers = np.arange(group.start, group.stop)
                 self._exponents.put_back(total, np.repeat(numbers, counts))
-        self.ops.write_input_grads(sums, table, self._scale, *gradients[:2])
+        self.ops.write_input_grads(sums, samples, self._scale, *gradients[:2])
 
     def _zeros(self, *shapes: Shape) -> list[Any]:
         """Sums of every worker, all 0, (workers, *shape) each, cleared together."""
@@ -123,9 +122,9 @@ class _GroupSums:
     """Sums over the cells of each frame, and of each position, of a group."""
 
     def __init__(
-        self, sums: JointSums, table: Any, d_encoder: DeviceArray, d_predictor: DeviceArray
+        self, sums: JointSums, samples: Samples, d_encoder: DeviceArray, d_predictor: DeviceArray
     ) -> None:
-        self._sums, self._table = sums, table
+        self._sums, self._samples = sums, samples
         self._d_encoder, self._d_predictor = d_encoder, d_predictor  # of each worker
 
     def add(
@@ -140,4 +139,4 @@ class _GroupSums:
         self._sums.add(worker, cells, posteriors, stored, scratch)
         rows = self._sums.joint.hidden_rows(cells, scratch)
         sums = InputSums(self._d_encoder[worker], self._d_predictor[worker])
-        self._sums.ops.add_input_grad(scratch.d_hidden, rows, self._table, sums)
+        self._sums.ops.add_input_grad(scratch.d_hidden, rows, self._samples, sums)

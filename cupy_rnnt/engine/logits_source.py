@@ -49,9 +49,10 @@ class LogitsSource:
         self.dtype: np.dtype = compute_dtype(logits.dtype)
         self.width: int = logits.shape[-1]
         self.grad = grad
-        self.cells_of = CellsOf(batch, self.ops)
         self.row, self.fused = row, bool(row.heads)
-        self.device_row = self.ops.device_row(row)
+        lengths = batch.frames, batch.positions
+        self.device_row, self.samples = self.ops.tables(row, *lengths, batch.labels)
+        self.cells_of = CellsOf(self.ops, self.samples)
         self._batch, self.logits, self._packed = batch, logits, logits.ndim == 2
         self._tiles = None  # a view of the logits, (rows, V), where tiles need no copy
         if isinstance(logits, HostArray) and logits.flags.c_contiguous:
@@ -99,7 +100,7 @@ class LogitsSource:
     def selection_bytes(self, frames: int, positions: int, samples: int, workers: int) -> int:
         return 0
 
-    def tangents(self, samples: HostArray) -> Tangents:
+    def tangents(self, numbers: HostArray) -> Tangents:
         raise NotImplementedError("given logits need no bounds")
 
     def index(self, cells: Cells) -> tuple[DeviceArray, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..batch import CellsOf
 from ..ops.lattices import Lattice
-from ..ops.types import Cells, DeviceArray, HostArray, RowPosteriors
+from ..ops.types import Cells, DeviceArray, HostArray, RowPosteriors, Samples
 from .plan import Group, Needs, Plan
 from .tangents import Tangents
 
@@ -59,6 +59,8 @@ class Sums(Protocol):
 class Source(Needs, Protocol):
     """Gives logits, tile by tile, and takes their gradient."""
 
+    samples: Samples
+    """Those of the batch."""
     cells_of: CellsOf
     dtype: np.dtype
     """The compute dtype."""
@@ -81,8 +83,9 @@ class Source(Needs, Protocol):
     ) -> None:
         """Write what :meth:`scores` returns to a lattice."""
 
-    def tangents(self, samples: HostArray) -> Tangents:
-        """What bounds the scores of some samples. Called only if :attr:`selects` is true."""
+    def tangents(self, numbers: HostArray) -> Tangents:
+        """What bounds the scores of the samples with some numbers. Called only if :attr:`selects`
+        is true."""
 
     def sums(
         self, plan: Plan, weights: DeviceArray, largest: float

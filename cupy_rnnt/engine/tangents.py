@@ -24,18 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from ..batch import Batch
 from ..ops import operations_for
 from ..ops.types import (
     DeviceArray,
     Dropout,
     Forms,
-    HostArray,
     JointInputs,
     Logistic,
     LogitRows,
     ReferenceRows,
     Rounding,
+    Samples,
     Shape,
     TangentRows,
     compute_dtype,
@@ -58,8 +57,7 @@ class Tangents:
 
     Parameters
     ----------
-    batch : Batch
-    samples : numpy.ndarray, shape (n,), int64
+    samples : Samples
     inputs : JointInputs
         Encoder and predictor outputs; weights in a dtype that the device multiplies, bias in the
         compute dtype.
@@ -76,8 +74,7 @@ class Tangents:
 
     def __init__(
         self,
-        batch: Batch,
-        samples: HostArray,
+        samples: Samples,
         inputs: JointInputs,
         activation: str,
         dropout: Dropout | None,
@@ -87,13 +84,9 @@ class Tangents:
     ) -> None:
         ops = self._ops = operations_for(inputs.weight)
         self._inputs, self._row = inputs, device_row
-        frames, positions = batch.frames[samples], batch.positions[samples]
-        self.references = int(frames.sum()), int(positions.sum())
+        self._samples = samples
+        self.references = samples.rows
         """Numbers of references: of frames and of positions."""
-        labels = batch.labels[samples]
-        labels = labels[np.arange(labels.shape[1]) < positions[:, None]]
-        cells = batch.offsets[samples]
-        self._table = ops.reference_table(samples, frames, positions, cells, labels)
         # The vectors of a position: weights of blanks, durations and label, and its own slope.
         exact = sum(column != LABEL_COLUMN for column in row.columns)
         hidden_size, dtype = inputs.weight.shape[1], compute_dtype(inputs.weight.dtype)
@@ -107,10 +100,10 @@ class Tangents:
         if dropout is not None:
             row_sums = row_sums * dropout.scale  # hidden values are so many times larger
         with np.errstate(all="ignore"):
-            self._means, magnitudes = ops.means(inputs, self._table)
+            self._means, magnitudes = ops.means(inputs, samples)
             of_inputs = magnitudes, row_sums, inputs.bias
             rounding = self._rounding(_LARGEST_EXPONENT if dropout is None else _NONE_FITS)
-            slack, fits = ops.slack(self._table, *of_inputs, device_row, form, rounding)
+            slack, fits = ops.slack(samples, *of_inputs, device_row, form, rounding)
         self._forms = Forms(*form, fits, slack, dropout)
 
     @staticmethod
@@ -174,7 +167,7 @@ class Tangents:
         scratch = scratch.rows(stop - start)
         logits, pre = scratch.logits, scratch.pre
         hidden = scratch.factors.reshape(-1, inputs.weight.shape[1])[: stop - start]
-        rows = ReferenceRows(self._table, side, start, stop)
+        rows = ReferenceRows(self._samples, side, start, stop)
         ops.reference_hidden(rows, inputs, self._means, self._forms.activation, pre, hidden)
         ops.matmul(hidden, inputs.weight.T, logits)
         of_logits = LogitRows(logits, inputs.bias, self._row, None, scratch.block)
@@ -188,7 +181,7 @@ class Tangents:
     ) -> None:
         """Write bounds of the scores of all cells of frames `start` to ``stop - 1`` to
         ``out[:, packed - base]``, float64."""
-        rows = ReferenceRows(self._table, 0, start, stop)
+        rows = ReferenceRows(self._samples, 0, start, stop)
         frames, positions = self._tangents
         of_rows = rows, frames, positions, self._row, self._forms
         self._ops.upper_bounds(*of_rows, base, scratch.hidden, out)

@@ -106,11 +106,11 @@ class LatticeWork(Work):
 
     def lattice(self, group: Group, bounded: bool = False) -> Any:
         """The lattice of a group."""
-        first, frames, positions, *_ = self.lengths(group)
-        options, dtype = self.options, self.source.dtype
-        form = frames, positions, self.plan.gradient, options.delay_penalty, dtype
-        make = self.goal.lattice(self.source.ops, bounded)
-        return make(self.plan.transducer, *form, group.start, first)
+        source = self.source
+        samples = source.samples.run(group.start, group.stop)
+        form = self.plan.gradient, self.options.delay_penalty, source.dtype
+        make = self.goal.lattice(source.ops, bounded)
+        return make(self.plan.transducer, samples, *form)
 
     def leave_out(self, lattice: Any, group: Group) -> None:
         """Tell the lattice of a group which cells are outside the band."""

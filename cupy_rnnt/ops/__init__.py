@@ -36,6 +36,7 @@ from .types import (
     ReferenceRows,
     Rounding,
     RowPosteriors,
+    Samples,
     Shape,
     Sizes,
     TangentRows,
@@ -87,12 +88,14 @@ class Operations(Protocol):
     def indices(self, mask: DeviceArray, count: int, first: int = 0) -> DeviceArray:
         """``first`` plus the places where a mask is true, ascending, int64; `count` of them are."""
 
-    def batch_table(self, offsets: HostArray, positions: HostArray, labels: HostArray) -> Any:
-        """What operations on cells read of a batch: packed indices (B + 1,) of each sample's first
-        cell, S of each sample (B,), and labels (B, any), all int64."""
+    def tables(
+        self, row: Row, frames: HostArray, positions: HostArray, labels: HostArray
+    ) -> tuple[Layout, Samples]:
+        """What operations read of a call: a row of its logits, and the samples of its batch, of
+        which T and S, (B,), and labels, (B, max(S)), are int64."""
 
-    def coordinates(self, table: Any, packed: DeviceArray) -> Coordinates:
-        """Where cells are, given their packed indices."""
+    def coordinates(self, samples: Samples, packed: DeviceArray) -> Coordinates:
+        """Where cells are, given their packed indices, if these are all samples of the batch."""
 
     def places(self, numbers: DeviceArray, values: DeviceArray) -> DeviceArray:
         """``numpy.searchsorted(numbers, values)`` of int64."""
@@ -127,9 +130,6 @@ class Operations(Protocol):
         """An array to return, whose elements may be anything yet."""
 
     def zeros(self, shape: Shape, dtype: DTypeLike) -> DeviceArray: ...
-
-    def device_row(self, row: Row) -> Layout:
-        """A row in the form that the operations on rows of logits read."""
 
     @property
     def exact_lattice(self) -> MakeLattice[Lattice]: ...
@@ -178,19 +178,7 @@ class Operations(Protocol):
     def hidden(self, rows: HiddenRows) -> None:
         """Write ``rows.out``."""
 
-    def reference_table(
-        self,
-        samples: HostArray,
-        frames: HostArray,
-        positions: HostArray,
-        cells: HostArray,
-        labels: HostArray,
-    ) -> Any:
-        """What the next operations need of some samples: for each, its number in the batch, T, S
-        and the packed index of its first cell, (n,); and the next label at each position of them
-        all, (positions,); all int64."""
-
-    def means(self, inputs: JointInputs, table: Any) -> tuple[DeviceArray, DeviceArray]:
+    def means(self, inputs: JointInputs, samples: Samples) -> tuple[DeviceArray, DeviceArray]:
         """Of the encoder and predictor rows of each sample, the mean (2, n, H) and magnitudes (2,
         n, any) of which the largest is that of the sample, both compute."""
 
@@ -199,7 +187,7 @@ class Operations(Protocol):
 
     def slack(
         self,
-        table: Any,
+        samples: Samples,
         magnitudes: DeviceArray,
         row_sums: DeviceArray,
         bias: DeviceArray | None,
@@ -336,23 +324,17 @@ class Operations(Protocol):
         gradients of weight and bias, cast to their dtype. Rows of the latter need not follow each
         other at once."""
 
-    def group_table(
-        self, start: int, cells: HostArray, frames: HostArray, positions: HostArray
-    ) -> Any:
-        """What the next two operations need of a group: the number of its first sample in the
-        batch, and of each sample the packed index of the first cell, T and S, int64 (n,)."""
-
     def add_input_grad(
-        self, d_hidden: DeviceArray, rows: HiddenRows, table: Any, sums: InputSums
+        self, d_hidden: DeviceArray, rows: HiddenRows, samples: Samples, sums: InputSums
     ) -> None:
-        """Add the gradient of hidden vectors, (n, H) compute, to those of their inputs, in a fixed
-        order. `rows` are as :meth:`hidden` has left them, their cells in packed order. The
-        operation may overwrite `d_hidden` and `rows`."""
+        """Add the gradient of hidden vectors, (n, H) compute, to those of the inputs of a group of
+        samples, in a fixed order. `rows` are as :meth:`hidden` has left them, their cells in packed
+        order. The operation may overwrite `d_hidden` and `rows`."""
 
     def write_input_grads(
         self,
         sums: InputSums,
-        table: Any,
+        samples: Samples,
         scale: DeviceArray | None,
         encoder: DeviceArray,
         predictor: DeviceArray,

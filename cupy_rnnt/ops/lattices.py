@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from ..transducer import Transducer
-from .types import BestPaths, Cells, DeviceArray, HostArray, LogitRows, PathMass
+from .types import BestPaths, Cells, DeviceArray, HostArray, LogitRows, PathMass, Samples
 
 
 class Lattice(Protocol):
@@ -122,18 +122,14 @@ _Made = TypeVar("_Made", covariant=True)
 
 
 class MakeLattice(Protocol[_Made]):
-    """Makes the lattices of samples of so many frames and positions, (n,) int64. The first of them
-    has the number `start` in the batch, and its first cell the packed index `first`. Costs are
-    reported in `dtype`. Occupancies may be read only with `gradient`."""
+    """Makes the lattices of consecutive samples. Costs are reported in `dtype`. Occupancies may be
+    read only with `gradient`."""
 
     def __call__(
         self,
         transducer: Transducer,
-        frames: HostArray,
-        positions: HostArray,
+        samples: Samples,
         gradient: bool,
         delay_penalty: float,
         dtype: np.dtype,
-        start: int = 0,
-        first: int = 0,
     ) -> _Made: ...

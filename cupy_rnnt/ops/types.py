@@ -17,7 +17,12 @@ Shape: TypeAlias = tuple[int, ...]
 Tile: TypeAlias = tuple[int, int]
 """Entries ``start`` to ``stop - 1`` of a list of cells."""
 Layout: TypeAlias = Any
-"""A row as the operations of a device read it: the result of `device_row`."""
+"""A row as the operations of a device read it: the first result of `tables`."""
+Samples: TypeAlias = Any
+"""Some samples of a batch as the operations of a device read them. The second result of `tables` is
+all of them. ``samples.run(start, stop)`` is number `start` to ``stop - 1`` of some samples, and
+``samples.chosen(numbers)`` is others of them, whose numbers ascend. ``samples.rows`` is how many
+frames and positions they have."""
 
 FLOATING_DTYPES = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of logits and of the inputs of a joint network, by name."""
@@ -57,8 +62,8 @@ class Cells:
     ----------
     packed : int64, shape (n,)
         The indices of the cells in packed order.
-    table
-        The batch: the result of `batch_table`.
+    samples : Samples
+        Those of the batch.
     locate : callable
         The operation `coordinates`.
     whole : Cells, optional
@@ -70,12 +75,12 @@ class Cells:
     def __init__(
         self,
         packed: DeviceArray,
-        table: Any,
-        locate: Callable[[Any, DeviceArray], Coordinates],
+        samples: Samples,
+        locate: Callable[[Samples, DeviceArray], Coordinates],
         whole: Cells | None = None,
         start: int = 0,
     ) -> None:
-        self.packed, self.table, self._locate = packed, table, locate
+        self.packed, self.samples, self._locate = packed, samples, locate
         self._whole, self.start = whole, start
         self.known: dict[str, Any] = {}
         """What operations have found out about the list, by their names."""
@@ -91,11 +96,11 @@ class Cells:
     def part(self, rows: slice) -> Cells:
         """The cells at a slice, whose start is given."""
         of_list = self.whole, self.start + rows.start
-        return Cells(self.packed[rows], self.table, self._locate, *of_list)
+        return Cells(self.packed[rows], self.samples, self._locate, *of_list)
 
     def _located(self) -> Coordinates:
         if self._coordinates is None:
-            self._coordinates = self._locate(self.table, self.packed)
+            self._coordinates = self._locate(self.samples, self.packed)
         return self._coordinates
 
     @property
@@ -199,7 +204,7 @@ class ReferenceRows(NamedTuple):
     They are numbered sample by sample.
     """
 
-    table: Any  # the result of `reference_table`
+    samples: Samples
     side: int
     start: int
     stop: int

@@ -16,6 +16,8 @@ from cupy_rnnt.ops.types import Cells, Coordinates
 from cupy_rnnt.topology import LABEL
 from cupy_rnnt.transducer import NAMED, Transducer
 
+from ..helpers import samples_of
+
 RAGGED = (5, 5), (4, 5), (1, 1), (1, 9), (9, 1), (7, 2), (12, 3), (3, 40)
 """(T, S) of the samples of a small group."""
 
@@ -74,10 +76,14 @@ class Side:
         self.asnumpy = np.asarray if gpu is None else gpu.asnumpy
 
     def made(self, kind: str, gradient: bool) -> Any:
-        case = self.case
-        lengths, dtype = (case.frames, case.columns), np.dtype(self.dtype)
-        make = getattr(self.ops, kind)
-        return make(case.transducer, *lengths, gradient, case.delay_penalty, dtype)
+        case, make = self.case, getattr(self.ops, kind)
+        form = gradient, case.delay_penalty, np.dtype(self.dtype)
+        return make(case.transducer, self.samples, *form)
+
+    @property
+    def samples(self) -> Any:
+        ops = cpu if self.asarray is np.asarray else cuda
+        return samples_of(ops, self.case.frames, self.case.columns)
 
     def exact(self, gradient: bool = True) -> Any:
         """A lattice of all scores."""
@@ -98,11 +104,9 @@ class Side:
         to.write(self.cells(some), lse, scores)
 
     def cells(self, some: Any = slice(None)) -> Cells:
-        ops, case = cpu if self.asarray is np.asarray else cuda, self.case
-        packed = np.arange(len(case.cells.sample))
-        of_samples = np.append(case.starts, len(packed)), case.columns
-        table = ops.batch_table(*of_samples, np.ones((len(case.columns), max(case.columns)), int))
-        return Cells(self.asarray(packed[some]), table, ops.coordinates)
+        locate = (cpu if self.asarray is np.asarray else cuda).coordinates
+        packed = np.arange(len(self.case.cells.sample))
+        return Cells(self.asarray(packed[some]), self.samples, locate)
 
     def costs(self, of: Any) -> np.ndarray:
         return self.asnumpy(of.solve())

@@ -12,7 +12,6 @@ import numpy as np
 
 from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops import numpy as cpu
-from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 from cupy_rnnt.ops.types import (
     Cells,
@@ -30,6 +29,7 @@ from cupy_rnnt.reference.dropout import dropout_factors
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Head, Row, Transducer
 
 from .. import devices
+from ..helpers import layout_of, samples_of
 from ..transducers.cases import TRANSDUCERS, multi_blank, tdt
 
 HALF = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -94,7 +94,7 @@ def rows_of(width: int, rng: Any) -> list[Row]:
 def table_of(row: Row) -> tuple[Any, ...]:
     """What kernels read."""
     with devices.emulated() as gpu:
-        words, *counts = cuda_rows.device_row(row).table
+        words, *counts = layout_of(cuda, row).table
         return gpu.asnumpy(words), *counts
 
 
@@ -114,26 +114,19 @@ def cells_at(
 ) -> Cells:
     """Cells of a batch of equal samples: so many of them, T and S."""
     size, frames, positions = lengths
-    table = on.ops.batch_table(
-        np.arange(size + 1) * frames * positions,
-        np.full(size, positions),
-        np.zeros((size, positions), np.int64),
-    )
+    samples = samples_of(on.ops, np.full(size, frames), np.full(size, positions))
     packed = np.ravel_multi_index((sample, frame, position), lengths)
-    return Cells(on.array(packed), table, on.ops.coordinates)
+    return Cells(on.array(packed), samples, on.ops.coordinates)
 
 
 def labelled(on: Any, labels: np.ndarray, samples: np.ndarray | None = None) -> Cells:
     """A cell for each label, of a batch whose samples have one frame and all of the labels."""
     of_cells = np.zeros(len(labels), np.int64) if samples is None else samples
     size, positions = int(of_cells.max(initial=0)) + 1, len(labels) + 1
-    table = on.ops.batch_table(
-        np.arange(size + 1) * positions,
-        np.full(size, positions),
-        np.tile(np.append(labels, 0), (size, 1)),
-    )
+    lengths = np.ones(size), np.full(size, positions)
+    batch = samples_of(on.ops, *lengths, np.tile(np.append(labels, 0), (size, 1)))
     packed = of_cells * positions + np.arange(len(labels))
-    return Cells(on.array(packed), table, on.ops.coordinates)
+    return Cells(on.array(packed), batch, on.ops.coordinates)
 
 
 def gather(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
@@ -181,7 +174,7 @@ def row_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     bias = on.array(rng.standard_normal(width), compute)
     scratch = on.empty((4, width), compute)
     for row in rows_of(width, rng):
-        rest = on.ops.device_row(row), labelled(on, rng.integers(0, width, ROWS)), scratch
+        rest = layout_of(on.ops, row), labelled(on, rng.integers(0, width, ROWS)), scratch
         with np.errstate(divide="ignore"):  # of heads without a column
             for added in None, bias:
                 results.extend(on.ops.row_scores(LogitRows(logits, added, *rest)))
@@ -192,7 +185,7 @@ def picked_scores(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     """Of log-probabilities, which no head is over."""
     log_probs = on.computed(rng.standard_normal((ROWS, width)), dtype)
     cells, scratch = labelled(on, rng.integers(0, width, ROWS)), on.empty((4, width), np.float32)
-    row = on.ops.device_row(REGULAR.row(width, width // 2, normalised=True))
+    row = layout_of(on.ops, REGULAR.row(width, width // 2, normalised=True))
     return list(on.ops.row_scores(LogitRows(log_probs, None, row, cells, scratch)))
 
 
@@ -211,7 +204,7 @@ def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
         with np.errstate(divide="ignore"):
             lse = np.log(np.array(sums).reshape(-1, ROWS))
         occupancies, cells = gradient_inputs(on, rng, dtype, row, samples)
-        rest, of_rows = (on.ops.device_row(row), cells, scratch), (on.array(lse), occupancies)
+        rest, of_rows = (layout_of(on.ops, row), cells, scratch), (on.array(lse), occupancies)
         for clamp in -1.0, 0.1:
             posteriors = RowPosteriors(*of_rows, weights, clamp)
             with_bias, without = on.array(values), on.array(values + bias)
@@ -229,7 +222,7 @@ def logits_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
 def bias_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     """Columns of two tiles, added up."""
     compute, results = compute_dtype(dtype), []
-    row = on.ops.device_row(REGULAR.row(width, 0))
+    row = layout_of(on.ops, REGULAR.row(width, 0))
     for tiles in (1, 2), (40, 67):
         sums = OutputSums(
             on.array(np.zeros((width, 1)), compute),
@@ -286,7 +279,7 @@ def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
     row = REGULAR.row(width, int(rng.integers(width)), normalised=True)
     samples = rng.integers(0, 3, ROWS)
     occupancies, cells = gradient_inputs(on, rng, compute, row, samples)
-    rest = None, on.ops.device_row(row), cells, on.empty((4, width), compute)
+    rest = None, layout_of(on.ops, row), cells, on.empty((4, width), compute)
     lse = on.array(np.empty((0, ROWS)))
     weights = on.array([1.0, -2.0, 0.5])
     for clamp in -1.0, 0.3:
@@ -300,19 +293,19 @@ def log_probs_grad(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[Any]:
 def reference_hidden(
     on: Any, dtype: np.dtype, width: int, rng: Any, name: str = "tanh"
 ) -> list[Any]:
-    """Of some frames and positions, from the second sample of a table to its last one."""
+    """Of some frames and positions, from the second one to the last of three samples."""
     compute, results = compute_dtype(dtype), []
-    samples, *lengths = np.array([[2, 5, 4], [0, 1, 3], [1, 3, 1]]).T
-    table = on.ops.reference_table(samples, *lengths, samples, np.zeros(8, np.int64))
+    frames, positions = np.array([[5, 4], [2, 2], [1, 3], [3, 1]]).T
+    samples = samples_of(on.ops, frames, positions).chosen(np.array([0, 2, 3]))
     means = on.array(rng.standard_normal((2, 3, width)), compute)
     inputs = JointInputs(
-        *(on.array(rng.standard_normal((3, n, width)), dtype) for n in (5, 4)), None, None
+        *(on.array(rng.standard_normal((4, n, width)), dtype) for n in (5, 4)), None, None
     )
     for side, (start, stop) in enumerate(((5, 9), (3, 8))):
         out, pre = (on.empty((stop - start, width), compute) for _ in range(2))
         if on.ops is not cpu:
             out = on.empty(out.shape, dtype)
-        rows = ReferenceRows(table, side, start, stop)
+        rows = ReferenceRows(samples, side, start, stop)
         on.ops.reference_hidden(rows, inputs, means, name, pre, out)
         results.append(out)
     return results
@@ -320,12 +313,10 @@ def reference_hidden(
 
 def applied(on: Any, activation: str, pre: np.ndarray) -> Any:
     """An activation: the hidden vector of a reference that is a frame, with a mean of 0."""
-    ones, none = np.ones(1, np.int64), np.zeros(1, np.int64)
-    table = on.ops.reference_table(none, ones, ones, none, none)
     means = on.array(np.zeros((2, 1, len(pre))), pre.dtype)
     inputs = JointInputs(on.array(pre[None, None]), None, None, None)
     out, work = (on.empty((1, len(pre)), pre.dtype) for _ in range(2))
-    rows = ReferenceRows(table, 0, 0, 1)
+    rows = ReferenceRows(samples_of(on.ops, [1], [1]), 0, 0, 1)
     on.ops.reference_hidden(rows, inputs, means, activation, work, out)
     return out[0]
 
@@ -335,6 +326,12 @@ FRAMES, POSITIONS = np.array([5, 1, 3]), np.array([4, 3, 1])
 KEPT = np.array([0, 1, 3, 4, 6, 7, 12, 13, 14, 15, 19, 20, 22, 23, 24])
 """Cells of the group, in packed order: no frame, one, and all of a frame."""
 CELLS_BEFORE = 9
+
+
+def of_group(on: Any) -> tuple[Any, Any]:
+    """The samples of a batch, the first of which has nine cells; and those of the group."""
+    samples = samples_of(on.ops, [3, *FRAMES], [3, *POSITIONS])
+    return samples, samples.run(1, 4)
 
 
 class InputGrad(NamedTuple):
@@ -382,24 +379,19 @@ def add_input_grad(
 ) -> list[Any]:
     case, compute = input_grad_of(dtype, width, rng), compute_dtype(dtype)
     inputs = JointInputs(on.array(case.encoder), on.array(case.predictor), None, None)
-    sizes = FRAMES * POSITIONS
-    first = CELLS_BEFORE + sizes.cumsum() - sizes
-    # The first sample is not in the group.
-    of_batch = np.array([0, *first, CELLS_BEFORE + sizes.sum()]), np.array([3, *POSITIONS])
-    batch = on.ops.batch_table(*of_batch, np.zeros((4, 4), np.int64))
+    batch, group = of_group(on)
     cells = Cells(on.array(CELLS_BEFORE + KEPT), batch, on.ops.coordinates)
     pre, out = case.pre(), np.empty_like(case.d_hidden)
     ACTIVATIONS[name].apply(pre, out)
     if dropout is not None:
         out *= factors_of(dropout, case.index, width)
-    table = on.ops.group_table(1, first, FRAMES, POSITIONS)
     sums = InputSums(
         *(on.array(rng.standard_normal((n.sum(), width)), compute) for n in (FRAMES, POSITIONS))
     )
     for tile in slice(0, 9), slice(9, len(KEPT)):
         of_tile = on.array(pre[tile]), on.array(out[tile])
         rows = HiddenRows(inputs, cells.part(tile), name, *of_tile, dropout)
-        on.ops.add_input_grad(on.array(case.d_hidden[tile]), rows, table, sums)
+        on.ops.add_input_grad(on.array(case.d_hidden[tile]), rows, group, sums)
     return list(sums)
 
 
@@ -407,8 +399,7 @@ def write_input_grads(on: Any, dtype: np.dtype, width: int, rng: Any) -> list[An
     totals, compute = [FRAMES, POSITIONS], compute_dtype(dtype)
     sums = InputSums(*(on.array(rng.standard_normal((n.sum(), width)), compute) for n in totals))
     gradients = [on.array(np.full((5, n, width), 7.0), dtype) for n in (6, 4)]
-    table = on.ops.group_table(1, np.zeros(3, np.int64), FRAMES, POSITIONS)
-    on.ops.write_input_grads(sums, table, None, *gradients)
+    on.ops.write_input_grads(sums, of_group(on)[1], None, *gradients)
     return gradients
 
 
@@ -421,9 +412,8 @@ def slopes(on: Any, activation: str, pre: np.ndarray) -> Any:
     none_yet = np.zeros(1, np.int64)
     cells = cells_at(on, none_yet, none_yet, none_yet, (1, 1, 1))
     rows = HiddenRows(inputs, cells, activation, on.array(pre[None]), on.array(value[None]))
-    table = on.ops.group_table(0, np.zeros(1, np.int64), *[np.ones(1, np.int64)] * 2)
     sums = InputSums(*(on.array(np.zeros_like(none[0])) for _ in range(2)))
-    on.ops.add_input_grad(on.array(np.ones_like(none[0])), rows, table, sums)
+    on.ops.add_input_grad(on.array(np.ones_like(none[0])), rows, cells.samples, sums)
     return sums.frames[0]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ..device_calls import operations, to_device, to_host
+from ..helpers import samples_of
 
 
 @pytest.mark.parametrize("lengths", [[(1, 1)], [(3, 2), (1, 1), (1, 7), (40, 1), (9, 33)]], ids=len)
@@ -19,10 +20,9 @@ def test_every_cell_is_where_it_is(device, lengths):
         for u in range(positions)
     ]
     frames, positions = np.array(lengths, np.int64).T
-    offsets = np.concatenate(([0], np.cumsum(frames * positions)))
-    table = operations().batch_table(offsets, positions, labels)
+    samples = samples_of(operations(), frames, positions, labels)
     for chosen in np.arange(len(expected)), rng.permutation(len(expected))[:5], np.arange(0):
-        cells = to_host(operations().coordinates(table, to_device(chosen)))
+        cells = to_host(operations().coordinates(samples, to_device(chosen)))
         wanted = np.array([expected[i] for i in chosen], np.int64).reshape(-1, 5).T
         for name, actual, values in zip(cells._fields, cells, wanted, strict=True):
             assert actual.tolist() == values.tolist(), name
@@ -30,11 +30,10 @@ def test_every_cell_is_where_it_is(device, lengths):
 
 def test_indices_beyond_32_bits(device):
     """Of samples of 2**33 cells, of which there is no other array."""
-    offsets, positions = np.array([0, 2**33, 2**34]), np.array([2**11, 2**13])
     labels = np.arange(2 * 2**13).reshape(2, 2**13)
-    table = operations().batch_table(offsets, positions, labels)
+    samples = samples_of(operations(), [2**22, 2**20], [2**11, 2**13], labels)
     packed = np.array([2**33 - 1, 2**33, 2**34 - 1])
-    cells = to_host(operations().coordinates(table, to_device(packed)))
+    cells = to_host(operations().coordinates(samples, to_device(packed)))
     assert cells.sample.tolist() == [0, 1, 1]
     assert cells.frame.tolist() == [2**22 - 1, 0, 2**20 - 1]
     assert cells.position.tolist() == [2**11 - 1, 0, 2**13 - 1]

@@ -8,28 +8,25 @@ import pytest
 from hypothesis import strategies as st
 
 from cupy_rnnt import reference
-from cupy_rnnt.batch import Batch, CellsOf
+from cupy_rnnt.batch import CellsOf
 from cupy_rnnt.ops import numpy as cpu
-from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.topology import LABEL
 
 from ..device_calls import examples, operations, to_device, to_host
-from ..helpers import occupancies
+from ..helpers import occupancies, samples_of
 from ..transducers.cases import PLAIN, TRANSDUCERS, random_sample, transducers
 
 
 def solved(frames, positions, scores, gradient=True, transducer=PLAIN, delay_penalty=0.0):
     """Costs of a group of samples with given scores (K, T, S), and its lattice."""
     frames, positions = np.asarray(frames), np.asarray(positions)
-    size, most = len(frames), positions.max()
-    extents = size, frames.max(), most
-    batch = Batch(np.ones((size, most - 1), int), frames, positions - 1, extents, 0, Tokens(2))
-    ops = operations()
-    form = transducer, frames, positions, gradient, delay_penalty, np.dtype(np.float64)
+    ops, count = operations(), int(np.dot(frames, positions))
+    samples = samples_of(ops, frames, positions)
+    form = transducer, samples, gradient, delay_penalty, np.dtype(np.float64)
     lattice = ops.exact_lattice(*form)
-    cells = CellsOf(batch, ops)(to_device(np.arange(batch.cell_count)))
+    cells = CellsOf(ops, samples)(to_device(np.arange(count)))
     packed = np.concatenate([of_sample.reshape(len(of_sample), -1) for of_sample in scores], axis=1)
-    lattice.write(cells, to_device(np.zeros((1, batch.cell_count))), to_device(packed))
+    lattice.write(cells, to_device(np.zeros((1, count))), to_device(packed))
     return to_host(lattice.solve()), lattice
 
 
@@ -173,20 +170,16 @@ def test_what_is_not_kept_holds_less_than_asked_for(device, name, least):
 def test_tiles_of_two_threads_keep_what_they_write(monkeypatch):
     """Two threads write the first tiles of a lattice at the same time: the log-sum-exps of both are
     there. Each allocated an array of its own once, and that of one thread was lost."""
-    frames, positions = 6, 4
-    lattice = cpu.exact_lattice(
-        PLAIN, np.array([frames]), np.array([positions]), True, 0.0, np.dtype(np.float64)
-    )
-    lengths = np.array([frames]), np.array([positions - 1])
-    batch = Batch(np.ones((1, 3), int), *lengths, (1, frames, positions), 0, Tokens(2))
-    packed, empty = np.arange(batch.cell_count), np.empty
+    samples = samples_of(cpu, [6], [4])
+    lattice = cpu.exact_lattice(PLAIN, samples, True, 0.0, np.dtype(np.float64))
+    packed, empty = np.arange(24), np.empty
 
     def slowly(*arguments, **options):
         time.sleep(0.05)
         return empty(*arguments, **options)
 
     def write(half):
-        cells = CellsOf(batch, cpu)(half)
+        cells = CellsOf(cpu, samples)(half)
         lattice.write(cells, half[None] + 1.0, np.full((2, len(half)), -1.0))
 
     threads = [threading.Thread(target=write, args=(half,)) for half in np.split(packed, 2)]

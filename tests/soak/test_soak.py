@@ -39,8 +39,9 @@ def test_disturbed_calls_leave_nothing_behind(disturbance, cases, capsys):
 @pytest.mark.parametrize(("disturbance", "cases"), [("interrupts", 8), ("fork", 12)])
 @pytest.mark.slow
 def test_disturbed_processes(disturbance, cases):
-    """A fork wants a process without JAX. An interrupt wants one without hypothesis, whose callback
-    of the garbage collector it may hit: Python swallows such an interrupt, and pytest reports it."""
+    """A fork wants a process without JAX. An interrupt wants one without hypothesis: if it hits the
+    callback of hypothesis that watches the garbage collector, Python swallows it, and pytest fails.
+    """
     command = [sys.executable, "-m", "tests.soak", "--cases", str(cases), "--disturb", disturbance]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -15,26 +15,24 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..blocks import carved
-from ..types import Coordinates, DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
+from ..types import DeviceArray, HostArray, OutputSums, Shape, Sizes, Tile
 from .best import BestLattice
 from .bounds import upper_bounds
 from .indices import found_first, indices, places
-from .inputs import add_input_grad, group_table, hidden, write_input_grads
+from .inputs import add_input_grad, hidden, write_input_grads
 from .lattice import BoundedLattice, Lattice, lattice_nbytes
-from .launch import Kernel, cupy, device_bytes, host
+from .launch import cupy, device_bytes, host
 from .products import add_matmul, factor_dtype, matmul, product_bytes, splits
 from .references import (
     label_softmax,
     means,
     reference_hidden,
-    reference_table,
     row_sums,
     slack,
     write_tangents,
 )
 from .rows import (
     bias_rows,
-    device_row,
     gather,
     logits_grad,
     row_scores,
@@ -43,19 +41,18 @@ from .rows import (
     scratch_rows,
     write_output_grads,
 )
+from .samples import coordinates, tables
 
 __all__ = [
     "add_input_grad",
     "add_output_grad",
     "asarray",
-    "batch_table",
     "best_lattice",
     "bias_rows",
     "block_rows",
     "bounded_lattice",
     "coordinates",
     "device_of",
-    "device_row",
     "empties",
     "empty",
     "exact_lattice",
@@ -63,7 +60,6 @@ __all__ = [
     "found_first",
     "fuses",
     "gather",
-    "group_table",
     "hidden",
     "host",
     "indices",
@@ -75,7 +71,6 @@ __all__ = [
     "places",
     "product_bytes",
     "reference_hidden",
-    "reference_table",
     "result",
     "row_scores",
     "row_sums",
@@ -87,6 +82,7 @@ __all__ = [
     "slow_denormals",
     "splits",
     "start_workers",
+    "tables",
     "threads",
     "upper_bounds",
     "workspace_bytes",
@@ -163,25 +159,6 @@ def asarray(array: HostArray) -> DeviceArray:
 
 def add_output_grad(d_logits: DeviceArray, hidden: DeviceArray, sums: OutputSums) -> None:
     add_matmul(d_logits.T, hidden, sums.weight)
-
-
-_COORDINATES = Kernel("coordinates", "coordinates.cu", variants=((),))
-
-
-def batch_table(
-    offsets: HostArray, positions: HostArray, labels: HostArray
-) -> tuple[DeviceArray, int, int]:
-    """A BatchTable of kernels/coordinates.cuh."""
-    words = np.concatenate((offsets, positions, labels.reshape(-1)), dtype=np.int64)
-    return cupy().asarray(words), *labels.shape
-
-
-def coordinates(table: tuple[DeviceArray, int, int], packed: DeviceArray) -> Coordinates:
-    count = len(packed)
-    results, has_label = cupy().empty((4, count), np.int64), cupy().empty(count, np.bool_)
-    _COORDINATES[()](count, count, packed, *table, results, has_label)
-    sample, frame, position, label = results
-    return Coordinates(sample, frame, position, label, has_label)
 
 
 def block_rows(rows: int, width: int) -> int:

@@ -10,6 +10,7 @@ from ...transducer import Transducer
 from ..types import BestPaths, DeviceArray, HostArray
 from .lattice import TOPOLOGIES, BoundedLattice
 from .launch import BLOCK, Kernel, cupy, host
+from .samples import Samples
 
 __all__ = ["BestLattice"]
 
@@ -24,14 +25,12 @@ _AS_THEY_ARE = np.int32(-1)  # scores, for kernels that write words
 class BestLattice(BoundedLattice):
     """See :class:`cupy_rnnt.ops.lattices.BestLattice`, and for parameters :class:`Lattice`."""
 
-    def __init__(
-        self, transducer: Transducer, frames: HostArray, positions: HostArray, *parameters: Any
-    ) -> None:
-        super().__init__(transducer, frames, positions, *parameters)
+    def __init__(self, transducer: Transducer, samples: Samples, *parameters: Any) -> None:
+        super().__init__(transducer, samples, *parameters)
         kinds, label, _, delay_penalty = self._kinds
         self._kinds = kinds, label, _AS_THEY_ARE, delay_penalty
         self._flags.fill(_IN_LOG)
-        self._labels = int(positions.max()) - 1
+        self._labels = int(samples.lengths[1].max()) - 1
 
     def leave_out(self, first: HostArray, stop: HostArray) -> None:
         super().leave_out(first, stop)
@@ -53,7 +52,7 @@ class BestLattice(BoundedLattice):
             self._costs = library.empty(samples)
             _PATH[self._topology.cpp](
                 samples,
-                *(samples, self._table, self._flags, self._words, self._cells, self._exact),
+                *(*self._of.table, self._flags, self._words, self._cells, self._exact),
                 *(self._sums[_BETA], self._totals, self._labels, *self._path),
                 *(self._proven, self._costs, self._narrow),
             )
@@ -72,7 +71,7 @@ class BestLattice(BoundedLattice):
         sweeps, sums = self._samples * len(ways), self._sums
         _SWEEP[self._topology.cpp](
             sweeps,
-            *(sweeps, np.int32(sum(1 << way for way in ways)), self._table, self._samples),
+            *(sweeps, np.int32(sum(1 << way for way in ways)), *self._of.table),
             *(self._words, self._cells, self._exact),
             *(sums.get(_INSIDE), sums.get(_ALPHA), sums.get(_BETA), self._totals),
         )

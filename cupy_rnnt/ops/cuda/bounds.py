@@ -37,11 +37,11 @@ def upper_bounds(
     scratch: DeviceArray,
     out: DeviceArray,
 ) -> None:
-    table, _, *ends = rows
-    first, count = table.tiles_of(*ends)
+    samples, _, *ends = rows
+    first, count = samples.tiles(*ends)
     width, label = positions.vectors.shape[1], np.int32(layout.label)
     variant = FUNCTORS[forms.activation], frames.inputs.dtype
-    work = table.samples, table.size, first, count, *ends, forms.fits
+    work = *samples.table, first, count, *ends, forms.fits
     dropout = forms.dropout or NO_DROPOUT
     of_positions = *positions, np.int32(width)
     to = label, base, out.shape[1], out

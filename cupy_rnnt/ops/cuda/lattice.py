@@ -13,6 +13,7 @@ from ..types import Cells, DeviceArray, HostArray, LogitRows, PathMass
 from .indices import indices
 from .launch import BLOCK, COMPUTE, MOST_SHARED_BYTES, WARP, Kernel, cupy, host
 from .rows import write_row_scores
+from .samples import Samples
 
 __all__ = ["BoundedLattice", "Lattice", "lattice_nbytes"]
 
@@ -24,9 +25,6 @@ _PACKING = 2.0**-40  # relative error of a sum in memory
 TOPOLOGIES = (*dict.fromkeys((transducer.topology.cpp,) for transducer in NAMED.values()),)
 
 _ROUNDING_UP = 8 * 512  # bytes: CuPy's pool gives multiples of 512, to eight small arrays here
-
-# As in lattice.cuh.
-_SAMPLE = np.dtype([("first", "i8"), ("apart", "i8"), ("T", "i4"), ("S", "i4")])
 
 _WRITE = Kernel("lattice_write", "lattice.cu", variants=((),))
 _BOUND = Kernel("lattice_bound", "lattice.cu", variants=((),))
@@ -58,9 +56,10 @@ _POSTERIORS = Kernel(
 _BETA, _UPPER_ALPHA, _ALPHA, _UPPER_BETA = range(4)
 
 
-def _room(topology: Topology) -> int:
-    """The most columns of a lattice whose last diagonals fit into the shared memory of a block."""
-    return _DIAGONALS_BYTES // (_STATE_BYTES * (topology.reach + 1))
+def _most_columns(topology: Topology) -> int:
+    """The most columns of a lattice that has a thread for each of them and whose last diagonals fit
+    into shared memory."""
+    return min(_DIAGONALS_BYTES // (_STATE_BYTES * (topology.reach + 1)), _BLOCKS[-1])
 
 
 def lattice_nbytes(
@@ -68,7 +67,7 @@ def lattice_nbytes(
 ) -> int:
     arrays = len(topology.scores) + (2 + gradient if bounded else 2 * gradient)
     widest = min(width, (diagonals + 1) // 2)  # of its samples
-    spare = 3 * _spare_words(topology) if widest > min(_room(topology), _BLOCKS[-1]) else 0
+    spare = 3 * _spare_words(topology) if widest > _most_columns(topology) else 0
     of_samples = 64 + 8 * (_PARTS if bounded else 0)  # which have two columns at least
     of_cells = (8 * arrays + 2 * bounded) * cells
     return of_cells + width * (of_samples // 2 + 8 * spare) + _ROUNDING_UP
@@ -86,15 +85,12 @@ class Lattice:
     Parameters
     ----------
     transducer : Transducer
-    frames, positions : numpy.ndarray, shape (n,), int64
-        T and S = U + 1 of each sample, on the host.
+    samples : Samples
     gradient : bool
         Whether occupancies are wanted. If not, no sum over paths is kept but the last.
     delay_penalty : float
     dtype : numpy.dtype
         In which the costs are reported.
-    start, first : int
-        Number of the first sample in the batch, and of its first cell.
     """
 
     _bounded = False
@@ -102,18 +98,16 @@ class Lattice:
     def __init__(
         self,
         transducer: Transducer,
-        frames: HostArray,
-        positions: HostArray,
+        samples: Samples,
         gradient: bool,
         delay_penalty: float,
         dtype: np.dtype,
-        start: int = 0,
-        first: int = 0,
     ) -> None:
         self._topology = topology = transducer.topology
         self._most_mass = float(transducer.most_mass)
         self._gradient, self._delay_penalty = gradient, float(delay_penalty)
-        self._narrow, self._start, self._first = dtype != np.float64, start, first
+        self._narrow, self._of = dtype != np.float64, samples
+        frames, positions, columns = samples.lengths
         label = topology.scores.index(LABEL) if LABEL in topology.scores else -1
         factors = max(len(topology.read_by(arc)) for arc in topology.arcs)
         # On each diagonal, words are rounded twice, and products and sums once. As a logarithm, the
@@ -123,20 +117,13 @@ class Lattice:
         # Sums of exponents have 40 bits in memory, which are not enough for gradients of float64.
         counts = len(topology.scores), label, factors if self._narrow else 0
         self._kinds = *map(np.int32, counts), self._delay_penalty
-        cells = frames * positions
-        self._cells, self._samples, self._longest = int(cells.sum()), len(frames), int(frames.max())
-        table = np.empty(len(frames), _SAMPLE)
-        columns = np.minimum(frames, positions)
-        self._widest, room = int(columns.max()), _room(topology)
-        self._block = next((block for block in _BLOCKS if block >= self._widest), _BLOCKS[-1])
-        words = _spare_words(topology) * np.where(columns > min(room, self._block), columns, 0)
-        self._spare = int(words.sum())
-        self._shared_bytes = _STATE_BYTES * (topology.reach + 1) * min(self._widest, room)
-        table["first"] = np.cumsum(cells) - cells
-        table["apart"] = np.where(words > 0, np.cumsum(words) - words, -1)
-        table["T"], table["S"] = frames, positions
+        self._cells, self._samples, self._longest = samples.cells, samples.size, int(frames.max())
+        widest, fitting = int(columns.max()), _most_columns(topology)
+        self._swept = *samples.table, np.int32(fitting)
+        self._block = next((block for block in _BLOCKS if block >= widest), _BLOCKS[-1])
+        self._spare = _spare_words(topology) * samples.columns if widest > fitting else 0
+        self._shared_bytes = _STATE_BYTES * (topology.reach + 1) * min(widest, fitting)
         library = cupy()
-        self._table = library.asarray(table.view("i8").reshape(-1, 3))
         self._words = library.empty((len(topology.scores), self._cells))
         marks, flags = 16 * self._samples, 20 * self._samples
         zeros = library.zeros(flags + (self._cells if self._bounded else 0), np.uint8)
@@ -154,13 +141,13 @@ class Lattice:
     def write(self, cells: Cells, lse: DeviceArray, scores: DeviceArray) -> None:
         self._begin_writing(len(lse))
         count = len(cells)
-        inputs = cells.packed, self._first, self._samples, lse, np.int32(len(lse)), scores
+        inputs = *self._of.table, cells.packed, lse, np.int32(len(lse)), scores
         outputs = self._cells, self._lse, self._words, self._exact, self._flags
-        _WRITE[()](count, count, self._table, *inputs, *self._kinds, *outputs)
+        _WRITE[()](count, count, *inputs, *self._kinds, *outputs)
 
     def write_rows(self, rows: LogitRows) -> None:
         self._begin_writing(rows.layout.heads)
-        of_group = self._table, self._first, self._start, *self._kinds[1:]
+        of_group = self._of.first_cell, self._of.start, *self._kinds[1:]
         to = *of_group, self._words, self._exact, self._flags
         write_row_scores(rows, self._lse, None, *to)
 
@@ -173,7 +160,7 @@ class Lattice:
     def leave_out(self, first: HostArray, stop: HostArray) -> None:
         library = cupy()
         self._left_out = library.empty(self._cells, np.bool_)
-        sizes = self._cells, self._cells, self._samples, self._table
+        sizes = self._cells, self._cells, *self._of.table
         band = *map(library.asarray, (first, stop)), first.shape[1]
         outputs = self._words, len(self._words), self._left_out, self._exact
         _LEAVE_OUT[()](*sizes, *band, *outputs)
@@ -186,13 +173,12 @@ class Lattice:
     def keep(self, least: HostArray) -> DeviceArray:
         if self._topology.looks_aside:
             least = least / 2  # half for paths through a cell, half for arcs that read it
-        sizes = self._samples * self._longest, self._samples, self._longest
         sums = self._sums[_ALPHA], self._sums[_BETA]
         limits = cupy().asarray(least), self._costs, self._left_out
         marks, counts = self._marks()
-        lattices = self._table, self._flags, *sums
-        _KEEP[self._topology.cpp](*sizes, *lattices, *limits, marks, counts)
-        return indices(marks, int(host(counts)[0].sum()), self._first)
+        lattices = self._longest, *self._swept, self._flags, *sums
+        _KEEP[self._topology.cpp](self._samples * self._longest, *lattices, *limits, marks, counts)
+        return indices(marks, int(host(counts)[0].sum()), self._of.first_cell)
 
     def _marks(self) -> tuple[DeviceArray, DeviceArray]:
         """Memory for marks of cells, and zeros, to count them in each sample."""
@@ -213,7 +199,7 @@ class Lattice:
             occupancies[written:].fill(0)
         _POSTERIORS[topology.cpp, dtype](
             count,
-            *(count, packed, self._first, self._samples, self._table, self._flags),
+            *(count, packed, *self._swept, self._flags),
             *(self._words, self._cells, self._sums[_ALPHA], self._sums[_BETA], self._costs),
             *(float(of_labels), float(least), self._lse, np.int32(heads), lse, occupancies),
         )
@@ -234,7 +220,7 @@ class Lattice:
         spare = library.empty(len(ways) * self._spare) if self._spare else None
         _SWEEPS[self._block][topology.cpp, self._block](
             sweeps,
-            *(sweeps, np.int32(sum(1 << way for way in ways)), self._table, self._samples),
+            *(sweeps, np.int32(sum(1 << way for way in ways)), *self._swept),
             *(self._words, self._cells, self._exact, self._flags, self._delay_penalty),
             *(self._most_mass, spare, self._spare, *map(self._sums.get, range(4))),
             *(self._totals, self._costs, self._narrow),
@@ -248,7 +234,7 @@ class BoundedLattice(Lattice):
     _bounded = True
 
     def bound(self, bounds: DeviceArray) -> None:
-        sizes = self._cells, self._cells, self._samples, self._table
+        sizes = self._cells, self._cells, *self._of.table
         _BOUND[()](*sizes, bounds, *self._kinds, self._words, self._flags)
         self._sums.clear()
 
@@ -257,7 +243,7 @@ class BoundedLattice(Lattice):
         samples, upper_beta = self._samples, self._sums[_UPPER_BETA]
         _LEAVING[self._topology.cpp](
             samples * _PARTS,
-            *(samples, _PARTS, self._table, self._flags, self._exact, self._sums[_ALPHA]),
+            *(_PARTS, *self._swept, self._flags, self._exact, self._sums[_ALPHA]),
             *(upper_beta, self._totals[_UPPER_BETA], self._results[5:]),
         )
         inside, upper, *rest = host(self._results[3:])[0]
@@ -276,7 +262,7 @@ class BoundedLattice(Lattice):
         ways = [way for way in (_UPPER_ALPHA, _UPPER_BETA) if way not in self._sums]
         if ways:
             self._sweep(*ways)
-        sizes = self._cells, self._cells, self._samples, self._table, self._flags
+        sizes = self._cells, self._cells, *self._swept, self._flags
         sums = self._sums[_UPPER_ALPHA], self._sums[_UPPER_BETA]
         limits = cupy().asarray(least), self._totals[_UPPER_BETA], self._exact
         marks, counts = self._marks()
@@ -284,7 +270,7 @@ class BoundedLattice(Lattice):
         return marks, counts
 
     def complete(self, marks: DeviceArray, samples: HostArray) -> None:
-        sizes = self._cells, self._cells, self._samples, self._table
+        sizes = self._cells, self._cells, *self._of.table
         _COMPLETE[()](*sizes, cupy().asarray(samples), self._exact, marks)
 
     def solve(self) -> DeviceArray:

@@ -25,10 +25,10 @@ __all__ = [
     "DeviceRow",
     "bias_rows",
     "by_width",
-    "device_row",
     "gather",
     "logits_grad",
     "row_scores",
+    "row_words",
     "scaled_weights",
     "scatter",
     "scratch_rows",
@@ -106,19 +106,24 @@ class DeviceRow(NamedTuple):
     others: DeviceArray  # int64, (ranges, 2), the columns of no label
 
 
-def device_row(row: Row) -> DeviceRow:
-    words, ranges, size = _words(row)
-    on_device = cupy().asarray(words)
-    counts = len(row.heads), len(row.columns), ranges
-    label = (*row.columns, LABEL_COLUMN).index(LABEL_COLUMN)
-    table = on_device, *map(np.int32, counts)
-    return DeviceRow(*counts[:2], label, table, on_device[size:].reshape(-1, 2))
+class RowWords(NamedTuple):
+    """A row on the host."""
+
+    host: HostArray  # int64: the table of the row, and the columns of no label
+    size: int  # of the table
+    counts: tuple[np.int32, np.int32, np.int32]  # heads, scores, ranges
+    label: int
+
+    def on_device(self, words: DeviceArray) -> DeviceRow:
+        """The row, from the same words on the device."""
+        heads, scores, _ = map(int, self.counts)
+        others = words[self.size :].reshape(-1, 2)
+        return DeviceRow(heads, scores, self.label, (words, *self.counts), others)
 
 
 @functools.lru_cache
-def _words(row: Row) -> tuple[HostArray, int, int]:
-    """The table of a row and the columns of no label, how many ranges the table has, and its size.
-    Making them takes the host 30 us."""
+def row_words(row: Row) -> RowWords:
+    """The words of a row. Making them takes the host 30 us."""
     ranges = [(*columns, g) for g, head in enumerate(row.heads) for columns in head.ranges]
     ranges += [(*columns, -1) for columns in row.under_no_head]
     charges = [sum(1 << g for g in charged) for charged in row.charged]
@@ -127,7 +132,9 @@ def _words(row: Row) -> tuple[HostArray, int, int]:
     of_heads = tuple(_held(head, row.columns) for head in row.heads)
     table = [*chain(*ranges, of_heads, *scores)]
     words = np.array([*table, *chain(*row.others)], np.int64)
-    return words, len(ranges), len(table)
+    counts = np.int32(len(row.heads)), np.int32(len(row.columns)), np.int32(len(ranges))
+    label = (*row.columns, LABEL_COLUMN).index(LABEL_COLUMN)
+    return RowWords(words, len(table), counts, label)
 
 
 def _held(head: RowHead, columns: tuple[int, ...]) -> int:
@@ -136,7 +143,7 @@ def _held(head: RowHead, columns: tuple[int, ...]) -> int:
     return sum(bit << k for k, bit in enumerate((*bits, head.labels, head.zero)))
 
 
-_NO_LATTICE = None, 0, 0, np.int32(0), np.int32(0), 0.0, None, None, None
+_NO_LATTICE = 0, 0, np.int32(0), np.int32(0), 0.0, None, None, None
 
 
 def row_scores(rows: LogitRows) -> tuple[DeviceArray, DeviceArray]:
@@ -155,7 +162,7 @@ def write_row_scores(
     logits, bias, layout, cells, _ = rows
     count, width = logits.shape
     assert cells is not None
-    inputs = logits, bias, *layout.table, cells.packed, *cells.table, count, width
+    inputs = logits, bias, *layout.table, cells.packed, *cells.samples.batch, count, width
     _row_scores(logits.dtype, width)(count, *inputs, lse, lse.shape[1], scores, *lattice)
 
 
@@ -179,7 +186,7 @@ def logits_grad(
         pack = 1
     softmax = _by_column(lse, np.dtype(np.float64)), EXPONENT_FLOOR[dtype.name]
     bound = float(clamp) if clamp > 0 else math.inf
-    of_rows = *_by_column(occupancies, dtype), bound, cells.packed, *cells.table
+    of_rows = *_by_column(occupancies, dtype), bound, cells.packed, *cells.samples.batch
     _LOGITS_GRAD[dtype, out.dtype, pack](
         -(-count // WARP) * -(-width // (WARP * pack)),
         *(logits, stored, bias, *layout.table, *softmax[0], softmax[1], *of_rows),

@@ -10,39 +10,36 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ...transducer import Row
 from ..blocks import carved
-from ..types import Coordinates, HostArray, OutputSums, Shape, Sizes
+from ..types import HostArray, OutputSums, Shape, Sizes
 from .best import BestLattice
 from .bounded import BoundedLattice
 from .bounds import upper_bounds
 from .casts import assign, gather, scatter
-from .inputs import add_input_grad, group_table, hidden, write_input_grads
+from .inputs import add_input_grad, hidden, write_input_grads
 from .lattice import Lattice, lattice_nbytes
 from .references import (
     label_softmax,
     means,
     reference_hidden,
-    reference_table,
     row_sums,
     slack,
     write_tangents,
 )
 from .rows import block_rows, logits_grad, row_scores, scaled_weights
+from .samples import coordinates, tables
 from .workers import start_workers, threads
 
 __all__ = [
     "add_input_grad",
     "add_output_grad",
     "asarray",
-    "batch_table",
     "best_lattice",
     "bias_rows",
     "block_rows",
     "bounded_lattice",
     "coordinates",
     "device_of",
-    "device_row",
     "empties",
     "empty",
     "exact_lattice",
@@ -50,7 +47,6 @@ __all__ = [
     "found_first",
     "fuses",
     "gather",
-    "group_table",
     "hidden",
     "host",
     "indices",
@@ -62,7 +58,6 @@ __all__ = [
     "places",
     "product_bytes",
     "reference_hidden",
-    "reference_table",
     "result",
     "row_scores",
     "row_sums",
@@ -74,6 +69,7 @@ __all__ = [
     "slow_denormals",
     "splits",
     "start_workers",
+    "tables",
     "threads",
     "upper_bounds",
     "workspace_bytes",
@@ -125,10 +121,6 @@ def device_of(array: HostArray) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def device_row(row: Row) -> Row:
-    return row
-
-
 def asarray(array: HostArray) -> HostArray:
     return array
 
@@ -153,22 +145,6 @@ result = zeros
 
 def indices(mask: HostArray, count: int, first: int = 0) -> HostArray:
     return np.flatnonzero(mask) + first
-
-
-def batch_table(
-    offsets: HostArray, positions: HostArray, labels: HostArray
-) -> tuple[HostArray, HostArray, HostArray]:
-    return offsets, positions, labels
-
-
-def coordinates(table: tuple[HostArray, HostArray, HostArray], packed: HostArray) -> Coordinates:
-    offsets, of_samples, labels = table
-    sample = offsets.searchsorted(packed, side="right") - 1
-    positions = of_samples[sample]
-    within = packed - offsets[sample]
-    frame = within // positions
-    position = within - frame * positions
-    return Coordinates(sample, frame, position, labels[sample, position], position < positions - 1)
 
 
 def places(numbers: HostArray, values: HostArray) -> HostArray:

@@ -29,18 +29,18 @@ def upper_bounds(
     scratch: HostArray,
     out: HostArray,
 ) -> None:
-    table, _, start, stop = rows
+    samples, _, start, stop = rows
     hidden = scratch[: block_rows(*scratch.shape)]
-    first_sample, last_sample = table.of_sample(0, np.array([start, stop - 1])).tolist()
+    first_sample, last_sample = samples.with_rows(0, np.array([start, stop - 1])).tolist()
     for i in range(first_sample, last_sample + 1):
-        (first, prefix), width = (firsts[i] for firsts in table.firsts), table.counts[1][i]
+        (first, prefix), width = (firsts[i] for firsts in samples.firsts), samples.positions[i]
         of_positions = _part(positions, prefix, prefix + width)
-        apply = None if forms.fits[i] else partial(_apply, forms, int(table.samples[i]))
-        most, end = max(1, len(scratch) // width), min(table.ends[0][i], stop)
+        apply = None if forms.fits[i] else partial(_apply, forms, int(samples.numbers[i]))
+        most, end = max(1, len(scratch) // width), min(samples.ends[0][i], stop)
         for begin in range(max(first, start), end, most):
             of_frames = _part(frames, begin, min(begin + most, end))
             logits, tangent = _dots(of_frames, of_positions, begin - first, apply, hidden)
-            place = table.cells[i] + (begin - first) * width - base
+            place = samples.cells[i] + (begin - first) * width - base
             cells = slice(place, place + tangent.size)
             for bound, row in zip(
                 _bounds(logits, tangent, layout, forms.slack[i]), out, strict=True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -11,20 +9,7 @@ from ..types import HiddenRows, HostArray, InputSums
 from .activations import ACTIVATIONS
 from .casts import assign, gather
 from .dropout import drop
-
-
-class GroupTable(NamedTuple):
-    """The samples of a group: the number in the batch of the first, and lengths (n,)."""
-
-    start: int
-    frames: HostArray
-    positions: HostArray
-
-
-def group_table(
-    start: int, cells: HostArray, frames: HostArray, positions: HostArray
-) -> GroupTable:
-    return GroupTable(start, frames, positions)
+from .samples import Samples
 
 
 def hidden(rows: HiddenRows) -> None:
@@ -38,7 +23,7 @@ def hidden(rows: HiddenRows) -> None:
 
 
 def add_input_grad(
-    d_hidden: HostArray, rows: HiddenRows, table: GroupTable, sums: InputSums
+    d_hidden: HostArray, rows: HiddenRows, samples: Samples, sums: InputSums
 ) -> None:
     _, cells, activation, pre, value, dropout = rows
     if dropout is not None:
@@ -47,9 +32,9 @@ def add_input_grad(
     d_hidden *= pre
     if dropout is not None:  # dropped units pass nothing back, whatever the derivative
         drop(dropout, cells.sample, cells.frame, cells.position, d_hidden)
-    sample = cells.sample - table.start
-    frames = (table.frames.cumsum() - table.frames)[sample] + cells.frame
-    positions = (table.positions.cumsum() - table.positions)[sample] + cells.position
+    sample = cells.sample - samples.numbers[0]
+    frames = samples.firsts[0][sample] + cells.frame
+    positions = samples.firsts[1][sample] + cells.position
     _add_rows(d_hidden, frames, sums.frames, pre)
     _add_rows(d_hidden, positions, sums.positions, pre)
 
@@ -70,13 +55,10 @@ def _add_rows(tile: HostArray, rows: HostArray, out: HostArray, scratch: HostArr
 
 
 def write_input_grads(
-    sums: InputSums, table: GroupTable, scale: None, encoder: HostArray, predictor: HostArray
+    sums: InputSums, samples: Samples, scale: None, encoder: HostArray, predictor: HostArray
 ) -> None:
-    for total, counts, gradient in (
-        (sums.frames, table.frames, encoder),
-        (sums.positions, table.positions, predictor),
-    ):
-        ends = counts.cumsum().tolist()
-        for b, (count, end) in enumerate(zip(counts.tolist(), ends, strict=True), table.start):
-            assign(total[end - count : end], gradient[b, :count])
+    for side, (total, gradient) in enumerate(zip(sums, (encoder, predictor), strict=True)):
+        places = samples.numbers, samples.counts[side], samples.firsts[side]
+        for b, count, first in zip(*(numbers.tolist() for numbers in places), strict=True):
+            assign(total[first : first + count], gradient[b, :count])
             gradient[b, count:] = 0

@@ -16,6 +16,7 @@ from ...topology import Topology
 from ...transducer import Transducer
 from ..types import Cells, HostArray, LogitRows
 from .rows import row_scores
+from .samples import Samples
 from .sweeps import KEEP_CHUNK, NO_CELLS, ROWS, Sweeps
 
 
@@ -38,18 +39,16 @@ class Lattice:
     def __init__(
         self,
         transducer: Transducer,
-        frames: HostArray,
-        positions: HostArray,
+        samples: Samples,
         gradient: bool,
         delay_penalty: float,
         dtype: np.dtype,
-        start: int = 0,
-        first: int = 0,
     ) -> None:
         self._scores = len(transducer.topology.scores)
-        self._dtype, self._start, self._first_cell = dtype, start, first
+        self._dtype, self._start, self._first_cell = dtype, samples.numbers[0], samples.cells[0]
+        frames, positions = samples.counts
         self._cells = frames * positions
-        self._first = np.cumsum(self._cells) - self._cells
+        self._first = samples.cells - self._first_cell
         self._lse: HostArray | None = None
         self._allocating = Lock()  # tiles are written by several threads
         self._positions = positions
@@ -58,12 +57,12 @@ class Lattice:
         self._samples = [np.flatnonzero(flipped == side) for side in (False, True)]
         self._number = np.empty(len(frames), np.intp)  # of a sample within its side
         self._sides: list[Any] = []
-        for side, samples in enumerate(self._samples):
-            self._number[samples] = np.arange(len(samples))
-            lengths = frames[samples], positions[samples]
+        for side, numbers in enumerate(self._samples):
+            self._number[numbers] = np.arange(len(numbers))
+            lengths = frames[numbers], positions[numbers]
             self._sides.append(
                 self.sweeps(transducer, *lengths, bool(side), gradient, delay_penalty)
-                if len(samples)
+                if len(numbers)
                 else None
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,48 +21,24 @@ from ..types import (
 )
 from .activations import ACTIVATIONS
 from .casts import gather
-
-
-class ReferenceTable(NamedTuple):
-    """Some samples, as in the contract; and where their frames and positions begin and end."""
-
-    samples: HostArray
-    counts: tuple[HostArray, HostArray]  # T and S
-    cells: HostArray
-    labels: HostArray
-    firsts: tuple[HostArray, ...]  # of frames and of positions
-    ends: tuple[HostArray, ...]
-
-    def of_sample(self, side: int, rows: HostArray) -> HostArray:
-        """The number of the sample of each frame (`side` 0) or position (1)."""
-        numbers: HostArray = self.ends[side].searchsorted(rows, side="right")
-        return numbers
-
-
-def reference_table(
-    samples: HostArray, frames: HostArray, positions: HostArray, cells: HostArray, labels: HostArray
-) -> ReferenceTable:
-    counts = frames, positions
-    ends = tuple(count.cumsum() for count in counts)
-    firsts = tuple(end - count for end, count in zip(ends, counts, strict=True))
-    return ReferenceTable(samples, counts, cells, labels, firsts, ends)
+from .samples import Samples
 
 
 def _places(rows: ReferenceRows) -> tuple[HostArray, HostArray, HostArray]:
-    """For each row: the number of its sample in the table, the number of its sample in the batch,
+    """For each row: the number of its sample among these, the number of its sample in the batch,
     and its own number in the sample."""
-    table, side, start, stop = rows
+    samples, side, start, stop = rows
     numbers = np.arange(start, stop)
-    of_sample = table.of_sample(side, numbers)
-    return of_sample, table.samples[of_sample], numbers - table.firsts[side][of_sample]
+    sample = samples.with_rows(side, numbers)
+    return sample, samples.numbers[sample], numbers - samples.firsts[side][sample]
 
 
-def means(inputs: JointInputs, table: ReferenceTable) -> tuple[HostArray, HostArray]:
-    shape = 2, len(table.samples)
+def means(inputs: JointInputs, samples: Samples) -> tuple[HostArray, HostArray]:
+    shape = 2, len(samples)
     mean_rows = np.empty((*shape, inputs.weight.shape[1]), inputs.weight.dtype)
     magnitudes = np.empty((*shape, 1), inputs.weight.dtype)
-    for side, counts in enumerate(table.counts):
-        for i, (b, count) in enumerate(zip(table.samples, counts, strict=True)):
+    for side, counts in enumerate(samples.counts):
+        for i, (b, count) in enumerate(zip(samples.numbers, counts, strict=True)):
             rows = inputs[:2][side][b, :count]
             rows.mean(axis=0, dtype=mean_rows.dtype, out=mean_rows[side, i])
             magnitudes[side, i] = np.maximum(rows.max(), -rows.min())
@@ -74,7 +50,7 @@ def row_sums(weight: HostArray) -> HostArray:
 
 
 def slack(
-    table: ReferenceTable,
+    samples: Samples,
     magnitudes: HostArray,
     row_sums: HostArray,
     bias: HostArray | None,
@@ -85,25 +61,22 @@ def slack(
     _, logistic = form
     largest = magnitudes.max(axis=-1).astype(np.float64)
     weight = float(row_sums.max())
-    hidden = np.ones(len(table.samples)) if logistic.rate else largest.sum(axis=0)
+    hidden = np.ones(len(samples)) if logistic.rate else largest.sum(axis=0)
     size = weight * hidden
     biases = np.zeros(len(size))
     if bias is not None:
         for i, of_sample in enumerate(size.tolist()):
-            biases[i] = _largest_bias(table, i, bias, layout, 2 * of_sample + rounding.masked)
+            biases[i] = _largest_bias(samples, i, bias, layout, 2 * of_sample + rounding.masked)
     total = rounding.per_size * size + rounding.per_bias * biases + rounding.fixed
     total += 2 * weight * np.maximum(rounding.per_hidden * hidden, rounding.least)
     exponents = abs(logistic.rate) * largest.max(axis=0)
     return total, (logistic.rate != 0) & (exponents <= rounding.largest_exponent)
 
 
-def _largest_bias(
-    table: ReferenceTable, i: int, bias: HostArray, layout: Row, below: float
-) -> float:
+def _largest_bias(samples: Samples, i: int, bias: HostArray, layout: Row, below: float) -> float:
     finite = np.isfinite(bias)
     matters = bias >= float(bias.max(initial=-np.inf, where=finite)) - below
-    first, positions = table.firsts[1][i], table.counts[1][i]
-    matters[table.labels[first : first + positions - 1]] = True
+    matters[samples.labels[i, : samples.positions[i] - 1]] = True
     matters[_exact(layout)] = True
     return float(abs(bias[matters & finite]).max(initial=0.0))
 
@@ -158,16 +131,16 @@ def write_tangents(
     tangents: tuple[HostArray, HostArray, HostArray],
     out: TangentRows,
 ) -> None:
-    table, side, *ends = rows
+    samples, side, *ends = rows
     slopes, of_slopes, sums = tangents
     of_sample, *index = _places(rows)
     arrays, vectors, constants = (array[slice(*ends)] for array in out)
     gather(inputs[:2][side], tuple(index), arrays)
     if side == 1:
         weight, bias = inputs.weight, inputs.bias
-        for i, v in enumerate((*_exact(layout), table.labels[slice(*ends)])):
+        for i, v in enumerate((*_exact(layout), samples.next_labels[slice(*ends)])):
             vectors[:, i], constants[:, i] = weight[v], 0.0 if bias is None else bias[v]
-        constants[index[1] == table.counts[1][of_sample] - 1, -2] = -np.inf
+        constants[index[1] == samples.positions[of_sample] - 1, -2] = -np.inf
     np.multiply(slopes, (1 / sums).astype(slopes.dtype)[:, None], out=vectors[:, -1])
     constants[:, -1] = of_slopes
     rate, scale, shift = forms.logistic

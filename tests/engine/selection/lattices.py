@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cupy_rnnt import reference
-from cupy_rnnt.batch import Batch, CellsOf
+from cupy_rnnt.batch import CellsOf
 from cupy_rnnt.ops.lattices import BoundedLattice
-from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.topology import LABEL, Topology
 from cupy_rnnt.transducer import Transducer
 
 from ...device_calls import operations, to_device, to_host
-from ...helpers import occupancies
+from ...helpers import occupancies, samples_of
 from ...transducers.cases import PLAIN, random_sample
 
 
@@ -86,18 +85,16 @@ def made(samples, gradient=True) -> BoundedLattice:
     """Their lattice, bounded and written."""
     frames, positions = shapes_of(samples)
     ops, (first, *_) = operations(), samples
-    lengths = frames, positions, gradient, first.delay_penalty
-    lattice = ops.bounded_lattice(first.transducer, *lengths, np.dtype(np.float64))
+    of_batch = samples_of(ops, frames, positions)
+    form = of_batch, gradient, first.delay_penalty, np.dtype(np.float64)
+    lattice = ops.bounded_lattice(first.transducer, *form)
     scores = len(first.exact)
     bounds = np.concatenate([sample.bounds.reshape(scores, -1) for sample in samples], axis=1)
     lattice.bound(to_device(np.ascontiguousarray(bounds)))
-    shape = len(samples), int(frames.max()), int(positions.max())
-    targets = np.ones((shape[0], shape[2] - 1), int)
-    batch = Batch(targets, frames, positions - 1, shape, 0, Tokens(2))
     inside = np.concatenate([sample.mask.ravel() for sample in samples])
     exact = np.concatenate([sample.exact.reshape(scores, -1) for sample in samples], axis=1)
     if inside.any():
-        cells = CellsOf(batch, ops)(to_device(np.flatnonzero(inside)))
+        cells = CellsOf(ops, of_batch)(to_device(np.flatnonzero(inside)))
         lse = to_device(np.zeros((1, inside.sum())))
         lattice.write(cells, lse, to_device(np.ascontiguousarray(exact[:, inside])))
     return lattice

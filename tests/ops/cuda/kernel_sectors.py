@@ -35,6 +35,7 @@ from cupy_rnnt.transducer import NAMED, Transducer
 
 from ... import devices
 from ...devices import Device
+from ...helpers import layout_of, samples_of
 from ...ptxemu.compile import nvrtc_version
 from ...transducers.cases import tdt
 from ..lattice_cases import Side, random_case
@@ -112,9 +113,8 @@ def ones(gpu: Device, *shape: int, dtype: Any = np.float64) -> Any:
 
 def some_cells(gpu: Device, count: int = ROWS) -> Cells:
     """Of one frame of one sample, each with the label of its own number."""
-    words = np.array([0]), np.array([count + 1]), np.arange(count + 1)[None]
-    table = cuda.batch_table(np.append(words[0], count + 1), *words[1:])
-    return Cells(gpu.asarray(np.arange(count)), table, cuda.coordinates)
+    samples = samples_of(cuda, [1], [count + 1], np.arange(count + 1)[None])
+    return Cells(gpu.asarray(np.arange(count)), samples, cuda.coordinates)
 
 
 def hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
@@ -127,7 +127,7 @@ def hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
 
 
 def plain_row(width: int, normalised: bool = False) -> Any:
-    return cuda_rows.device_row(NAMED["regular"].row(width, 0, normalised))
+    return layout_of(cuda, NAMED["regular"].row(width, 0, normalised))
 
 
 def row_scores(gpu: Device, dtype: np.dtype, width: int) -> Work:
@@ -212,11 +212,10 @@ def scaled_weights(gpu: Device, dtype: np.dtype, width: int) -> Work:
 
 
 def joint(gpu: Device, dtype: np.dtype, hidden: int, frames: int) -> tuple[JointInputs, Any]:
-    """The inputs of two samples, and their table."""
+    """The inputs of two samples, and the samples."""
     shapes = (2, frames, hidden), (2, 5, hidden), (30, hidden)
     inputs = JointInputs(*(ones(gpu, *shape, dtype=dtype) for shape in shapes), None)
-    lengths, index = (np.full(2, frames), np.full(2, 5)), np.arange(2)
-    return inputs, cuda.reference_table(index, *lengths, index, np.ones(10, np.int64))
+    return inputs, samples_of(cuda, [frames, frames], [5, 5], np.ones((2, 5), np.int64))
 
 
 def fold_rows(gpu: Device, dtype: np.dtype, width: int) -> Work:
@@ -230,31 +229,31 @@ def row_sums(gpu: Device, dtype: np.dtype, width: int) -> Work:
 
 
 def slack(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    _, table = joint(gpu, dtype, 8, 9)
+    _, samples = joint(gpu, dtype, 8, 9)
     sizes = ones(gpu, 2, 2, 8, dtype=dtype), *(ones(gpu, width, dtype=dtype) for _ in range(2))
     logistic, rounding = ("tanh", Logistic(2.0, -2.0, 1.0)), Rounding(*[1.0] * 7)
-    cuda.slack(table, *sizes, plain_row(width), logistic, rounding)
+    cuda.slack(samples, *sizes, plain_row(width), logistic, rounding)
     return work("slack", dtype, width, 2)
 
 
 def reference_hidden(gpu: Device, dtype: np.dtype, width: int) -> Work:
-    inputs, table = joint(gpu, dtype, width, ROWS)
+    inputs, samples = joint(gpu, dtype, width, ROWS)
     means = ones(gpu, 2, 2, width, dtype=compute_dtype(dtype))
     out = gpu.xp.empty((ROWS, width), dtype)
-    rows = ReferenceRows(table, 0, 0, ROWS)
+    rows = ReferenceRows(samples, 0, 0, ROWS)
     cuda.reference_hidden(rows, inputs, means, "tanh", None, out)
     return work("reference_hidden", dtype, width)
 
 
 def write_tangents(gpu: Device, dtype: np.dtype, width: int) -> Work:
     """Of positions: two vectors of weights, a slope and an input each."""
-    inputs, table = joint(gpu, dtype, width, ROWS)
+    inputs, samples = joint(gpu, dtype, width, ROWS)
     compute, fits = compute_dtype(dtype), gpu.asarray(np.zeros(2, bool))
     tangents = ones(gpu, 10, width, dtype=compute), ones(gpu, 10), ones(gpu, 10)
     shapes = ((10, width), compute), ((10, 3, width), compute), ((10, 3), np.float64)
     out = TangentRows(*(gpu.xp.empty(*shape) for shape in shapes))
     forms = Forms("relu", Logistic(0.0, 1.0, 0.0), fits, None)
-    rows = ReferenceRows(table, 1, 0, 10)
+    rows = ReferenceRows(samples, 1, 0, 10)
     cuda.write_tangents(rows, inputs, plain_row(30), forms, tangents, out)
     slopes = Work((compute.itemsize - dtype.itemsize) * width + 16).times(10)
     return work("write_tangents", dtype, width, 40) + slopes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import NamedTuple
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from cupy_rnnt.batch import Batch
 from cupy_rnnt.engine.tangents import Tangents
+from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import bounds as cuda_bounds
 from cupy_rnnt.ops.cuda import launch
-from cupy_rnnt.ops.cuda import references as cuda_references
-from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.cuda.inputs import NO_DROPOUT
 from cupy_rnnt.ops.numpy.activations import ACTIVATIONS
 from cupy_rnnt.ops.types import (
@@ -33,7 +32,7 @@ from cupy_rnnt.reference.dropout import dropout_factors
 from cupy_rnnt.tokens import Tokens
 from cupy_rnnt.transducer import LABEL_COLUMN, NAMED, Row
 
-from ...helpers import random_joint_case
+from ...helpers import layout_of, random_joint_case, samples_of
 from ...tolerances import DTYPES, unit_roundoff
 from ...transducers.cases import TRANSDUCERS, Sample, tdt, transducers, width_of
 from ..row_cases import table_of
@@ -66,15 +65,17 @@ class Inputs(NamedTuple):
     frames: TangentRows
     positions: TangentRows
     row: Row
-    samples: tuple[np.ndarray, ...]
+    lengths: np.ndarray  # T and S of each sample, (n, 2); no bounds of the first are computed
     forms: Forms
     base: int
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the bounds; some cells in front belong to no sample."""
-        _, frames, positions, cells, _ = self.samples
-        return len(self.row.columns), int((cells + frames * positions).max()) - self.base
+        """Of the bounds; some cells in front belong to the first sample."""
+        return len(self.row.columns), int(self.lengths.prod(axis=1).sum()) - self.base
+
+    def samples(self, ops: ModuleType) -> Any:
+        return samples_of(ops, *self.lengths.T).run(1, len(self.lengths))
 
 
 def random_inputs(rng, size, dtype, form=None, lengths=LENGTHS, spare=3, row=None):
@@ -95,23 +96,21 @@ def random_inputs(rng, size, dtype, form=None, lengths=LENGTHS, spare=3, row=Non
     scale = 1 / np.sqrt(size)
     of_type = encoder, scale * slopes[:, None], predictor, scale * vectors
     encoder, slopes, predictor, vectors = (array.astype(dtype) for array in of_type)
-    sizes, base = frames * positions, 20
-    cells = base + spare + sizes.cumsum() - sizes
-    labels, slack = np.zeros(len(predictor), np.int64), rng.random(len(lengths)) / 100
+    base, slack = 20, rng.random(len(lengths)) / 100
     return Inputs(
         TangentRows(encoder, slopes, constants),
         TangentRows(predictor, vectors, vector_constants),
         row,
-        (np.arange(len(lengths)), frames, positions, cells, labels),
+        np.array([(base + spare, 1), *lengths]),
         Forms("tanh" if form in (None, "mixed") else form, None, fits, slack),
         base,
     )
 
 
 def on_host(inputs):
-    frames, positions, row, samples, forms, base = inputs
+    frames, positions, row, _, forms, base = inputs
     encoder = frames.inputs
-    rows = ReferenceRows(cpu.reference_table(*samples), 0, 0, len(encoder))
+    rows = ReferenceRows(inputs.samples(cpu), 0, 0, len(encoder))
     out, scratch = np.full(inputs.shape, np.nan), np.empty((99, encoder.shape[1]), encoder.dtype)
     with np.errstate(all="ignore"):
         cpu.upper_bounds(rows, frames, positions, row, forms, base, scratch, out)
@@ -120,15 +119,15 @@ def on_host(inputs):
 
 def on_gpu(gpu, inputs, stops=()):
     """By one launch, or by some that take the frames up to each of `stops`."""
-    frames, positions, row, samples, forms, base = inputs
+    frames, positions, row, _, forms, base = inputs
     frames, positions = (TangentRows(*map(gpu.asarray, rows)) for rows in (frames, positions))
     forms = forms._replace(fits=gpu.asarray(forms.fits), slack=gpu.asarray(forms.slack))
-    table, row = cuda_references.reference_table(*samples), cuda_rows.device_row(row)
+    samples, layout = inputs.samples(cuda), layout_of(cuda, row)
     out = gpu.xp.empty(inputs.shape)
-    out[:, : int(samples[3][0]) - base] = np.nan
+    out[:, : int(inputs.lengths[0].prod()) - base] = np.nan
     for start, stop in pairwise([0, *stops, len(frames.inputs)]):
-        rows = ReferenceRows(table, 0, start, stop)
-        cuda_bounds.upper_bounds(rows, frames, positions, row, forms, base, None, out)
+        rows = ReferenceRows(samples, 0, start, stop)
+        cuda_bounds.upper_bounds(rows, frames, positions, layout, forms, base, None, out)
     return gpu.asnumpy(out)
 
 
@@ -231,8 +230,9 @@ def bounds_and_scores(gpu, case, transducer, activation, dtype, dropout=None):
     compute, hidden_size = compute_dtype(arrays[0].dtype), arrays[2].shape[1]
     inputs = JointInputs(*map(gpu.asarray, (*arrays[:3], arrays[3].astype(compute))))
     row = transducer.row(vocabulary, case.blank)
-    rows = row, cuda.device_row(row), cuda.row_sums(inputs.weight)
-    tangents = Tangents(batch, np.arange(3), inputs, activation, dropout, *rows)
+    layout, samples = cuda.tables(row, batch.frames, batch.positions, batch.labels)
+    rows = row, layout, cuda.row_sums(inputs.weight)
+    tangents = Tangents(samples, inputs, activation, dropout, *rows)
     logits, pre, hidden = (
         gpu.xp.empty((64, width), compute) for width in (vocabulary, hidden_size, hidden_size)
     )
@@ -358,10 +358,12 @@ def test_the_same_bits_for_any_schedule(gpu, monkeypatch, form, dtype):
 def test_far_rows_and_cells(transducer):
     (frames, positions), tile, row = (20, 9), 2**24, row_of(transducer)
     inputs = random_inputs(np.random.default_rng(6), 40, np.float32, None, [(20, 9)], 0, row)
-    vectors, slack = inputs.positions.vectors, inputs.forms.slack
-    sample = np.array([[FAR, FAR, tile, FAR, 0, frames, positions]])
+    vectors, slack = inputs.positions.vectors, np.repeat(inputs.forms.slack, 2)
+    before = [FAR, FAR, FAR, 1, tile, FAR, 1]
+    own = [frames * positions, frames, positions, 1, 1, positions, 1]
+    totals = np.cumsum([np.zeros(7, int), before, own], axis=0)
     out = np.full((len(row.columns), frames * positions), np.nan)
-    of_tiles = sample, 1, 0, tile + 1, FAR, FAR + frames, np.ones(1, bool)
+    of_tiles = totals, 2, 0, tile + 1, FAR, FAR + frames, np.ones(2, bool)
     width = np.int32(vectors.shape[1])
     of_frames, of_positions = (
         [shifted(values, FAR) for values in rows] for rows in (inputs.frames, inputs.positions)

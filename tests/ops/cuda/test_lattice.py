@@ -13,7 +13,7 @@ from cupy_rnnt.ops.cuda import launch
 from ... import ptxemu
 from ...transducers.cases import TRANSDUCERS, transducers
 from ..lattice_cases import RAGGED, Side, random_case
-from .test_rows_memory import run_far, shifted
+from .test_rows_memory import run_far, shifted, table_of_samples
 
 LIMIT = -600.0  # a log-prob below is made of the least numbers
 FAR, FAR_CELLS = 2**31 + 2**20, 35  # the first cell of a sample, and how many it has
@@ -70,7 +70,7 @@ def test_transducers(gpu, transducer, delay_penalty):
     of_labels = np.add.reduceat(occupancies[case.label], case.starts)
     np.testing.assert_allclose(of_labels, (case.columns - 1) * np.isfinite(costs), atol=1e-12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_lattice, "_room", lambda _: 4)
+        patch.setattr(cuda_lattice, "_most_columns", lambda _: 4)
         assert_twins(case, gpu, False)
         certify_and_solve(case, gpu, 0.9, True)
 
@@ -115,7 +115,7 @@ def test_a_thread_walks_over_several_columns(gpu, monkeypatch, gradient):
 @with_and_without_gradient
 @pytest.mark.slow
 def test_diagonals_that_do_not_fit_into_shared_memory(gpu, monkeypatch, gradient):
-    monkeypatch.setattr(cuda_lattice, "_room", lambda _: 4)
+    monkeypatch.setattr(cuda_lattice, "_most_columns", lambda _: 4)
     case = random_case(np.random.default_rng(3), [(20, 30), *RAGGED])
     assert_twins(case, gpu, gradient)
     certify_and_solve(case, gpu, 0.9, gradient)
@@ -317,7 +317,7 @@ def test_the_same_bits_for_any_schedule(gpu, monkeypatch, bounded):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["regular", "constrained", "tdt"])
 def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room, name):
-    monkeypatch.setattr(cuda_lattice, "_room", lambda _: room)
+    monkeypatch.setattr(cuda_lattice, "_most_columns", lambda _: room)
     shapes, transducer = [(40, 30), (20, 60), (70, 1)], TRANSDUCERS[name]
     case = random_case(np.random.default_rng(10), shapes, 0, transducer)
     side, pool = Side(case, gpu), gpu.xp.get_default_memory_pool()
@@ -341,12 +341,13 @@ def test_memory_is_as_announced(gpu, monkeypatch, gradient, bounded, room, name)
     assert pool.total_bytes() - before <= announced
 
 
-def test_diagonals_of_as_many_columns_as_there_is_room_for():
+def test_diagonals_of_as_many_columns_as_fit():
     """At most the bytes that kernels were declared with, which a block is given unasked."""
     for transducer in TRANSDUCERS.values():
         topology = transducer.topology
-        room, row = cuda_lattice._room(topology), 12 * (topology.reach + 1)
-        assert room * row <= cuda_lattice._DIAGONALS_BYTES < (room + 1) * row
+        most, row = cuda_lattice._most_columns(topology), 12 * (topology.reach + 1)
+        assert most * row <= cuda_lattice._DIAGONALS_BYTES
+        assert most == 512 or (most + 1) * row > cuda_lattice._DIAGONALS_BYTES
 
 
 REGULAR = TRANSDUCERS["regular"].topology.cpp
@@ -368,11 +369,16 @@ def poisoned(dtype=np.float64):
     return ptxemu.empty(FAR_CELLS, dtype)
 
 
+BEHIND_FAR = table_of_samples([FAR, 7], [1, 5])
+"""A sample of which nothing is here, and one behind it."""
+SWEPT = *BEHIND_FAR, np.int32(5)
+SWEEP, DIAGONALS_BYTES = f"lattice_sweep<{REGULAR}, 128>", 2 * 5 * 12
+
+
 def test_far_samples():
     case = random_case(np.random.default_rng(12), [(7, 5)])
-    table = np.array([(FAR, 0, 7, 5)], cuda_lattice._SAMPLE).view("i8")
-    end, flags, block = FAR + FAR_CELLS, np.zeros(1, np.int32), FAR // 256
-    totals, costs, counts = np.empty((4, 1)), np.empty(1), np.zeros(1, np.int64)
+    end, flags, block = FAR + FAR_CELLS, np.zeros(2, np.int32), FAR // 256
+    totals, costs, counts = np.empty((4, 2)), np.empty(2), np.zeros(2, np.int64)
     _, whole, *each = stored_far(3)
     alpha, beta, lses = far(*(poisoned(np.int64) for _ in range(2)), poisoned())
     keeps = poisoned(bool)
@@ -380,72 +386,71 @@ def test_far_samples():
     for scores, to, label in zip(case.scores, each, (-1, 0), strict=True):
         packed, values = far(FAR + np.arange(FAR_CELLS), scores)
         kinds = ONE, values, ONE, np.int32(label), ONE, 0.0, FAR_CELLS
-        args = table, packed, 0, 1, values, *kinds, lses, to, None, flags
+        args = *BEHIND_FAR, packed, values, *kinds, lses, to, None, flags
         run_far("lattice.cu", "lattice_write", block, end, *args)
     assert not flags.any()
     sums = beta, None, alpha, None, totals, costs, False
-    spare = np.empty(40), 20
-    sweeps = np.int32(0b101), table, 1, whole, FAR_CELLS, None, flags, 0.0, 1.0, *spare
-    for sweep in range(2):
-        args = 2, *sweeps, *sums
-        run_far("lattice.cu", f"lattice_sweep<{REGULAR}, 128>", sweep, *args)
-    args = 1, 8, table, flags, alpha, beta, np.array([0.1]), costs, None  # a frame for each warp
-    run_far("cells.cu", f"lattice_keep<{REGULAR}>", 0, *args, *far(keeps), counts)
+    spare = None, 0
+    sweeps = np.int32(0b101), *SWEPT, whole, FAR_CELLS, None, flags, 0.0, 1.0, *spare
+    for sweep in 1, 3:
+        args = 4, *sweeps, *sums
+        run_far("lattice.cu", SWEEP, sweep, *args, shared_bytes=DIAGONALS_BYTES)
+    args = 8, *SWEPT, flags, alpha, beta, np.full(2, 0.1), costs, None  # frames of a block
+    run_far("cells.cu", f"lattice_keep<{REGULAR}>", 1, *args, *far(keeps), counts)
     packed, occupancies = FAR + np.arange(FAR_CELLS), ptxemu.empty((2, FAR_CELLS), np.float64)
-    args = FAR_CELLS, packed, 0, 1, table, flags, whole, FAR_CELLS, alpha, beta, costs
+    args = FAR_CELLS, packed, *SWEPT, flags, whole, FAR_CELLS, alpha, beta, costs
     lse = ptxemu.empty((1, FAR_CELLS), np.float64)
     results = 1.0, 0.0, lses, ONE, lse, occupancies
     run_far("cells.cu", f"lattice_posteriors<{REGULAR}, double>", 0, *args, *results)
     side = Side(case)
     lattice = side.exact()
-    np.testing.assert_allclose(costs, side.costs(lattice), rtol=1e-13)
-    np.testing.assert_array_equal(np.flatnonzero(keeps), side.kept(lattice, costs, 0.1))
-    assert 0 < keeps.sum() == counts[0] < FAR_CELLS
-    np.testing.assert_allclose(occupancies, side.occupancies(lattice, costs), atol=1e-11)
+    np.testing.assert_allclose(costs[1:], side.costs(lattice), rtol=1e-13)
+    np.testing.assert_array_equal(np.flatnonzero(keeps), side.kept(lattice, costs[1:], 0.1))
+    assert 0 < keeps.sum() == counts[1] < FAR_CELLS
+    np.testing.assert_allclose(occupancies, side.occupancies(lattice, costs[1:]), atol=1e-11)
     np.testing.assert_array_equal(lse[0], case.scores[1])
 
 
 def test_far_samples_between_bounds():
     case = random_case(np.random.default_rng(13), [(7, 5)])
-    table = np.array([(FAR, 0, 7, 5)], cuda_lattice._SAMPLE).view("i8")
-    block, end, flags = FAR // 256, FAR + FAR_CELLS, np.zeros(1, np.int32)
+    block, end, flags = FAR // 256, FAR + FAR_CELLS, np.zeros(2, np.int32)
     _, whole, *each = stored_far(3)
     upper_alpha, upper_beta, alpha = far(*(poisoned(np.int64) for _ in range(3)))
-    totals, counts, share = np.empty((4, 1)), np.zeros(1, np.int64), np.empty(1)
-    exact, likely, least = np.zeros(FAR_CELLS, bool), poisoned(bool), np.array([-4.0])
+    totals, counts, shares = np.empty((4, 2)), np.zeros(2, np.int64), np.empty(2)
+    exact, likely, least = np.zeros(FAR_CELLS, bool), poisoned(bool), np.full(2, -4.0)
     for bounds, to, label in zip(case.bounds, each, (-1, 0), strict=True):
-        args = end, 1, table, *far(bounds), ONE, np.int32(label), ONE, 0.0, to, flags
+        args = end, *BEHIND_FAR, *far(bounds), ONE, np.int32(label), ONE, 0.0, to, flags
         run_far("lattice.cu", "lattice_bound", block, *args)
     (marks,), (chosen,) = far(exact), far(likely)
-    sweep = table, 1, whole, FAR_CELLS, marks, flags, 0.0, 1.0, np.empty(60), 20
-    band, left_out = (np.zeros((1, 7), int), np.full((1, 7), 5)), poisoned(bool)
-    args = end, 1, table, *band, 7, whole, 0, *far(left_out), marks
+    sweep = *SWEPT, whole, FAR_CELLS, marks, flags, 0.0, 1.0, None, 0
+    band, left_out = (np.zeros((2, 7), int), np.full((2, 7), 5)), poisoned(bool)
+    args = end, *BEHIND_FAR, *band, 7, whole, 0, *far(left_out), marks
     run_far("lattice.cu", "lattice_leave_out", block, *args)
     assert not left_out.any()
-    results = None, upper_alpha, alpha, upper_beta, totals, np.empty(1), False
-    for i in range(3):
-        args = 3, np.int32(0b1110), *sweep, *results
-        run_far("lattice.cu", f"lattice_sweep<{REGULAR}, 128>", i, *args)
-    args = 1, 1, table, flags, marks, alpha, upper_beta, totals[3], share
-    run_far("cells.cu", f"lattice_leaving<{REGULAR}>", 0, *args)
-    args = end, 1, table, flags, upper_alpha, upper_beta, least, totals[3], marks
+    results = None, upper_alpha, alpha, upper_beta, totals, np.empty(2), False
+    for i in 1, 3, 5:
+        args = 6, np.int32(0b1110), *sweep, *results
+        run_far("lattice.cu", SWEEP, i, *args, shared_bytes=DIAGONALS_BYTES)
+    args = 1, *SWEPT, flags, marks, alpha, upper_beta, totals[3], shares
+    run_far("cells.cu", f"lattice_leaving<{REGULAR}>", 1, *args)
+    args = end, *SWEPT, flags, upper_alpha, upper_beta, least, totals[3], marks
     run_far("cells.cu", f"lattice_mark<{REGULAR}>", block, *args, chosen, counts)
     side = Side(case)
     lattice = side.bounded()
-    np.testing.assert_array_equal(likely, side.candidates(lattice, least))
-    assert 0 < likely.sum() == counts[0] < FAR_CELLS
+    np.testing.assert_array_equal(likely, side.candidates(lattice, least[1:]))
+    assert 0 < likely.sum() == counts[1] < FAR_CELLS
     inside, leaving, upper = side.certify(lattice)
-    assert inside == totals[2] == -np.inf
-    np.testing.assert_allclose([np.log(share) + totals[3], totals[3]], [leaving, upper], rtol=1e-11)
+    assert inside == totals[2, 1] == -np.inf
+    found = np.log(shares[1]) + totals[3, 1], totals[3, 1]
+    np.testing.assert_allclose(found, [leaving[0], upper[0]], rtol=1e-11)
     far_marks = far(poisoned(bool))
-    run_far(
-        "cells.cu", "lattice_complete", block, end, 1, table, np.ones(1, bool), marks, *far_marks
-    )
+    args = end, *BEHIND_FAR, np.ones(2, bool), marks, *far_marks
+    run_far("cells.cu", "lattice_complete", block, *args)
 
 
 def test_far_cells_of_a_sample():
     frames, columns, count = 2**17, 2**16, 8
-    table = np.array([(0, -1, frames, columns)], cuda_lattice._SAMPLE).view("i8")
+    table = table_of_samples([frames], [columns])
     position = columns - 20 + np.arange(count)
     frame = frames - 3 - np.arange(count)
     first = int((frame[0] + position[0] - frames) * columns + position[0])
@@ -455,7 +460,7 @@ def test_far_cells_of_a_sample():
     packed, flags = frame * columns + position, np.zeros(1, np.int32)
     no_heads = None, np.int32(0)
     places = count, None, shifted(words.reshape(-1), first), None, flags
-    args = table, packed, 0, 1, *no_heads, scores, ALL, ONE, ONE, 0.0, *places
+    args = *table, packed, *no_heads, scores, ALL, ONE, ONE, 0.0, *places
     run_far("lattice.cu", "lattice_write", 0, count, *args)
     np.testing.assert_allclose(np.log(words), scores, rtol=1e-13)
     assert not flags.any()

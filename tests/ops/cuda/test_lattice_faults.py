@@ -72,11 +72,11 @@ FAULTS = {
         "out-of-bounds|uninitialised|misaligned",
     ),
     "diagonals of two ways in one place": (
-        *("exact", "lattice.cu", "spare + i / samples * stride + apart", "spare + apart"),
+        *("exact", "lattice.cu", "= spare + i / count * stride +", "= spare +"),
         "race|uninitialised",
     ),
     "occupancies by the cost of another sample": (
-        *("exact", "cells.cu", "costs[sample], of_labels", "costs[sample - samples], of_labels"),
+        *("exact", "cells.cu", "costs[sample], of_labels", "costs[sample - count], of_labels"),
         "out-of-bounds",
     ),
     "a sweep whose sums are not kept": (
@@ -119,7 +119,7 @@ FAULTS = {
         "uninitialised",
     ),
     "a band of the frames of the sample before": (
-        *("left out", "lattice.cu", "lattices) * most_frames +", "lattices - 1) * most_frames +"),
+        *("left out", "lattice.cu", "= sample * most_frames +", "= (sample - 1) * most_frames +"),
         "out-of-bounds",
     ),
     "marks that are not written": (
@@ -180,7 +180,7 @@ FAULTS = {
         "misaligned",
     ),
     "tiles of the sample before": (
-        *("bounds", "entries.cuh", "FIRST <= item ?", "FIRST < item ?"),
+        *("bounds", "bisection.cuh", "[middle] <= limit ?", "[middle] < limit ?"),
         "uninitialised",
     ),
 }
@@ -243,7 +243,7 @@ RUNS = {
 def run(name, monkeypatch):
     """In so few blocks that each has several items; one lattice does not fit into shared memory."""
     monkeypatch.setattr(launch, "MOST_BLOCKS", 2)
-    monkeypatch.setattr(cuda_lattice, "_room", lambda _: 33)
+    monkeypatch.setattr(cuda_lattice, "_most_columns", lambda _: 33)
     with devices.emulated() as gpu:
         RUNS[name](gpu)
 

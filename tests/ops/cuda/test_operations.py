@@ -11,6 +11,7 @@ from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.types import Coordinates, compute_dtype
 from cupy_rnnt.tokens import Tokens
 
+from ...helpers import samples_of
 from ...tolerances import DTYPES
 
 
@@ -49,8 +50,9 @@ def test_coordinates(gpu):
     frames, labels = rng.integers(1, 9, 6), rng.integers(0, 6, 6)
     batch = Batch(rng.integers(1, 9, (6, 5)), frames, labels, (6, 9, 6), 0, Tokens(9))
     packed = np.arange(batch.cell_count)[::2]
-    expected = CellsOf(batch, cpu)(packed)
-    found = CellsOf(batch, cuda)(gpu.asarray(packed))
+    lengths = batch.frames, batch.positions, batch.labels
+    expected = CellsOf(cpu, samples_of(cpu, *lengths))(packed)
+    found = CellsOf(cuda, samples_of(cuda, *lengths))(gpu.asarray(packed))
     for name in Coordinates._fields:
         actual, desired = (getattr(cells, name) for cells in (found, expected))
         np.testing.assert_array_equal(gpu.asnumpy(actual), desired)

@@ -12,7 +12,6 @@ import pytest
 from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
-from cupy_rnnt.ops.cuda import rows as cuda_rows
 from cupy_rnnt.ops.types import (
     Forms,
     JointInputs,
@@ -25,11 +24,12 @@ from cupy_rnnt.ops.types import (
 )
 from cupy_rnnt.transducer import NAMED
 
+from ...helpers import layout_of, samples_of
 from ...tolerances import DTYPES, unit_roundoff
 from ...transducers.cases import TRANSDUCERS
 from .. import row_cases
 from ..row_cases import table_of
-from .test_rows_memory import run_far, shifted
+from .test_rows_memory import run_far, shifted, table_of_samples
 
 WIDTHS = 1, 31, 32, 33, 100, 1025
 FAR = 2**31 + 2**20
@@ -43,18 +43,25 @@ every_width = pytest.mark.parametrize("width", WIDTHS)
 
 
 class Samples(NamedTuple):
-    """Some of a batch of four, in another order than there."""
+    """Three of a batch of four."""
 
-    numbers: np.ndarray = np.array([2, 0, 3])
+    numbers: np.ndarray = np.array([0, 2, 3])
     frames: np.ndarray = np.array([7, 1, 19])
     positions: np.ndarray = np.array([3, 4, 1])
-    cells: np.ndarray = np.array([90, 0, 140])
-    labels: np.ndarray = np.array([3, 1, 0, 2, 2, 4, 0, 0])
+    labels: np.ndarray = np.array([3, 1, 0, 2, 2, 4, 0, 0])  # the next one at each position
+
+    def of(self, ops: ModuleType) -> Any:
+        frames, positions = np.full((2, 4), 2)
+        frames[self.numbers], positions[self.numbers] = self.frames, self.positions
+        labels = np.full((4, max(positions)), 9)
+        rows = np.repeat(self.numbers, self.positions)
+        labels[rows, np.concatenate(list(map(np.arange, self.positions)))] = self.labels
+        return samples_of(ops, frames, positions, labels).chosen(self.numbers)
 
     def rows(self, ops: ModuleType, side: int) -> ReferenceRows:
         """From the second one on."""
         stop = int((self.frames, self.positions)[side].sum())
-        return ReferenceRows(ops.reference_table(*self), side, 2, stop)
+        return ReferenceRows(self.of(ops), side, 2, stop)
 
 
 SAMPLES = Samples()
@@ -82,7 +89,7 @@ def on_device(gpu, arrays):
 def test_means_and_magnitudes(gpu, width, dtype, layout):
     arrays, compute = outputs(dtype, width, layout), compute_dtype(np.dtype(dtype))
     inputs = JointInputs(*on_device(gpu, arrays), None, None)
-    means, magnitudes = cuda.means(inputs, cuda.reference_table(*SAMPLES))
+    means, magnitudes = cuda.means(inputs, SAMPLES.of(cuda))
     assert means.dtype == magnitudes.dtype == compute
     means, magnitudes = gpu.asnumpy(means), gpu.asnumpy(magnitudes).max(axis=-1)
     for side, counts in enumerate(SAMPLES[1:3]):
@@ -97,9 +104,9 @@ def test_means_and_magnitudes(gpu, width, dtype, layout):
 def test_means_and_magnitudes_are_those_of_the_twin(gpu, dtype):
     arrays, compute = outputs(dtype, 45), compute_dtype(np.dtype(dtype))
     weight = np.empty((1, 45), compute)
-    expected = cpu.means(JointInputs(*arrays, weight, None), cpu.reference_table(*SAMPLES))
+    expected = cpu.means(JointInputs(*arrays, weight, None), SAMPLES.of(cpu))
     inputs = JointInputs(*on_device(gpu, (*arrays, weight)), None)
-    means, magnitudes = map(gpu.asnumpy, cuda.means(inputs, cuda.reference_table(*SAMPLES)))
+    means, magnitudes = map(gpu.asnumpy, cuda.means(inputs, SAMPLES.of(cuda)))
     np.testing.assert_allclose(means, expected[0], rtol=0, atol=20 * unit_roundoff(compute))
     np.testing.assert_array_equal(magnitudes.max(axis=-1), expected[1].max(axis=-1))
 
@@ -108,11 +115,11 @@ def test_means_and_magnitudes_are_those_of_the_twin(gpu, dtype):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_magnitudes_that_are_not_finite(gpu, dtype, value):
     """Of one sample, wherever they are; padding is not looked at."""
-    for place in (2, 0, 0), (2, 6, 39), (2, 3, 33):
+    for place in (0, 0, 0), (0, 6, 39), (0, 3, 33):
         arrays = outputs(dtype, 40)
-        arrays[0][place] = arrays[0][0, 3] = arrays[1][3, 1] = value
+        arrays[0][place] = arrays[0][2, 3] = arrays[1][3, 1] = value
         inputs = JointInputs(*on_device(gpu, arrays), None, None)
-        _, magnitudes = cuda.means(inputs, cuda.reference_table(*SAMPLES))
+        _, magnitudes = cuda.means(inputs, SAMPLES.of(cuda))
         found = gpu.asnumpy(magnitudes).max(axis=-1)
         assert np.isfinite(found).tolist() == [[False, True, True], [True] * 3]
         np.testing.assert_array_equal(found[0, 0], abs(value))
@@ -183,9 +190,9 @@ def test_slack(gpu, transducer, biases, form, dtype):
     row_sums = rng.random(vocabulary).astype(dtype)
     expected = expected_slack(magnitudes, row_sums, bias, row, form, ROUNDING)
     sizes = magnitudes, row_sums, bias
-    table = cuda.reference_table(*SAMPLES)
-    found = cuda.slack(table, *on_device(gpu, sizes), cuda_rows.device_row(row), form, ROUNDING)
-    table = cpu.reference_table(*SAMPLES)
+    table = SAMPLES.of(cuda)
+    found = cuda.slack(table, *on_device(gpu, sizes), layout_of(cuda, row), form, ROUNDING)
+    table = SAMPLES.of(cpu)
     with np.errstate(all="ignore"):
         twin = cpu.slack(table, *sizes, row, form, ROUNDING)
     for slack, fits in (map(gpu.asnumpy, found), twin):
@@ -202,10 +209,10 @@ def test_slack_of_sizes_that_are_not_finite(gpu, form, dtype):
     row, bias = REGULAR.row(9, 0), np.ones(9, dtype)
     for row_sums in np.ones(9, dtype), np.full(9, np.nan, dtype):
         sizes = magnitudes, row_sums, bias
-        table = cuda.reference_table(*SAMPLES)
-        found = cuda.slack(table, *on_device(gpu, sizes), cuda_rows.device_row(row), form, ROUNDING)
+        table = SAMPLES.of(cuda)
+        found = cuda.slack(table, *on_device(gpu, sizes), layout_of(cuda, row), form, ROUNDING)
         with np.errstate(all="ignore"):
-            expected = cpu.slack(cpu.reference_table(*SAMPLES), *sizes, row, form, ROUNDING)
+            expected = cpu.slack(SAMPLES.of(cpu), *sizes, row, form, ROUNDING)
         for ours, theirs in zip(map(gpu.asnumpy, found), expected, strict=True):
             np.testing.assert_allclose(ours, theirs)
         assert found[1].tolist() == [False, False, form is TANH]
@@ -235,7 +242,7 @@ def softmax_inputs(rows, width, dtype, biased):
 def softmax(gpu, dtype, logits, bias, row):
     """On the device: q times its sums, the constants and the sums."""
     arrays = on_device(gpu, (logits, bias))
-    rows = LogitRows(*arrays, cuda_rows.device_row(row), None, None)
+    rows = LogitRows(*arrays, layout_of(cuda, row), None, None)
     q, *others = cuda.label_softmax(rows, np.dtype(dtype))
     assert q.dtype == dtype
     return [gpu.asnumpy(array).astype(float) for array in (q, *others)]
@@ -368,7 +375,7 @@ def tangents_of(
         )
     ]
     forms = Forms(*form, array(np.array([True, False, True]) & (form is TANH)), None)
-    ops.write_tangents(rows, inputs, ops.device_row(row), forms, tangents, TangentRows(*out))
+    ops.write_tangents(rows, inputs, layout_of(ops, row), forms, tangents, TangentRows(*out))
     return out if on is None else [on.asnumpy(each) for each in out]
 
 
@@ -394,12 +401,12 @@ def test_tangents(gpu, transducer, biased, form, side, dtype):
 def test_far_rows():
     width, count = 40, 8
     x = np.random.default_rng(7).standard_normal((count, width), dtype=np.float32)
-    sample = np.array([[0, 0, 0, 0, 0, FAR + count, 1]])
+    sample = table_of_samples([FAR + count], [1])
     means, hidden = np.ones((2, 1, width), np.float32), np.empty_like(x)
     frames = np.int32(0), 0, shifted(x, FAR), 0, width, 1
     run_far(
         *("references.cu", "reference_hidden<float, Identity>", FAR // 8),
-        *(sample, 1, *frames, means, FAR + count, width, 1, shifted(hidden, FAR)),
+        *(*sample, *frames, means, FAR + count, width, 1, shifted(hidden, FAR)),
     )
     np.testing.assert_array_equal(hidden, x + 1)
     arrays, vectors = np.empty_like(x), np.empty((count, 1, width), np.float32)
@@ -409,7 +416,7 @@ def test_far_rows():
     of_slopes = (shifted(each, FAR) for each in (2 * x, ones, ones))
     run_far(
         *("references.cu", "write_tangents<float>", 2 * FAR // 8),
-        *(sample, 1, *frames[:2], FAR + count, None, *frames[2:], *unused[1:]),
+        *(*sample, *frames[:2], FAR + count, None, *frames[2:], *unused[1:]),
         *(np.zeros(1, bool), 0.0, 1.0, 0.0, *of_slopes, width, np.int32(1), *to),
     )
     done = slice(0, count // 2)  # a warp for the vector of a frame, and one for its input
@@ -426,7 +433,7 @@ def test_far_rows():
 
 
 def test_there_may_be_no_rows(gpu):
-    none, row = gpu.xp.empty((0, 5), np.float32), cuda_rows.device_row(REGULAR.row(5, 0))
+    none, row = gpu.xp.empty((0, 5), np.float32), layout_of(cuda, REGULAR.row(5, 0))
     q, *others = cuda.label_softmax(LogitRows(none, None, row, None, None), none.dtype)
     assert [len(each) for each in (q, *others)] == [0, 0, 0]
 
@@ -442,10 +449,10 @@ def test_the_same_bits_for_any_schedule(gpu, monkeypatch, dtype):
         if gpu.name.startswith("emulated"):
             monkeypatch.setattr(gpu.xp.kernels.options, "seed", seed)
         monkeypatch.setattr(launch, "MOST_BLOCKS", blocks)
-        means, magnitudes = cuda.means(inputs, cuda.reference_table(*SAMPLES))
-        sums, layout = cuda.row_sums(inputs.weight), cuda_rows.device_row(REGULAR.row(9, 2))
+        means, magnitudes = cuda.means(inputs, SAMPLES.of(cuda))
+        sums, layout = cuda.row_sums(inputs.weight), layout_of(cuda, REGULAR.row(9, 2))
         bias_of_row = gpu.asarray(np.ones(9, compute))
-        table = cuda.reference_table(*SAMPLES)
+        table = SAMPLES.of(cuda)
         slack = cuda.slack(table, magnitudes, sums, bias_of_row, layout, TANH, ROUNDING)
         found = [gpu.asnumpy(each) for each in (means, magnitudes, sums, *slack)]
         found += softmax(gpu, dtype, logits, bias, row)

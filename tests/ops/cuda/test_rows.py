@@ -25,6 +25,7 @@ from cupy_rnnt.ops.types import (
 )
 
 from ...devices import Device as OnHost
+from ...helpers import layout_of, samples_of
 from ...tolerances import unit_roundoff
 from ..row_cases import (
     ALL,
@@ -244,7 +245,7 @@ def test_rows_of_logits_that_are_not_finite_or_large(gpu, dtype, width, biased):
     scratch, rounding = np.empty((4, width), compute), ROUNDINGS * unit_roundoff(compute)
     for row in rows_of(width, rng):
         biases = None if bias is None else on.array(bias)
-        rest = on.ops.device_row(row), labelled(on, labels), None
+        rest = layout_of(on.ops, row), labelled(on, labels), None
         results = on.ops.row_scores(LogitRows(on.array(logits), biases, *rest))
         with np.errstate(all="ignore"):
             cells = labelled(Host(), labels)
@@ -270,7 +271,7 @@ def test_small_softmax_values_are_flushed_and_nan_stays(gpu, dtype):
     cells, on_device = (labelled(side, labels, np.arange(3)) for side in (Host(), on))
     rows = LogitRows(expected, None, row, cells, np.empty((2, width), dtype))
     cpu.logits_grad(rows, RowPosteriors(*given, 0.9))
-    rows = LogitRows(actual, None, on.ops.device_row(row), on_device, None)
+    rows = LogitRows(actual, None, layout_of(on.ops, row), on_device, None)
     on.ops.logits_grad(rows, RowPosteriors(*map(on.array, given), 0.9))
     assert_twins([actual], [expected], gpu, dtype)
     others = np.ones(logits.shape, bool)
@@ -289,7 +290,7 @@ def test_the_gradient_may_go_to_a_narrower_type(gpu, dtype, width):
     logits = rng.standard_normal((5, width)).astype(np.float32)
     given = np.zeros((1, 5)), np.ones((2, 5), np.float32), np.ones(1)
     posteriors = RowPosteriors(*map(on.array, given), -1.0)
-    row, cells = on.ops.device_row(REGULAR.row(width, 0)), labelled(on, rng.integers(0, width, 5))
+    row, cells = layout_of(on.ops, REGULAR.row(width, 0)), labelled(on, rng.integers(0, width, 5))
     in_place, kept, narrow = on.array(logits), on.array(logits), on.empty(logits.shape, dtype)
     on.ops.logits_grad(LogitRows(in_place, None, row, cells, None), posteriors)
     on.ops.logits_grad(LogitRows(kept, None, row, cells, None), posteriors, narrow)
@@ -319,12 +320,10 @@ def test_gradients_of_inputs_of_any_cells(gpu, data):
         np.add.at(total, (counts.cumsum() - counts)[sample] + row, d_hidden)
     shapes = (len(sizes), frames.max(), 3), (len(sizes), positions.max(), 3)
     inputs = JointInputs(*(on.array(np.zeros(shape, np.float32)) for shape in shapes), None, None)
-    most = np.zeros((len(sizes), positions.max()), np.int64)
-    batch = on.ops.batch_table(np.append(first, sizes.sum()), positions, most)
+    batch = samples_of(on.ops, frames, positions)
     cells = Cells(on.array(kept), batch, on.ops.coordinates)
     rows = HiddenRows(inputs, cells, "identity", on.array(d_hidden), on.array(d_hidden))
-    table = on.ops.group_table(0, first, frames, positions)
-    on.ops.add_input_grad(on.array(d_hidden), rows, table, sums)
+    on.ops.add_input_grad(on.array(d_hidden), rows, batch, sums)
     for actual, desired in zip(sums, expected, strict=True):
         np.testing.assert_array_equal(gpu.asnumpy(actual), desired)
 
@@ -334,8 +333,7 @@ def test_sums_of_inputs_are_written_without_their_scale(gpu, dtype):
     on, counts = Device(gpu.xp), (np.array([2, 1]), np.array([1, 2]))
     sums = InputSums(*(on.array(8.0 * np.ones((3, 5)), dtype) for _ in counts))
     gradients = [on.array(np.zeros((2, 2, 5)), dtype) for _ in counts]
-    table = on.ops.group_table(0, np.array([0, 2]), *counts)
-    on.ops.write_input_grads(sums, table, on.array([4.0]), *gradients)
+    on.ops.write_input_grads(sums, samples_of(on.ops, *counts), on.array([4.0]), *gradients)
     for gradient, rows in zip(gradients, counts, strict=True):
         expected = 2.0 * (np.arange(2)[None, :, None] < rows[:, None, None]) * np.ones(5)
         np.testing.assert_array_equal(gpu.asnumpy(gradient), expected)
@@ -347,7 +345,7 @@ def test_there_may_be_no_rows(gpu, dtype):
     none, nothing = on.empty((0, 5), dtype), on.array([], np.int64)
     out = on.array(np.ones((1, 5)), dtype)
     on.ops.gather(on.array(np.ones((2, 5)), dtype), (nothing,), none)
-    row, empty = on.ops.device_row(REGULAR.row(5, 0)), [on.empty((n, 0), dtype) for n in (1, 2)]
+    row, empty = layout_of(on.ops, REGULAR.row(5, 0)), [on.empty((n, 0), dtype) for n in (1, 2)]
     no_rows = LogitRows(none, None, row, labelled(on, np.zeros(0, np.int64)), None)
     posteriors = RowPosteriors(*empty, on.array(np.ones(2)), -1.0)
     on.ops.logits_grad(no_rows, posteriors, none, nothing, OutputSums(None, out, None))

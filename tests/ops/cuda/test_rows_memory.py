@@ -10,6 +10,7 @@ import pytest
 from cupy_rnnt.ops import numpy as cpu
 from cupy_rnnt.ops.cuda import launch
 from cupy_rnnt.ops.cuda import rows as cuda_rows
+from cupy_rnnt.ops.cuda import samples as cuda_samples
 from cupy_rnnt.ops.cuda.inputs import NO_DROPOUT
 from cupy_rnnt.ops.types import LogitRows, RowPosteriors
 from cupy_rnnt.transducer import LABEL_COLUMN, Row, RowHead
@@ -42,7 +43,9 @@ def shifted(array: np.ndarray, first: int) -> ptxemu.Offset:
     return ptxemu.Offset(array, -first * array[0].nbytes)
 
 
-def run_far(source: str, expression: str, first_block: int, *arguments: Any) -> None:
+def run_far(
+    source: str, expression: str, first_block: int, *arguments: Any, shared_bytes: int = 0
+) -> None:
     """Run one block of a kernel that is far behind the others of its launch."""
     text = launch.source_text(source)
     text = text.replace("blockIdx.x", f"({first_block}u + blockIdx.x)")
@@ -50,7 +53,7 @@ def run_far(source: str, expression: str, first_block: int, *arguments: Any) -> 
     options = *launch.OPTIONS, *CUPY_OPTIONS
     module = ptxemu.Module(text, options=options, name_expressions=[expression])
     kernel = next(kernel for kernel in launch.KERNELS if expression.split("<")[0] == kernel.name)
-    module.get_function(expression)(1, kernel.block, arguments)
+    module.get_function(expression)(1, kernel.block, arguments, shared_bytes)
 
 
 def random(*shape: int) -> np.ndarray:
@@ -61,17 +64,22 @@ ROWS, WARPS = 8, 1
 FAR_ROWS = FAR + ROWS, WIDTH, WARPS
 
 
-def of_batch(offsets, positions, labels):
-    """The arguments of a kernel for the table of a batch."""
-    words = np.concatenate((offsets, positions, np.ravel(labels)), dtype=np.int64)
-    return words, *np.shape(labels)
+def table_of_samples(frames, positions):
+    """The arguments of a kernel for a table of samples."""
+    return cuda_samples._totals(np.array(frames), np.array(positions)), len(frames)
+
+
+def of_batch(frames, positions, labels):
+    """The arguments of a kernel for a batch."""
+    return *table_of_samples(frames, positions), labels
 
 
 def labelled(rows):
     """Cells of one frame whose labels are their numbers: for NumPy, and the arguments of a kernel
     for cells that are in far places of their list."""
     cells = row_cases.labelled(row_cases.Host(), np.arange(rows))
-    return cells, (shifted(cells.packed, FAR), *of_batch(*cells.table))
+    samples = cells.samples
+    return cells, (shifted(cells.packed, FAR), *of_batch(*samples.counts, samples.next_labels))
 
 
 def test_far_cells_of_far_samples():
@@ -80,7 +88,7 @@ def test_far_cells_of_far_samples():
     out = ptxemu.empty((ROWS, WIDTH))
     frame, position = (np.arange(ROWS) % extent for extent in (3, 4))
     packed = FAR + 4 * frame + position
-    batch = of_batch([0, FAR, FAR + 12], [4, 4], np.zeros((2, 4), int))
+    batch = of_batch([FAR // 4, 3], [4, 4], np.zeros(8, int))
     run_far(
         "hidden.cu",
         "hidden<float, Identity>",
