@@ -48,7 +48,7 @@ def parts_of(
     return Parts(
         further_rounds=further,
         incomplete=incomplete,
-        references=2 * tiles(frames) + tiles(prefixes),  # bounds have tiles of frames, too
+        references=tiles(frames + prefixes) + tiles(frames),  # bounds have tiles of frames
         first=tiles(computed) + further,
         second=tiles(kept) + incomplete,
     )

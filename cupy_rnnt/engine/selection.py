@@ -152,21 +152,21 @@ def _bounds(work: LatticeWork, group: Group, worth: HostArray) -> Any:
     which are computed whole."""
     scratch = work.scratch
     tangents = work.source.tangents(group.start + worth)
-    for side, count in enumerate(tangents.references):
 
-        def linearize(worker: int, tile: Tile, side: int = side) -> None:
-            tangents.linearize(side, *tile, scratch[worker])
+    def linearize(worker: int, tile: Tile) -> None:
+        tangents.linearize(*tile, scratch[worker])
 
-        work.run(linearize, count)
+    work.run(linearize, tangents.frames + tangents.positions)
     run = work.batch.run(group.start, group.stop)
     scores = len(work.options.transducer.topology.scores)
     bounds = work.source.ops.empty((scores, len(run)), np.float64)
-    bounds.fill(-np.inf)
+    if len(worth) < group.stop - group.start:
+        bounds.fill(-np.inf)
 
     def bound(worker: int, tile: Tile) -> None:
         tangents.upper_bounds(*tile, scratch[worker], run.start, bounds)
 
-    work.run(bound, tangents.references[0])
+    work.run(bound, tangents.frames)
     return bounds
 
 

@@ -20,6 +20,7 @@ of the blanks bounds the denominator from below, and hence the scores from above
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -85,13 +86,13 @@ class Tangents:
         ops = self._ops = operations_for(inputs.weight)
         self._inputs, self._row = inputs, device_row
         self._samples = samples
-        self.references = samples.rows
-        """Numbers of references: of frames and of positions."""
+        self.frames, self.positions = samples.rows
+        """Numbers of references of either kind. Those that are frames come first."""
         # The vectors of a position: weights of blanks, durations and label, and its own slope.
         exact = sum(column != LABEL_COLUMN for column in row.columns)
         hidden_size, dtype = inputs.weight.shape[1], compute_dtype(inputs.weight.dtype)
         shapes: list[tuple[Shape, np.dtype]] = []
-        for count, vectors in zip(self.references, (1, exact + 2), strict=True):
+        for count, vectors in ((self.frames, 1), (self.positions, exact + 2)):
             shapes += [((count, hidden_size), dtype), ((count, vectors, hidden_size), dtype)]
             shapes += [((count, vectors), np.dtype(np.float64))]
         arrays = ops.empties(*shapes)
@@ -161,20 +162,34 @@ class Tangents:
             largest_exponent=largest_exponent,
         )
 
-    def linearize(self, side: int, start: int, stop: int, scratch: Any) -> None:
-        """Compute references ``start`` to ``stop - 1`` of frames (`side` 0) or positions (1)."""
-        ops, inputs = self._ops, self._inputs
+    def linearize(self, start: int, stop: int, scratch: Any) -> None:
+        """Compute references ``start`` to ``stop - 1``."""
+        ops, inputs, kinds = self._ops, self._inputs, list(self._kinds(start, stop))
         scratch = scratch.rows(stop - start)
         logits, pre = scratch.logits, scratch.pre
         hidden = scratch.factors.reshape(-1, inputs.weight.shape[1])[: stop - start]
-        rows = ReferenceRows(self._samples, side, start, stop)
-        ops.reference_hidden(rows, inputs, self._means, self._forms.activation, pre, hidden)
+        for rows, part in kinds:
+            to = pre[part], hidden[part]
+            ops.reference_hidden(rows, inputs, self._means, self._forms.activation, *to)
         ops.matmul(hidden, inputs.weight.T, logits)
         of_logits = LogitRows(logits, inputs.bias, self._row, None, scratch.block)
         q, constants, sums = ops.label_softmax(of_logits, inputs.weight.dtype)
         ops.matmul(q, inputs.weight, pre)
-        tangents = pre, constants, sums
-        ops.write_tangents(rows, inputs, self._row, self._forms, tangents, self._tangents[side])
+        for rows, part in kinds:
+            tangents = pre[part], constants[part], sums[part]
+            to = self._tangents[rows.side]
+            ops.write_tangents(rows, inputs, self._row, self._forms, tangents, to)
+
+    def _kinds(self, start: int, stop: int) -> Iterator[tuple[ReferenceRows, slice]]:
+        """The frames and the positions among some references, and where they are among these."""
+        samples, frames = self._samples, self.frames
+        if start < frames:
+            end = min(stop, frames)
+            yield ReferenceRows(samples, 0, start, end), slice(end - start)
+        if stop > frames:
+            begin = max(start, frames)
+            rows = ReferenceRows(samples, 1, begin - frames, stop - frames)
+            yield rows, slice(begin - start, stop - start)
 
     def upper_bounds(
         self, start: int, stop: int, scratch: Any, base: int, out: DeviceArray

@@ -247,10 +247,9 @@ def bounds_of(case: JointCase, activation="tanh", rows=7, transducer=PLAIN) -> l
     scores = len(transducer.topology.scores)
     bounds = to_device(np.full((scores, call.batch.cell_count), np.nan))
     with np.errstate(all="ignore"):  # as of the workers
-        for side, count in enumerate(tangents.references):
-            for tile in Tiles(count, rows, 1):
-                tangents.linearize(side, *tile, scratch)
-        for tile in Tiles(tangents.references[0], min(rows, 3), 1):
+        for tile in Tiles(tangents.frames + tangents.positions, rows, 1):
+            tangents.linearize(*tile, scratch)
+        for tile in Tiles(tangents.frames, min(rows, 3), 1):
             tangents.upper_bounds(*tile, scratch, 0, bounds)
     slack = to_host(tangents._forms.slack)
     of_samples = np.split(to_host(bounds), call.batch.offsets[1:-1], axis=1)

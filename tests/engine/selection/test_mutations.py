@@ -64,10 +64,10 @@ def constants_too_high():
     """A line above the tangent of a prefix."""
     original = Tangents.linearize
 
-    def linearize(self, side, start, stop, scratch):
-        original(self, side, start, stop, scratch)
-        if side == 1:
-            self._tangents[side].constants[start:stop, -1] += 0.1
+    def linearize(self, start, stop, scratch):
+        original(self, start, stop, scratch)
+        start, stop = (max(number - self.frames, 0) for number in (start, stop))
+        self._tangents[1].constants[start:stop, -1] += 0.1
 
     return mock.patch.object(Tangents, "linearize", linearize)
 

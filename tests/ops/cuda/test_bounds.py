@@ -242,10 +242,9 @@ def bounds_and_scores(gpu, case, transducer, activation, dtype, dropout=None):
         return SimpleNamespace(logits=logits[:n], pre=pre[:n], factors=factors[:n], block=None)
 
     scratch = SimpleNamespace(rows=rows_of, hidden=hidden)
-    for side, count in enumerate(tangents.references):
-        tangents.linearize(side, 0, count, scratch)
+    tangents.linearize(0, tangents.frames + tangents.positions, scratch)
     out = gpu.asarray(np.full((len(row.columns), batch.cell_count), np.nan))
-    for start, stop in ((0, 5), (5, tangents.references[0])):
+    for start, stop in ((0, 5), (5, tangents.frames)):
         tangents.upper_bounds(start, stop, scratch, 0, out)
     encoder, predictor, weight, bias = (array.astype(float) for array in arrays)
     exact = []
