@@ -180,7 +180,7 @@ FAULTS = {
         "misaligned",
     ),
     "tiles of the sample before": (
-        *("bounds", "bisection.cuh", "[middle] <= limit ?", "[middle] < limit ?"),
+        *("bounds", "bisection.cuh", "middle] <= limit ?", "middle] < limit ?"),
         "uninitialised",
     ),
 }
