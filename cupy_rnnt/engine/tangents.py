@@ -169,16 +169,16 @@ class Tangents:
         logits, pre = scratch.logits, scratch.pre
         hidden = scratch.factors.reshape(-1, inputs.weight.shape[1])[: stop - start]
         for rows, part in kinds:
-            to = pre[part], hidden[part]
-            ops.reference_hidden(rows, inputs, self._means, self._forms.activation, *to)
+            of_rows = rows, inputs, self._means, self._forms.activation
+            ops.reference_hidden(*of_rows, pre[part], hidden[part])
         ops.matmul(hidden, inputs.weight.T, logits)
         of_logits = LogitRows(logits, inputs.bias, self._row, None, scratch.block)
         q, constants, sums = ops.label_softmax(of_logits, inputs.weight.dtype)
         ops.matmul(q, inputs.weight, pre)
         for rows, part in kinds:
             tangents = pre[part], constants[part], sums[part]
-            to = self._tangents[rows.side]
-            ops.write_tangents(rows, inputs, self._row, self._forms, tangents, to)
+            out = self._tangents[rows.side]
+            ops.write_tangents(rows, inputs, self._row, self._forms, tangents, out)
 
     def _kinds(self, start: int, stop: int) -> Iterator[tuple[ReferenceRows, slice]]:
         """The frames and the positions among some references, and where they are among these."""
