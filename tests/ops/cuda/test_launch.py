@@ -8,9 +8,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from cupy_rnnt.ops import cuda
 from cupy_rnnt.ops.cuda import lattice as cuda_lattice
 from cupy_rnnt.ops.cuda import launch
 
+from ...helpers import samples_of
 from ...transducers.cases import multi_blank
 from .trivial import REVERSED, ROW_SUMS, SCALED, SOURCE
 
@@ -153,11 +155,12 @@ def test_a_first_template_argument_may_be_another_one():
 def test_kernels_of_another_first_argument_run(gpu):
     other = multi_blank((3,)).topology.cpp
     marks, sums = gpu.xp.empty(1, np.bool_), np.array([np.iinfo(np.int64).min])  # of 0
-    lattice = np.array([[0, -1, 1 + 2**32]])  # of a frame and a position
+    samples = samples_of(cuda, [1], [1])
     limits = np.zeros(1), np.zeros(1), np.zeros(1, bool)
-    arrays = lattice, np.zeros(1, np.int32), sums, sums, *limits
+    arrays = np.zeros(1, np.int32), sums, sums, *limits
+    of_lattice = *samples.table, np.int32(1), *map(gpu.asarray, arrays)
     counts = gpu.asarray(np.zeros(1, np.int64))
-    cuda_lattice._MARK[other](1, 1, 1, *map(gpu.asarray, arrays), marks, counts)
+    cuda_lattice._MARK[other](1, 1, *of_lattice, marks, counts)
     assert gpu.asnumpy(marks).tolist() == [False]
 
 
