@@ -167,11 +167,6 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
         for (int64 h = 0; h < size; h += parts.predictor.kWidth) {
             __syncthreads();  // the part before has been read
             const int64 frame = tile.frame * size + h, prefix = tile.prefix * size + h;
-            const Corner corner{
-                static_cast<unsigned>(h),
-                static_cast<unsigned>(tile.prefix - samples.before(kPosition, sample)),
-                static_cast<unsigned>(tile.frame - samples.before(kFrame, sample)),
-                static_cast<unsigned>(samples.at(kNumber, sample))};
             parts.encoder.fill(from.encoder + frame, tile.frames, size, size - h, 1);
             if (DOTS == 4) parts.slope.fill(from.slopes + frame, tile.frames, size, size - h, 0);
             parts.predictor.fill(from.predictor + prefix, tile.positions, size, size - h, 1);
@@ -181,12 +176,18 @@ __device__ void each_cell(const Work& work, const Rows<C>& from, int first, Fini
                                      from.width * size, size - h, 0);
             }
             __syncthreads();
-            if (logistic)
-                add_products<Quotient, false>(parts, tile, from.dropout, corner, dots);
-            else if (from.dropout.threshold)
+            if (logistic) {
+                add_products<Quotient, false>(parts, tile, from.dropout, {}, dots);
+            } else if (from.dropout.threshold) {
+                const Corner corner{
+                    static_cast<unsigned>(h),
+                    static_cast<unsigned>(tile.prefix - samples.before(kPosition, sample)),
+                    static_cast<unsigned>(tile.frame - samples.before(kFrame, sample)),
+                    static_cast<unsigned>(samples.at(kNumber, sample))};
                 add_products<Activation, true>(parts, tile, from.dropout, corner, dots);
-            else
-                add_products<Activation, false>(parts, tile, from.dropout, corner, dots);
+            } else {
+                add_products<Activation, false>(parts, tile, from.dropout, {}, dots);
+            }
         }
 #pragma unroll 1
         for (int n = 0; n < kCells; ++n) {

@@ -31,7 +31,7 @@ FAULTS = {
     ),
     "a row of weights too many": ("joint", "fold_rows.cu", "i < rows;", "i <= rows;"),
     "rows of the sample before": (
-        *("joint", "samples.cuh", "row(number - of->first(side))", "row(number)"),
+        *("joint", "samples.cuh", "row = number - samples.at(total, sample);", "row = number;"),
     ),
     "no input": (
         *(
