@@ -19,13 +19,18 @@ fold_rows(const T* __restrict__ encoder, int64 e0, int64 e1, int64 e2,
     const Samples samples{table, count};
     __shared__ C sums[8][32];
     __shared__ Largest<C> tops[8][32];
+    __shared__ int64 number, rows;  // of the sample, and of its rows: read once for the block
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64 strips = (width + 31) / 32;
     for (int64 item = first_item(256); item < 2 * count * strips; item += item_stride(256)) {
         const int64 i = item / strips, j = item % strips * 32 + lane;
         const bool is_predictor = i >= count;
-        const int64 sample = is_predictor ? i - count : i, number = samples.at(kNumber, sample);
-        const int64 rows = samples.of(is_predictor ? kPosition : kFrame, sample);
+        if (threadIdx.x == 0) {
+            const int64 sample = is_predictor ? i - count : i;
+            number = samples.at(kNumber, sample);
+            rows = samples.of(is_predictor ? kPosition : kFrame, sample);
+        }
+        __syncthreads();
         const int64 stride = is_predictor ? p1 : e1;
         const T* const column = is_predictor ? predictor + number * p0 + j * p2
                                              : encoder + number * e0 + j * e2;
