@@ -48,16 +48,15 @@ class JointSums:
     def of_group(self, group: Group, kept: DeviceArray) -> Iterator[_GroupSums]:
         """See :meth:`cupy_rnnt.engine.sources.Sums.of_group`."""
         joint, gradients = self.joint, self._gradients
-        run, samples = slice(group.start, group.stop), joint.samples.run(group.start, group.stop)
-        lengths = joint.batch.frames[run], joint.batch.positions[run]
-        size = joint.hidden_size
+        samples, size = joint.samples.run(group.start, group.stop), joint.hidden_size
         parts = self._zeros(*((count, size) for count in samples.rows))
         yield _GroupSums(self, samples, *parts)
         sums = InputSums(*map(_total, parts))
         if self._exponents is not None:
+            numbers = np.arange(group.start, group.stop)
+            lengths = joint.batch.frames, joint.batch.positions
             for total, counts in zip(sums, lengths, strict=True):
-                numbers = np.arange(group.start, group.stop)
-                self._exponents.put_back(total, np.repeat(numbers, counts))
+                self._exponents.put_back(total, np.repeat(numbers, counts[numbers]))
         self.ops.write_input_grads(sums, samples, self._scale, *gradients[:2])
 
     def _zeros(self, *shapes: Shape) -> list[Any]:

@@ -11,9 +11,9 @@ from ..types import Coordinates, DeviceArray, HostArray
 from .launch import Kernel, cupy
 from .rows import DeviceRow, row_words
 
-__all__ = ["TILE_FRAMES", "TILE_POSITIONS", "Samples", "coordinates", "tables"]
+__all__ = ["Samples", "coordinates", "tables"]
 
-TILE_FRAMES, TILE_POSITIONS = 64, 16  # as in bounds.cu
+_TILE_FRAMES, _TILE_POSITIONS = 64, 16  # as in bounds.cu
 _CELL, _FRAME, _POSITION, _COLUMN, _TILE, _LABEL, _NUMBER = range(7)  # as in samples.cuh
 _COORDINATES = Kernel("coordinates", "coordinates.cu", variants=((),))
 
@@ -90,16 +90,16 @@ class Samples(NamedTuple):
         totals = (self.totals - self.totals[0]).T
         frames = totals[_FRAME]
         first, last = frames[:-1].searchsorted([start, stop - 1], side="right") - 1
-        across = -(-np.diff(totals[_POSITION]) // TILE_POSITIONS)
-        begin = totals[_TILE, first] + (start - frames[first]) // TILE_FRAMES * across[first]
-        down = (stop - 1 - frames[last]) // TILE_FRAMES + 1
+        across = -(-np.diff(totals[_POSITION]) // _TILE_POSITIONS)
+        begin = totals[_TILE, first] + (start - frames[first]) // _TILE_FRAMES * across[first]
+        down = (stop - 1 - frames[last]) // _TILE_FRAMES + 1
         return int(begin), int(totals[_TILE, last] + down * across[last] - begin)
 
 
 def _totals(frames: HostArray, positions: HostArray) -> HostArray:
     """The words of a batch of samples."""
     totals = np.zeros((len(frames) + 1, 7), np.int64)
-    tiles = -(-frames // TILE_FRAMES) * -(-positions // TILE_POSITIONS)
+    tiles = -(-frames // _TILE_FRAMES) * -(-positions // _TILE_POSITIONS)
     counts = frames * positions, frames, positions, np.minimum(frames, positions), tiles
     np.stack(counts, axis=1).cumsum(axis=0, out=totals[1:, : len(counts)])
     totals[:, _LABEL] = totals[:, _POSITION]
